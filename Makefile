@@ -1,0 +1,34 @@
+# Everything a developer runs. `make setup` first; the rest uses its .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup test unit lint ab ab-quick lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup:  ## Create .venv and .models (Python 3.11; a few minutes, 5 GB)
+	@$(PYTHON) tools/setup_env.py
+
+lint:  ## ruff, ruff format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: lint  ## Linters and the tests that start no engine (a minute)
+	$(BIN)/pytest -q -m "not engine and not serve"
+
+test: lint  ## Everything CI runs
+	$(BIN)/pytest -q
+
+ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
+	$(BIN)/vllm-radix ab
+
+ab-quick:  ## The same in under 3 minutes
+	$(BIN)/vllm-radix ab --quick
+
+lock:  ## Resolve tools/lock.in again
+	$(BIN)/python tools/lock.py
+
+clean:  ## Remove what tests and benchmarks left (keeps .venv and .models)
+	rm -rf build results .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

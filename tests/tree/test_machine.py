@@ -1,0 +1,155 @@
+"""The tree and its oracle, driven side by side by hypothesis.
+
+The machine plays the pool and the requests: it owns the ids, holds each block
+as often as requests use it, and lets go as a request does.
+"""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from vllm_radix.tree import FlatCache, RadixTree, encode
+
+POOL = 24
+TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+SPACE = st.sampled_from([None, "salt"])
+
+
+class Both(RuleBasedStateMachine):
+    """Runs each action on both caches and compares what they answer."""
+
+    @initialize(block_size=st.sampled_from([1, 2, 3]))
+    def start(self, block_size):
+        self.size = block_size
+        self.tree = RadixTree(block_size)
+        self.flat = FlatCache(block_size)
+        self.blank = list(range(POOL))
+        self.uses = [0] * POOL
+        self.requests = []  # (tokens, namespace, blocks)
+        self.probes = {}
+
+    def both(self, action):
+        mine, theirs = action(self.tree), action(self.flat)
+        assert mine == theirs
+        return mine
+
+    def use(self, block):
+        self.uses[block] += 1
+
+    def take_blank(self, count):
+        """Blank ids first, then what the cache evicts; fewer if it cannot."""
+        short = count - len(self.blank)
+        if short > 0:
+            self.blank += self.both(lambda cache: cache.evict(short))
+        taken, self.blank = self.blank[:count], self.blank[count:]
+        return taken
+
+    @rule(tokens=TEXT, namespace=SPACE, read=st.booleans(), keep=st.integers(0, 9))
+    def admit(self, tokens, namespace, read, keep):
+        """A request: match, hold, compute the rest, and publish part of it."""
+        key = encode(tokens)
+        whole = len(tokens) // self.size
+        hit = ()
+        if read:
+            hit = self.both(lambda cache: cache.match(key, namespace).blocks)
+        self.both(lambda cache: cache.acquire(hit))
+        new = self.take_blank(whole - len(hit))
+        for block in (*hit, *new):
+            self.use(block)
+        blocks = [*hit, *new]
+        self.requests.append([tokens, namespace, blocks, len(hit)])
+        self.publish(len(self.requests) - 1, keep)
+
+    def publish(self, index, keep):
+        tokens, namespace, blocks, done = self.requests[index]
+        upto = min(len(blocks), done + keep)
+        if upto > done:
+            self.requests[index][3] = upto
+            key = encode(tokens)
+            freed = self.both(
+                lambda cache: sorted(cache.insert(key, blocks[:upto], namespace, done))
+            )
+            self.blank += freed
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), keep=st.integers(1, 4))
+    def go_on(self, data, keep):
+        self.publish(data.draw(st.integers(0, len(self.requests) - 1)), keep)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def finish(self, data):
+        index = data.draw(st.integers(0, len(self.requests) - 1))
+        *_, blocks, _ = self.requests.pop(index)
+        idle = []
+        for block in reversed(blocks):
+            self.uses[block] -= 1
+            if not self.uses[block]:
+                idle.append(block)
+        freed = self.both(lambda cache: cache.release(idle))
+        self.blank += freed
+        self.blank += [b for b in idle if b not in self.flat and b not in freed]
+
+    @rule(count=st.integers(1, 5))
+    def evict(self, count):
+        self.blank += self.both(lambda cache: cache.evict(count))
+
+    @rule(block=st.integers(0, POOL - 1))
+    def discard(self, block):
+        if self.both(lambda cache: cache.discard(block)) and not self.uses[block]:
+            self.blank.append(block)
+
+    @rule(tokens=TEXT, namespace=SPACE, limit=st.none() | st.integers(0, 4))
+    def match(self, tokens, namespace, limit):
+        key = encode(tokens)
+        found = self.both(lambda cache: cache.match(key, namespace, limit).blocks)
+        place = tuple(tokens), namespace, limit
+        last = self.probes.get(place)
+        probe = self.tree.probe(key, namespace, limit, last)
+        assert (probe.num_blocks if probe else 0) == len(found)
+        if probe:
+            self.probes[place] = probe
+
+    @rule()
+    def probe_again(self):
+        """Every probe ever taken still answers right when it resumes."""
+        for (tokens, namespace, limit), last in list(self.probes.items()):
+            key = encode(tokens)
+            probe = self.tree.probe(key, namespace, limit, last)
+            found = self.flat.match(key, namespace, limit).num_blocks
+            assert (probe.num_blocks if probe else 0) == found
+            if probe:
+                self.probes[tokens, namespace, limit] = probe
+
+    @precondition(lambda self: not self.requests)
+    @rule()
+    def reset(self):
+        self.both(lambda cache: cache.reset())
+        self.blank = list(range(POOL))
+
+    @invariant()
+    def sound(self):
+        if not hasattr(self, "tree"):
+            return
+        self.tree.check()
+        self.flat.check()
+        mine, theirs = self.tree.stats(), self.flat.stats()
+        assert mine._replace(nodes=0) == theirs
+        # Conservation: every id is blank, idle, or used by a request.
+        assert len(set(self.blank)) == len(self.blank)
+        used = {block for block in range(POOL) if self.uses[block]}
+        assert not used & set(self.blank)
+        assert len(used) + len(self.blank) + mine.idle_blocks == POOL
+        for block in range(POOL):
+            if self.tree.is_idle(block):
+                assert not self.uses[block]
+
+
+TestBoth = Both.TestCase
+TestBoth.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

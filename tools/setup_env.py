@@ -1,0 +1,161 @@
+"""Build the development environment: ``make setup``.
+
+Runs on the standard library alone, so that it starts on a bare machine. Each
+step leaves a stamp keyed by its inputs; a step whose stamp matches is skipped,
+so a second call takes seconds and an edited lock redoes only what it must.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMPS = VENV / "stamps"
+MODELS = ROOT / ".models"
+LOCK = TOOLS / "lock.txt"
+STUB = TOOLS / "vllm-cpu-stub"
+
+NEEDED_GB = 6.0
+WANTED_PYTHON = (3, 11)
+
+
+def fail(message: str) -> None:
+    """Print one sentence and exit with status 2."""
+    print(f"setup: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_machine(version: tuple[int, int], cpuinfo: str, free_gb: float) -> str | None:
+    """Return what keeps this machine from running the project, or None.
+
+    Args:
+        version: major and minor version of the Python that will own .venv.
+        cpuinfo: text of /proc/cpuinfo; empty where there is none.
+        free_gb: free space of the disk that will hold .venv, in GB.
+    """
+    if version != WANTED_PYTHON:
+        return (
+            f"Python {version[0]}.{version[1]} runs this, and the CPU builds are "
+            "for Python 3.11: call `make setup PYTHON=/path/to/python3.11`."
+        )
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return (
+            f"this is {platform.system()} on {platform.machine()}; the CPU build of "
+            "vLLM is for Linux on x86-64 (a GPU machine needs no setup: see README)."
+        )
+    if "avx2" not in cpuinfo.split():
+        return "this processor lacks AVX2, which the CPU build of vLLM needs."
+    if free_gb < NEEDED_GB and not (STAMPS / "packages").exists():
+        return (
+            f"{free_gb:.1f} GB of disk are free here and about {NEEDED_GB:.0f} are "
+            "needed (packages 4 GB, models 0.6 GB): free some, or clone elsewhere."
+        )
+    return None
+
+
+def digest(*parts: Path | str) -> str:
+    """Return a hash of the contents of files and of plain strings."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.read_bytes() if isinstance(part, Path) else part.encode())
+        total.update(b"\0")
+    return total.hexdigest()
+
+
+def step(name: str, label: str, key: str, action: Callable[[], None]) -> None:
+    """Run ``action`` unless the stamp ``name`` already holds ``key``."""
+    stamp = STAMPS / name
+    if stamp.exists() and stamp.read_text() == key:
+        print(f"setup: {label}: up to date")
+        return
+    print(f"setup: {label} ...", flush=True)
+    start = time.monotonic()
+    stamp.unlink(missing_ok=True)
+    action()
+    STAMPS.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(key)
+    print(f"setup: {label}: done in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def run(*command: str | Path, **env: str) -> None:
+    """Run a command; on failure say which and stop."""
+    done = subprocess.run([str(c) for c in command], env={**os.environ, **env})
+    if done.returncode:
+        text = " ".join(str(c) for c in command)
+        fail(f"`{text}` ended with status {done.returncode}; its output is above.")
+
+
+def pip(*arguments: str | Path) -> None:
+    """Run pip inside the environment."""
+    base = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*base, "--no-warn-script-location", *arguments)
+
+
+def install_packages() -> None:
+    """Install the lock: torch with what its build needs, the rest alone."""
+    torch = next(x for x in LOCK.read_text().split() if x.startswith("torch=="))
+    if subprocess.run([PYTHON, "-c", "import torch"], capture_output=True).returncode:
+        # Where only the ordinary build of torch is offered, it needs its CUDA
+        # packages to be importable, which the lock does not list.
+        pip(torch)
+    pip("--no-deps", "-r", LOCK)
+
+
+def main() -> None:
+    """Create or refresh .venv and .models."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.parse_args()
+    cpuinfo = Path("/proc/cpuinfo")
+    problem = check_machine(
+        sys.version_info[:2],
+        cpuinfo.read_text() if cpuinfo.exists() else "",
+        shutil.disk_usage(ROOT).free / 1e9,
+    )
+    if problem:
+        fail(problem)
+
+    def create_venv() -> None:
+        shutil.rmtree(VENV, ignore_errors=True)
+        run(sys.executable, "-m", "venv", VENV)
+
+    key = digest(sys.executable, platform.python_version(), str(VENV))
+    step("venv", "virtual environment", key, create_venv)
+    step(
+        "packages",
+        "packages of tools/lock.txt (about 4 GB, a few minutes)",
+        digest(LOCK),
+        install_packages,
+    )
+    step(
+        "stub",
+        "the name `vllm` for the CPU build",
+        digest(STUB / "pyproject.toml"),
+        lambda: pip("--no-deps", "--no-build-isolation", STUB),
+    )
+    step(
+        "project",
+        "vllm-radix, editable",
+        digest(ROOT / "pyproject.toml"),
+        lambda: pip("--no-deps", "--no-build-isolation", "--editable", ROOT),
+    )
+    step(
+        "models",
+        "models under .models (SmolLM2-135M-Instruct and a tiny Llama)",
+        digest(TOOLS / "prepare_models.py", LOCK, str(MODELS)),
+        lambda: run(PYTHON, TOOLS / "prepare_models.py", MODELS),
+    )
+    print("setup: ready; next: make test, make ab")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The prefix cache as a data structure: tokens in, block ids out.
+
+Imports the standard library only, so it can be used, tested and replayed
+without vLLM.
+"""
+
+from vllm_radix.tree.base import Match, Namespace, PrefixCache, Stats
+from vllm_radix.tree.eviction import LRU, POLICIES, EvictionPolicy
+from vllm_radix.tree.flat import FlatCache
+from vllm_radix.tree.keys import decode, encode
+from vllm_radix.tree.radix_tree import Probe, RadixTree
+
+__all__ = [
+    "LRU",
+    "POLICIES",
+    "EvictionPolicy",
+    "FlatCache",
+    "Match",
+    "Namespace",
+    "PrefixCache",
+    "Probe",
+    "RadixTree",
+    "Stats",
+    "decode",
+    "encode",
+]
