@@ -22,12 +22,10 @@ def main() -> None:
     """Write lock.txt next to this file."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
-            + ["--ignore-installed", "--report", str(report)]
-            + ["-r", str(HERE / "lock.in")],
-            check=True,
-        )
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
+        command += ["--ignore-installed", "--report", str(report)]
+        command += ["-r", str(HERE / "lock.in")]
+        subprocess.run(command, check=True)
         found = json.loads(report.read_text())["install"]
     pins = list(ALONE)
     for entry in found:

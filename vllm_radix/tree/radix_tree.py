@@ -215,9 +215,9 @@ class RadixTree(PrefixCache):
         """Return how many blocks of the edge after ``inside`` match ``key``."""
         size = self.block_bytes
         most = min(len(node.blocks) - inside, wanted - depth)
-        if inside == 0 and most * size == len(node.key):
-            if key.startswith(node.key, depth * size):
-                return most
+        whole = inside == 0 and most * size == len(node.key)
+        if whole and key.startswith(node.key, depth * size):
+            return most
         return min(most, common_units(node.key, inside * size, key, depth * size, size))
 
     def _step(

@@ -1,0 +1,149 @@
+"""The options of vllm-radix: one frozen dataclass, wherever they come from.
+
+``--radix`` on the command line, ``additional_config={"radix": {...}}``,
+``vllm_radix.enable`` and the environment (``RADIX_<OPTION>``) all end here. An
+option given explicitly wins over the environment, which wins over the default.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_radix.tree import POLICIES
+
+SECTION = "radix"
+"""The key of the options in vLLM's ``additional_config``."""
+
+ENV_PREFIX = "RADIX_"
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "policy": ("prefix", "fcfs"),
+    "eviction": tuple(POLICIES),
+    "on_unsupported": ("error", "stock"),
+}
+
+
+@dataclass(frozen=True)
+class RadixConfig:
+    """Options of the radix block manager and the prefix-aware scheduler.
+
+    Attributes:
+        policy: order of waiting requests. ``prefix``: longest cached prefix
+            first, within the bound of ``max_overtakes``, and first come, first
+            served when everything that waits fits. ``fcfs``: vLLM's own order.
+        max_overtakes: most requests that arrived later and may be admitted
+            before a waiting one. 0 is first come, first served.
+        eviction: which idle blocks go first. ``lru``: idle for longest.
+        on_unsupported: what to do with a model or setting that radix cannot
+            serve. ``error``: refuse to start. ``stock``: use vLLM's own
+            scheduler and say so in the log.
+
+    Raises:
+        ValueError: an option or a value is unknown; the message names the
+            option and what is allowed.
+    """
+
+    policy: str = "prefix"
+    max_overtakes: int = 64
+    eviction: str = "lru"
+    on_unsupported: str = "error"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"radix option {name!r}: {value!r} is not one of "
+                    f"{', '.join(map(repr, allowed))}"
+                )
+        limit = self.max_overtakes
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise ValueError(
+                f"radix option 'max_overtakes': {limit!r} is not a whole number "
+                "of at least 0"
+            )
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all options."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def resolve(
+        cls,
+        options: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> "RadixConfig":
+        """Combine explicit options, the environment and the defaults.
+
+        Args:
+            options: explicit options.
+            environ: environment variables, ``os.environ`` by default.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        if options is None:
+            options = {}
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"radix options are a mapping of option to value, not {options!r}; "
+                f"options: {', '.join(cls.names())}"
+            )
+        for name in options:
+            if name not in cls.names():
+                raise ValueError(
+                    f"unknown radix option {name!r}; options: {', '.join(cls.names())}"
+                )
+        merged: dict[str, Any] = {}
+        environ = os.environ if environ is None else environ
+        for name in cls.names():
+            text = environ.get(ENV_PREFIX + name.upper())
+            if text is not None:
+                merged[name] = _parse(text)
+        return cls(**{**merged, **options})
+
+    @classmethod
+    def from_additional_config(cls, additional_config: object) -> "RadixConfig":
+        """Read the section ``radix`` of vLLM's ``additional_config``."""
+        section = None
+        if isinstance(additional_config, Mapping):
+            section = additional_config.get(SECTION)
+        return cls.resolve(section)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a plain dict."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.to_dict().items())
+
+
+def parse_flag(text: str) -> dict[str, Any]:
+    """Return the options in the value of ``--radix``, a JSON object.
+
+    Raises:
+        ValueError: not a JSON object, or as for ``RadixConfig``.
+    """
+    try:
+        options = json.loads(text) if text.strip() else {}
+    except json.JSONDecodeError:
+        options = text
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"--radix takes nothing or a JSON object such as "
+            f'\'{{"policy": "prefix"}}\', not {text!r}; the model goes before it'
+        )
+    RadixConfig.resolve(options)
+    return options
+
+
+def _parse(text: str) -> Any:
+    """Return a value from the environment: JSON where it is, else the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,1 @@
+"""The adapter: the only part, with plugin and patches, that imports vLLM."""

@@ -1,0 +1,45 @@
+"""Every vLLM name that may move between versions, in one place.
+
+The rest of ``engine/`` imports from here, so that a new vLLM is one file to
+read. What is relied upon beyond names is in ``tests/engine/test_compat.py``.
+"""
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock, generate_block_hash_extra_keys
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.request import Request, RequestStatus
+
+# A child of vLLM's logger: the only one its logging set-up prints.
+logger = init_logger("vllm.radix")
+
+__all__ = [
+    "AsyncScheduler",
+    "BlockPool",
+    "FCFSRequestQueue",
+    "FullAttentionManager",
+    "KVCacheBlock",
+    "KVCacheBlocks",
+    "KVCacheConfig",
+    "KVCacheManager",
+    "KVCacheSpecRegistry",
+    "PauseState",
+    "Request",
+    "RequestStatus",
+    "Scheduler",
+    "SchedulerOutput",
+    "SchedulingPolicy",
+    "UniformTypeKVCacheSpecs",
+    "VllmConfig",
+    "generate_block_hash_extra_keys",
+    "logger",
+]

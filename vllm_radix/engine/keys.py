@@ -1,0 +1,108 @@
+"""What a request's blocks are keyed by: its tokens, and whatever else counts.
+
+Two requests may share a block only if the model would compute the same KV for
+it. Beyond the tokens that depends on the LoRA adapter and the cache salt, which
+pick the namespace, and on media and prompt embeddings, whose tokens are
+placeholders: those blocks get a marker in place of their first token.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from weakref import WeakKeyDictionary
+
+from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
+from vllm_radix.tree import Namespace, encode
+
+_IN_NAMESPACE = ("lora", "cache_salt")
+_MAX_MARKERS = 65_536
+
+
+class Markers:
+    """Gives equal contents equal negative numbers, exactly, not by hash.
+
+    Numbers are never given twice, so forgetting the oldest contents costs a
+    hit at worst, never a wrong one.
+
+    Args:
+        capacity: contents remembered.
+    """
+
+    def __init__(self, capacity: int = _MAX_MARKERS) -> None:
+        self._capacity = capacity
+        self._numbers: OrderedDict[Hashable, int] = OrderedDict()
+        self._next = -1
+
+    def number(self, content: Hashable) -> int:
+        """Return the number of ``content``: below 0, fits 32 bits. O(1).
+
+        Raises:
+            OverflowError: two billion contents have been seen.
+        """
+        known = self._numbers.get(content)
+        if known is not None:
+            self._numbers.move_to_end(content)
+            return known
+        if self._next < -(2**31):
+            raise OverflowError("out of markers for media: restart the engine")
+        self._numbers[content] = self._next
+        self._next -= 1
+        if len(self._numbers) > self._capacity:
+            self._numbers.popitem(last=False)
+        return self._next + 1
+
+
+class RequestKeys:
+    """Keys of requests, encoded once and extended as requests grow.
+
+    Args:
+        block_size: tokens in a block.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.markers = Markers()
+        self._keys: WeakKeyDictionary[Request, bytes] = WeakKeyDictionary()
+
+    def namespace(self, request: Request) -> Namespace:
+        """Return the namespace of a request's blocks: LoRA adapter and salt."""
+        lora, salt = request.lora_request, request.cache_salt
+        if lora is None:
+            return salt and ("salt", salt)
+        return "lora", lora.lora_name, lora.lora_path, salt or None
+
+    def key(self, request: Request, num_blocks: int) -> bytes:
+        """Return a key of at least ``num_blocks`` blocks; O(new tokens + copy).
+
+        Raises:
+            ValueError: the request has fewer tokens.
+        """
+        size = self.block_size
+        # A streaming session replaces tokens it had: nothing of it is kept.
+        known = b"" if request.resumable else self._keys.get(request, b"")
+        have = len(known) // (4 * size)
+        if have >= num_blocks:
+            return known
+        # Whole blocks only, so that markers never change afterwards.
+        upto = request.num_tokens // size
+        if upto < num_blocks:
+            raise ValueError(
+                f"request {request.request_id} has {request.num_tokens} tokens, "
+                f"not {num_blocks} blocks of {size}"
+            )
+        tokens = list(request.all_token_ids[have * size : upto * size])
+        if request.mm_features or request.prompt_embeds is not None:
+            self._mark(request, tokens, have)
+        known += encode(tokens)
+        if not request.resumable:
+            self._keys[request] = known
+        return known
+
+    def _mark(self, request: Request, tokens: list[int], first: int) -> None:
+        """Put markers into blocks that hold media or embeddings, in place."""
+        size = self.block_size
+        for at in range(0, len(tokens), size):
+            start = first * size + at
+            extra, _ = generate_block_hash_extra_keys(request, start, start + size, 0)
+            content = tuple(e for e in extra or () if e[0] not in _IN_NAMESPACE)
+            if content:
+                tokens[at] = self.markers.number((content, tokens[at]))

@@ -1,0 +1,89 @@
+"""What radix can serve: one sentence per reason why not, naming the fix."""
+
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+
+from vllm_radix.engine.compat import (
+    FullAttentionManager,
+    KVCacheConfig,
+    KVCacheSpecRegistry,
+    UniformTypeKVCacheSpecs,
+    VllmConfig,
+)
+
+_FIX = 'start without radix, or with the option on_unsupported="stock"'
+
+
+def version_problem() -> str | None:
+    """Return why the installed vLLM is not supported, or None.
+
+    The supported range stands in the project's own metadata and nowhere else.
+    """
+    try:
+        installed = version("vllm")
+        lines = requires("vllm-radix") or []
+    except PackageNotFoundError as error:
+        return f"package metadata is missing ({error}): install vllm-radix with pip"
+    for line in lines:
+        wanted = Requirement(line)
+        if wanted.name == "vllm" and not wanted.specifier.contains(installed):
+            return (
+                f"vllm-radix {version('vllm-radix')} supports vllm{wanted.specifier}, "
+                f"and {installed} is installed: install another version of either"
+            )
+    return None
+
+
+def config_problem(vllm_config: VllmConfig) -> str | None:
+    """Return why a configuration is not supported, or None.
+
+    Looks at what is known before weights load.
+    """
+    model = vllm_config.model_config
+    if model is None:
+        return None
+    kind = None
+    if model.is_encoder_decoder:
+        kind = "an encoder-decoder model (cross-attention cache)"
+    elif model.is_attention_free:
+        kind = "a model without attention (state-space cache)"
+    elif model.is_hybrid:
+        kind = "a hybrid model (attention and state-space caches)"
+    elif model.is_diffusion:
+        kind = "a diffusion model"
+    if kind is not None:
+        return f"radix serves full-attention models, and this is {kind}: {_FIX}."
+    if not vllm_config.cache_config.enable_prefix_caching:
+        return (
+            "radix re-uses prefixes, and prefix caching is off: drop "
+            f"--no-enable-prefix-caching, {_FIX}."
+        )
+    return None
+
+
+def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
+    """Return why a model's cache layout is not supported, or None.
+
+    Supported is one group of layers that keep every token's KV.
+    """
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) == 1:
+        spec = groups[0].kv_cache_spec
+        manager = KVCacheSpecRegistry.get_manager_class(spec, groups[0].role)
+        if manager is FullAttentionManager:
+            return None
+    names = ", ".join(_name(group) for group in groups) or "no cache at all"
+    return (
+        "radix serves models with one full-attention cache group, and this model "
+        f"has: {names}; {_FIX}."
+    )
+
+
+def _name(group: object) -> str:
+    spec = group.kv_cache_spec  # type: ignore[attr-defined]
+    layers = len(group.layer_names)  # type: ignore[attr-defined]
+    if isinstance(spec, UniformTypeKVCacheSpecs):
+        spec = next(iter(spec.kv_cache_specs.values()))
+    window = getattr(spec, "sliding_window", None)
+    return f"{type(spec).__name__}{f' of {window}' if window else ''} x {layers} layers"

@@ -1,0 +1,130 @@
+"""What vLLM loads: the flag ``--radix``, and ``enable`` for Python.
+
+Kept light, because vLLM swallows an import error here and goes on without the
+plugin. Registering changes nothing until radix is asked for.
+"""
+
+import argparse
+import json
+from typing import Any, TypeVar
+
+from vllm_radix.config import SECTION, RadixConfig, parse_flag
+
+SCHEDULER = "vllm_radix.RadixScheduler"
+
+ArgsT = TypeVar("ArgsT")
+
+
+def register() -> None:
+    """Register with vLLM; called in each of its processes, any number of times.
+
+    On a vLLM that this version does not know, it warns and leaves vLLM as it
+    is: asking for radix then fails with the same sentence.
+    """
+    from vllm_radix.engine.support import version_problem
+
+    problem = version_problem()
+    if problem is None:
+        from vllm_radix_patches.record import PatchError
+
+        try:
+            for patch in patches():
+                patch.apply()
+        except PatchError as error:
+            problem = str(error)
+    if problem is not None:
+        from vllm_radix.engine.compat import logger
+
+        logger.warning("vllm-radix is installed but cannot be used: %s", problem)
+
+
+def patches() -> tuple[Any, ...]:
+    """Return the patches to vLLM, in order of application."""
+    from vllm_radix_patches.engine_args import make_patches
+
+    return make_patches(_add_flag, _use_flag, _check_config)
+
+
+def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
+    """Turn radix on, for an ``EngineArgs`` or for keyword arguments of ``LLM``.
+
+    Args:
+        engine_args: changed and returned. A dict is taken for the keyword
+            arguments of ``LLM``: ``LLM(**enable({"model": ...}))``.
+        options: see ``vllm_radix.config.RadixConfig``.
+
+    Raises:
+        ValueError: an option is wrong, or another scheduler class is set.
+    """
+    RadixConfig.resolve(options)
+    is_dict = isinstance(engine_args, dict)
+
+    def get(name: str) -> Any:
+        return engine_args.get(name) if is_dict else getattr(engine_args, name)
+
+    present = get("scheduler_cls")
+    if present is not None and not _is_ours(present):
+        raise ValueError(
+            f"radix brings its own scheduler, and scheduler_cls is {present!r}: "
+            "drop one of the two"
+        )
+    additional = dict(get("additional_config") or {})
+    additional[SECTION] = {**additional.get(SECTION, {}), **options}
+    changes = {"scheduler_cls": SCHEDULER, "additional_config": additional}
+    for name, value in changes.items():
+        if is_dict:
+            engine_args[name] = value
+        else:
+            setattr(engine_args, name, value)
+    return engine_args
+
+
+def _is_ours(scheduler_cls: object) -> bool:
+    if isinstance(scheduler_cls, str):
+        name = scheduler_cls
+    else:
+        name = f"{getattr(scheduler_cls, '__module__', '')}."
+        name += getattr(scheduler_cls, "__qualname__", "")
+    return name.startswith("vllm_radix.") and name.endswith("RadixScheduler")
+
+
+def _flag_value(text: str) -> dict[str, Any]:
+    try:
+        return parse_flag(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _add_flag(parser: argparse.ArgumentParser) -> None:
+    defaults = json.dumps(RadixConfig().to_dict()).replace("%", "%%")
+    group = parser.add_argument_group(
+        title="Radix",
+        description="Radix-tree KV cache and prefix-aware scheduling (vllm-radix).",
+    )
+    group.add_argument(
+        "--radix",
+        nargs="?",
+        const={},
+        default=None,
+        type=_flag_value,
+        metavar="JSON",
+        help="Turn on the radix-tree KV cache and prefix-aware scheduling. Options "
+        "as a JSON object or one by one, as in --radix.policy prefix. Defaults: "
+        f"{defaults}.",
+    )
+
+
+def _use_flag(engine_args: Any, options: dict[str, Any]) -> None:
+    enable(engine_args, **options)
+
+
+def _check_config(vllm_config: Any) -> None:
+    """Refuse what cannot be served, before weights load."""
+    if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+        return
+    from vllm_radix.engine.support import config_problem
+
+    config = RadixConfig.from_additional_config(vllm_config.additional_config)
+    problem = config_problem(vllm_config)
+    if problem is not None and config.on_unsupported == "error":
+        raise ValueError(problem)
