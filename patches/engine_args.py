@@ -9,7 +9,8 @@ scheduler class they change nothing.
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,25 @@ def _flag_is_known() -> bool:
     return any("--radix" in action.option_strings for action in parser._actions)
 
 
+@contextmanager
+def _smallest_model() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(_SMALLEST_MODEL))
+        yield folder
+
+
 def _flag_takes_effect() -> bool:
     from vllm.engine.arg_utils import EngineArgs
 
-    made = EngineArgs.from_cli_args(argparse.Namespace(model="m", radix={}))
-    return made.scheduler_cls is not None
+    with _smallest_model() as model:
+        arguments = argparse.Namespace(model=model, radix={})
+        return EngineArgs.from_cli_args(arguments).scheduler_cls is not None
 
 
 def _config_is_checked() -> bool:
     from vllm.engine.arg_utils import EngineArgs
 
-    with tempfile.TemporaryDirectory() as model:
-        (Path(model) / "config.json").write_text(json.dumps(_SMALLEST_MODEL))
+    with _smallest_model() as model:
         engine_args = EngineArgs(
             model=model,
             skip_tokenizer_init=True,

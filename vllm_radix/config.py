@@ -35,7 +35,8 @@ class RadixConfig:
             first, within the bound of ``max_overtakes``, and first come, first
             served when everything that waits fits. ``fcfs``: vLLM's own order.
         max_overtakes: most requests that arrived later and may be admitted
-            before a waiting one. 0 is first come, first served.
+            before a waiting one. 0 is first come, first served; larger computes
+            less and lets the slowest requests wait longer.
         eviction: which idle blocks go first. ``lru``: idle for longest.
         on_unsupported: what to do with a model or setting that radix cannot
             serve. ``error``: refuse to start. ``stock``: use vLLM's own
@@ -47,7 +48,7 @@ class RadixConfig:
     """
 
     policy: str = "prefix"
-    max_overtakes: int = 64
+    max_overtakes: int = 16
     eviction: str = "lru"
     on_unsupported: str = "error"
 

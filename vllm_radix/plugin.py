@@ -12,7 +12,7 @@ from vllm_radix.config import SECTION, RadixConfig, parse_flag
 
 SCHEDULER = "vllm_radix.RadixScheduler"
 
-ArgsT = TypeVar("ArgsT")
+ArgsT = TypeVar("ArgsT", bound=Any)
 
 
 def register() -> None:
@@ -57,25 +57,18 @@ def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
         ValueError: an option is wrong, or another scheduler class is set.
     """
     RadixConfig.resolve(options)
-    is_dict = isinstance(engine_args, dict)
-
-    def get(name: str) -> Any:
-        return engine_args.get(name) if is_dict else getattr(engine_args, name)
-
-    present = get("scheduler_cls")
+    # One view of both kinds; an EngineArgs keeps its fields in its __dict__.
+    fields = engine_args if isinstance(engine_args, dict) else vars(engine_args)
+    present = fields.get("scheduler_cls")
     if present is not None and not _is_ours(present):
         raise ValueError(
             f"radix brings its own scheduler, and scheduler_cls is {present!r}: "
             "drop one of the two"
         )
-    additional = dict(get("additional_config") or {})
+    additional = dict(fields.get("additional_config") or {})
     additional[SECTION] = {**additional.get(SECTION, {}), **options}
-    changes = {"scheduler_cls": SCHEDULER, "additional_config": additional}
-    for name, value in changes.items():
-        if is_dict:
-            engine_args[name] = value
-        else:
-            setattr(engine_args, name, value)
+    fields["scheduler_cls"] = SCHEDULER
+    fields["additional_config"] = additional
     return engine_args
 
 

@@ -22,40 +22,12 @@ from heapq import heapify, heappop, heappush
 from vllm_radix.tree.base import Match, Namespace, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
 from vllm_radix.tree.keys import common_units, decode
+from vllm_radix.tree.node import HOLE, Node
 
-HOLE = -1
-"""In ``Node.blocks``: the path is known, the block is gone."""
+HELD = -1
+"""In place of a rank: the block is held, or blank."""
 
-_HELD = -1
 _MIN_HEAP = 64
-
-
-class Node:
-    """One edge of the tree.
-
-    Attributes:
-        parent: the node above; None for a root and for a removed node.
-        key: the edge's tokens. May be longer than ``blocks``: what eviction
-            trims from the tail is cut off later, in one go.
-        blocks: block ids, ``HOLE`` where one was discarded.
-        start: blocks between the root and this edge.
-        children: nodes below, sorted by ``first``.
-        first: the first block of each child's key.
-        alive: False once the node has left the tree.
-    """
-
-    __slots__ = ("alive", "blocks", "children", "first", "key", "parent", "start")
-
-    def __init__(
-        self, parent: "Node | None", key: bytes, blocks: list[int], start: int
-    ) -> None:
-        self.parent = parent
-        self.key = key
-        self.blocks = blocks
-        self.start = start
-        self.children: list[Node] = []
-        self.first: list[bytes] = []
-        self.alive = True
 
 
 class Probe:
@@ -310,25 +282,25 @@ class RadixTree(PrefixCache):
         if missing > 0:
             self._node += [None] * missing
             self._depth += [0] * missing
-            self._rank += [_HELD] * missing
+            self._rank += [HELD] * missing
 
     def _own(self, block: int, node: Node, depth: int) -> None:
         self._node[block] = node
         self._depth[block] = depth
-        self._rank[block] = _HELD
+        self._rank[block] = HELD
         self._num_cached += 1
 
     def _disown(self, block: int) -> None:
         self._node[block] = None
         self._num_cached -= 1
-        if self._rank[block] != _HELD:
-            self._rank[block] = _HELD
+        if self._rank[block] != HELD:
+            self._rank[block] = HELD
             self._num_idle -= 1
 
     def _place(self, node: Node, index: int, block: int, freed: list[int]) -> None:
         """Put a held block where the path already is."""
         there = node.blocks[index]
-        if there != HOLE and self._rank[there] == _HELD:
+        if there != HOLE and self._rank[there] == HELD:
             self._spares.setdefault(there, []).append(block)
             self._spare_of[block] = there
             return
@@ -373,8 +345,8 @@ class RadixTree(PrefixCache):
     def acquire(self, blocks: Iterable[int]) -> None:
         """Make idle blocks held, O(1) each."""
         for block in blocks:
-            if block < len(self._rank) and self._rank[block] != _HELD:
-                self._rank[block] = _HELD
+            if block < len(self._rank) and self._rank[block] != HELD:
+                self._rank[block] = HELD
                 self._num_idle -= 1
 
     def release(self, blocks: Iterable[int]) -> list[int]:
@@ -386,7 +358,7 @@ class RadixTree(PrefixCache):
                 freed.append(block)
                 continue
             node = self._node[block] if block < len(self._node) else None
-            if node is None or self._rank[block] != _HELD:
+            if node is None or self._rank[block] != HELD:
                 continue
             if block in self._spares:
                 self._promote(block)
@@ -459,7 +431,7 @@ class RadixTree(PrefixCache):
                     break
                 block = node.blocks[-1]
                 rank = self._rank[block]
-                if rank == _HELD or (following is not None and rank > following):
+                if rank == HELD or (following is not None and rank > following):
                     break
             self._settle(node)
             heap = self._heap
@@ -480,7 +452,7 @@ class RadixTree(PrefixCache):
                 # Cut when half is gone: O(1) per block trimmed, amortised.
                 if len(node.key) > 2 * len(node.blocks) * self.block_bytes:
                     self._cut(node)
-                if self._rank[node.blocks[-1]] != _HELD:
+                if self._rank[node.blocks[-1]] != HELD:
                     self._offer(node.blocks[-1])
                 return
             if parent is None:
@@ -553,7 +525,7 @@ class RadixTree(PrefixCache):
 
     def is_idle(self, block: int) -> bool:
         """Whether a block is cached and nobody uses it, O(1)."""
-        return 0 <= block < len(self._rank) and self._rank[block] != _HELD
+        return 0 <= block < len(self._rank) and self._rank[block] != HELD
 
     def stats(self) -> Stats:
         """Return the sizes, O(1)."""
@@ -612,56 +584,9 @@ class RadixTree(PrefixCache):
 
     def check(self) -> None:
         """Verify every invariant, O(everything); dump the tree on failure."""
+        from vllm_radix.tree.invariants import check_tree
+
         try:
-            self._check()
+            check_tree(self)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.dump()}") from error
-
-    def _check(self) -> None:
-        size = self.block_bytes
-        seen: dict[int, tuple[Node, int]] = {}
-        count = 0
-        offered = {entry for entry in self._heap if self._is_current(*entry)}
-        for root in self._roots.values():
-            assert root.children, "an empty namespace was left behind"
-            assert root.alive and root.parent is None and not root.blocks
-        for node in [*self._roots.values(), *self._nodes()]:
-            assert node.alive, "a removed node is in the tree"
-            assert len(node.children) == len(node.first)
-            assert node.first == sorted(set(node.first)), "siblings share a block"
-            end = node.start + len(node.blocks)
-            for first, child in zip(node.first, node.children, strict=True):
-                assert child.parent is node, "a child does not know its parent"
-                assert child.start == end, "an edge starts at the wrong depth"
-                assert child.key[:size] == first, "a child is filed wrongly"
-            if node.parent is None:
-                continue
-            count += 1
-            assert node.blocks, "an edge without blocks"
-            assert len(node.key) >= len(node.blocks) * size
-            assert len(node.key) == len(node.blocks) * size or not node.children
-            assert len(node.children) != 1, "a chain is not compressed"
-            for index, block in enumerate(node.blocks):
-                if block == HOLE:
-                    continue
-                assert block not in seen, f"block {block} is in two places"
-                seen[block] = node, node.start + index
-            if not node.children:
-                tail = node.blocks[-1]
-                assert tail != HOLE, "a leaf ends in a hole"
-                if self.is_idle(tail):
-                    entry = self._rank[tail], tail
-                    assert entry in offered, f"block {tail} can never be evicted"
-        assert count == self._num_nodes, "nodes are miscounted"
-        assert len(seen) == self._num_cached, "blocks are miscounted"
-        for block, node_of in enumerate(self._node):
-            place = (node_of, self._depth[block]) if node_of is not None else None
-            assert seen.get(block) == place, f"block {block} is filed wrongly"
-            assert place or self._rank[block] == _HELD, f"block {block} idle, blank"
-        idle = sum(rank != _HELD for rank in self._rank)
-        assert idle == self._num_idle, "idle blocks are miscounted"
-        for there, spares in self._spares.items():
-            assert there in seen and not self.is_idle(there), "spares of no block"
-            assert spares and all(self._spare_of[s] == there for s in spares)
-        assert sum(map(len, self._spares.values())) == len(self._spare_of)
-        assert not self._spare_of.keys() & seen.keys(), "a spare is in the tree"

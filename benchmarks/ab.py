@@ -1,0 +1,307 @@
+"""The A/B: stock vLLM and radix on the same requests, cache and machine.
+
+Both engines are up at once, each in its own process, and take turns (A B, B A,
+...), so that a drift of the machine's speed meets both. Counts come first: they
+are the same in every run. Times are given with their spread.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm_radix_bench.arm import Settings, as_request
+from vllm_radix_bench.workloads import BUILDERS, Workload, build
+
+ARMS = ("stock", "radix")
+GAP = 1e-3
+"""Top-2 log-probability gap under which a greedy choice may go either way."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Options:
+    """What ``vllm-radix ab`` can be told; see its ``--help``."""
+
+    model: str
+    load_format: str
+    text_model: str | None
+    workloads: list[str] = field(default_factory=lambda: list(BUILDERS))
+    pressures: list[float] = field(default_factory=lambda: [4.0, 0.5])
+    blocks: int = 128
+    block_size: int = 32
+    text_blocks: int = 24
+    text_pressure: float = 2.0
+    text_max_tokens: int = 6
+    max_num_seqs: int = 8
+    max_num_batched_tokens: int = 1024
+    repeats: int = 2
+    seed: int = 0
+    radix: dict[str, Any] = field(default_factory=dict)
+
+
+class ArmError(RuntimeError):
+    """An arm's process died; the message holds the end of its log."""
+
+
+class ArmProcess:
+    """One arm, in a process of its own.
+
+    Args:
+        name: ``stock`` or ``radix``.
+        settings: of its engine.
+        log: file for everything the process prints.
+    """
+
+    def __init__(self, name: str, settings: Settings, log: Path) -> None:
+        self.name = name
+        self._log = log
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "vllm_radix_bench.arm"]
+        command += [json.dumps(asdict(settings)), str(writing)]
+        with log.open("w") as sink:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                pass_fds=[writing],
+                text=True,
+            )
+        os.close(writing)
+        self._replies = os.fdopen(reading)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a workload and return its result."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the reply, or its absence, tells
+        return self.reply()
+
+    def reply(self) -> dict[str, Any]:
+        """Wait for the next reply.
+
+        Raises:
+            ArmError: the process has ended.
+        """
+        line = self._replies.readline()
+        if not line:
+            tail = "\n".join(self._log.read_text().splitlines()[-15:])
+            raise ArmError(f"the {self.name} arm ended early; its log ends:\n{tail}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._replies.close()
+
+
+@contextmanager
+def both_arms(
+    settings: dict[str, Settings], folder: Path, label: str
+) -> Iterator[dict[str, ArmProcess]]:
+    """Start both arms at once, and end them whatever happens."""
+    with ExitStack() as stack:
+        arms = {}
+        for name in ARMS:
+            log = folder / f"ab-{label}-{name}.log"
+            arms[name] = ArmProcess(name, settings[name], log)
+            stack.callback(arms[name].stop)
+        for name in ARMS:
+            found = arms[name].reply()
+            if name == "stock" and found["plugin_imported"]:
+                raise ArmError("the stock arm has imported vllm_radix")
+            if name == "radix" and "Radix" not in found["manager"]:
+                raise ArmError(f"the radix arm runs {found['manager']}")
+        yield arms
+
+
+def settings_for(options: Options, text: bool) -> dict[str, Settings]:
+    """Return the settings of both arms, for counts or for texts."""
+    blocks = options.text_blocks if text else options.blocks
+    common: dict[str, Any] = {
+        "model": options.text_model if text else options.model,
+        "load_format": "auto" if text else options.load_format,
+        "block_size": options.block_size,
+        "num_blocks": blocks,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_model_len": blocks * options.block_size,
+    }
+    return {
+        "stock": Settings(**common),
+        "radix": Settings(**common, radix=options.radix),
+    }
+
+
+def run_counts(
+    options: Options, workloads: list[Workload], folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Run all workloads on both arms, ``repeats`` times in turns."""
+    cells = [
+        {
+            "workload": work.name,
+            "pressure": work.pressure,
+            "runs": {arm: [] for arm in ARMS},
+        }
+        for work in workloads
+    ]
+    progress("starting two engines")
+    with both_arms(settings_for(options, text=False), folder, "counts") as arms:
+        for repeat in range(options.repeats):
+            turn = ARMS if repeat % 2 == 0 else ARMS[::-1]
+            for work, cell in zip(workloads, cells, strict=True):
+                for name in turn:
+                    progress(
+                        f"{work.name} at {work.pressure:.1f}x, {name}, "
+                        f"run {repeat + 1} of {options.repeats}"
+                    )
+                    result = arms[name].ask(as_request(work.roots))
+                    runs: Any = cell["runs"]
+                    runs[name].append(result)
+    return cells
+
+
+def run_texts(
+    options: Options, workloads: list[Workload], folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Run short workloads on the text model and compare the greedy answers."""
+    cells = []
+    progress("starting two engines with the text model")
+    with both_arms(settings_for(options, text=True), folder, "texts") as arms:
+        for work in workloads:
+            results = {}
+            for name in ARMS:
+                progress(f"texts of {work.name}, {name}")
+                results[name] = arms[name].ask(as_request(work.roots, top_logprobs=2))
+            cells.append(
+                {
+                    "workload": work.name,
+                    "pressure": work.pressure,
+                    "differences": differences(results["stock"], results["radix"]),
+                    "runs": {name: [result] for name, result in results.items()},
+                }
+            )
+    return cells
+
+
+def differences(stock: dict[str, Any], radix: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return where the answers of two runs differ, request by request.
+
+    A request whose parent differs has another prompt and is not compared. Each
+    entry holds the first differing token of both arms and the gap between
+    stock's two most likely tokens there, as log-probabilities.
+    """
+    theirs = {record["id"]: record for record in radix["records"]}
+    out: list[dict[str, Any]] = []
+    lost: set[str] = set()
+    for mine in sorted(stock["records"], key=lambda r: r["id"].count(".")):
+        if mine["id"].rpartition(".")[0] in lost:
+            lost.add(mine["id"])
+            continue
+        other = theirs[mine["id"]]
+        if mine["output"] == other["output"]:
+            continue
+        lost.add(mine["id"])
+        at = next(
+            i
+            for i, pair in enumerate(zip(mine["output"], other["output"], strict=True))
+            if pair[0] != pair[1]
+        )
+        entry = {
+            "id": mine["id"],
+            "at": at,
+            "stock": mine["output"][at],
+            "radix": other["output"][at],
+            "gap": None,
+        }
+        if "top" in mine:
+            (_, first), (_, second) = mine["top"][at][:2]
+            entry["gap"] = first - second
+        out.append(entry)
+    return out
+
+
+def make_workloads(options: Options, text: bool) -> list[Workload]:
+    """Build the workloads of one part, with the model's own tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+
+    def encode(words: str) -> list[int]:
+        ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
+        return ids
+
+    pressures = [options.text_pressure] if text else options.pressures
+    return [
+        build(
+            name,
+            encode,
+            num_blocks=options.text_blocks if text else options.blocks,
+            block_size=options.block_size,
+            pressure=pressure,
+            seed=options.seed,
+            max_tokens=options.text_max_tokens if text else None,
+        )
+        for pressure in pressures
+        for name in options.workloads
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions and the machine that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("vllm", "vllm-radix", "torch", "transformers")
+    return {
+        **{name: version(name) for name in names},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }
+
+
+def run(options: Options, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Run the whole A/B.
+
+    Args:
+        options: what to run.
+        folder: for the engines' logs.
+        progress: called with a line before each piece of work.
+
+    Returns:
+        The result, ready for JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    progress("writing the workloads")
+    counts = make_workloads(options, text=False)
+    texts = make_workloads(options, text=True) if options.text_model else []
+    return {
+        "versions": versions(),
+        "options": asdict(options),
+        "counts": run_counts(options, counts, folder, progress),
+        "texts": run_texts(options, texts, folder, progress) if texts else [],
+    }
+
+
+def total_pieces(options: Options) -> int:
+    """Return how often ``progress`` will be called."""
+    cells = len(options.workloads) * len(options.pressures)
+    texts = 1 + 2 * len(options.workloads) if options.text_model else 0
+    return 2 + 2 * cells * options.repeats + texts

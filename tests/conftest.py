@@ -1,0 +1,50 @@
+"""Fixtures for all tests."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Before vLLM is imported by any test.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> str:
+    """A folder with the smallest config that vLLM takes for a model."""
+    folder = tmp_path_factory.mktemp("model")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 64,
+        "max_position_embeddings": 256,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def embedded(name: str) -> str:
+    folder = ROOT / ".models" / name
+    assert (folder / "config.json").exists(), "run `make setup` first"
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The tiny Llama with random weights."""
+    return embedded("tiny")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """SmolLM2-135M-Instruct."""
+    return embedded("smollm2")

@@ -1,0 +1,266 @@
+"""A model-free engine: vLLM's real scheduler over a worker that checks reads.
+
+The worker knows what each slot of the KV cache holds: a chain of everything the
+slot's KV depends on (namespace and all tokens up to it). Before a step computes
+a token it reads every earlier slot of the request, and fails on the first one
+that holds something else: stale, foreign, or never written. Nothing else stands
+between a wrong block table and a wrong answer.
+"""
+
+import json
+from collections import deque
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+)
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from vllm_radix import RadixScheduler
+
+VOCABULARY = 50
+_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 4096,
+}
+
+
+class WrongReadError(AssertionError):
+    """A request was to read KV that is not its own prefix's."""
+
+
+def _chain(before, token):
+    return hash((before, token))
+
+
+@cache
+def _model_folder():
+    folder = TemporaryDirectory()
+    (Path(folder.name) / "config.json").write_text(json.dumps(_MODEL))
+    return folder
+
+
+def make_vllm_config(block_size=32, num_blocks=16, radix=None, **engine_args):
+    """Return a configuration; ``num_blocks`` counts the null block."""
+    config = EngineArgs(
+        model=_model_folder().name,
+        skip_tokenizer_init=True,
+        load_format="dummy",
+        dtype="float32",
+        block_size=block_size,
+        max_model_len=engine_args.pop("max_model_len", 4096),
+        additional_config={"radix": radix or {}},
+        **engine_args,
+    ).create_engine_config()
+    config.cache_config.num_gpu_blocks = num_blocks
+    return config
+
+
+def make_kv_cache_config(block_size=32, num_blocks=16, specs=None):
+    """Return the layout of one full-attention group, or of the given specs."""
+    full = FullAttentionSpec(
+        block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32
+    )
+    groups = [
+        KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs or [full])
+    ]
+    return KVCacheConfig(
+        num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups
+    )
+
+
+def make_scheduler(
+    cls=RadixScheduler, block_size=32, num_blocks=16, asynchronous=False, **options
+):
+    """Return a scheduler; ``options`` are radix's and, failing that, vLLM's."""
+    radix = options.pop("radix", {})
+    config = make_vllm_config(block_size, num_blocks, radix, **options)
+    # The CPU platform turns it off; the scheduler does not mind.
+    config.scheduler_config.async_scheduling = asynchronous
+    return cls(
+        vllm_config=config,
+        kv_cache_config=make_kv_cache_config(block_size, num_blocks),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=block_size,
+        log_stats=True,
+    )
+
+
+class EngineDouble:
+    """Runs a scheduler against the checking worker.
+
+    Args:
+        scheduler: vLLM's or ours.
+        lag: steps scheduled ahead of their results, as in asynchronous
+            scheduling.
+        check: verify pool and tree after every step.
+
+    Attributes:
+        computed: tokens computed so far.
+        outputs: answers of finished requests, by id.
+        admitted: ids in order of first admission.
+    """
+
+    def __init__(self, scheduler, lag=0, check=True):
+        self.scheduler = scheduler
+        self.lag = lag
+        self._check = check and isinstance(scheduler, RadixScheduler)
+        self.block_size = scheduler.block_size
+        self.slots = {}  # (block, offset) -> what its KV depends on
+        self.tables, self.tokens, self.chains = {}, {}, {}
+        self.in_flight = deque()
+        self.computed = self.steps = 0
+        self.outputs, self.admitted, self.cached = {}, [], {}
+        hasher = get_hash_fn_by_name("sha256")
+        init_none_hash(hasher)
+        self._hasher = get_request_block_hasher(self.block_size, hasher)
+
+    def add(self, request_id, prompt, max_tokens=4, **fields):
+        """Add a request; ``fields`` as of vLLM's ``Request``."""
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            temperature=0,
+            prompt_logprobs=fields.pop("prompt_logprobs", None),
+        )
+        sampling.update_from_generation_config({}, 2)
+        request = Request(
+            request_id,
+            list(prompt),
+            sampling,
+            None,
+            block_hasher=self._hasher,
+            **fields,
+        )
+        self.scheduler.add_request(request)
+        return request
+
+    def abort(self, request_id):
+        """Abort a request, whatever its state."""
+        self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    def step(self):
+        """Schedule a step, and take in the result of the one ``lag`` ago."""
+        output = self.scheduler.schedule()
+        if output.total_num_scheduled_tokens:
+            self.steps += 1
+        self.in_flight.append((output, self._execute(output)))
+        if len(self.in_flight) > self.lag or not output.total_num_scheduled_tokens:
+            while len(self.in_flight) > self.lag * bool(
+                output.total_num_scheduled_tokens
+            ):
+                self._take_in(*self.in_flight.popleft())
+        if self._check:
+            self.scheduler.kv_cache_manager.block_pool.check()
+
+    def run(self, limit=10_000):
+        """Step until nothing is left."""
+        for _ in range(limit):
+            if not self.scheduler.has_requests() and not self.in_flight:
+                return
+            self.step()
+        raise AssertionError(f"not done after {limit} steps")
+
+    def _take_in(self, output, result):
+        for engine_outputs in self.scheduler.update_from_output(
+            output, result
+        ).values():
+            for one in engine_outputs.outputs:
+                self.outputs.setdefault(one.request_id, []).extend(one.new_token_ids)
+
+    # -- the worker ------------------------------------------------------------
+
+    def _root(self, request):
+        lora = request.lora_request
+        return "root", lora and lora.lora_name, request.cache_salt
+
+    def _execute(self, output):
+        for request_id in output.finished_req_ids:
+            self.tables.pop(request_id, None)
+            self.tokens.pop(request_id, None)
+            self.chains.pop(request_id, None)
+        starts = {}
+        for new in output.scheduled_new_reqs:
+            request_id = new.req_id
+            self.admitted.append(request_id)
+            self.cached[request_id] = new.num_computed_tokens
+            self.tables[request_id] = list(new.block_ids[0])
+            self.tokens[request_id] = list(new.prompt_token_ids)
+            self.chains[request_id] = [self._root(self.scheduler.requests[request_id])]
+            starts[request_id] = new.num_computed_tokens
+        cached = output.scheduled_cached_reqs
+        for i, request_id in enumerate(cached.req_ids):
+            blocks = cached.new_block_ids[i]
+            if request_id in cached.resumed_req_ids:
+                self.tables[request_id] = list(blocks[0])
+                # Its known tokens go along; those in flight were dropped.
+                known = self.scheduler.requests[request_id].num_tokens
+                del self.tokens[request_id][known:]
+                del self.chains[request_id][known + 1 :]
+            elif blocks is not None:
+                self.tables[request_id] += blocks[0]
+            starts[request_id] = cached.num_computed_tokens[i]
+        assert not output.kv_cache_block_copies, "no copies are expected"
+        for request_id, count in output.num_scheduled_tokens.items():
+            self._write(request_id, starts[request_id], count)
+        sampled = []
+        for request_id, count in output.num_scheduled_tokens.items():
+            self._read(request_id, starts[request_id])
+            self.computed += count
+            done = starts[request_id] + count
+            tokens = self.tokens[request_id]
+            if done < len(tokens):
+                sampled.append([])
+                continue
+            # What a model would say is a function of what it has read.
+            tokens.append(3 + self.chains[request_id][done] % (VOCABULARY - 3))
+            sampled.append(tokens[-1:])
+        ids = list(output.num_scheduled_tokens)
+        return ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
+            sampled_token_ids=sampled,
+        )
+
+    def _chain_to(self, request_id, length):
+        chain, tokens = self.chains[request_id], self.tokens[request_id]
+        while len(chain) <= length:
+            chain.append(_chain(chain[-1], tokens[len(chain) - 1]))
+        return chain
+
+    def _slot(self, request_id, position):
+        block = self.tables[request_id][position // self.block_size]
+        assert block != 0, "the null block is never written"
+        return block, position % self.block_size
+
+    def _write(self, request_id, start, count):
+        chain = self._chain_to(request_id, start + count)
+        for position in range(start, start + count):
+            self.slots[self._slot(request_id, position)] = chain[position + 1]
+
+    def _read(self, request_id, start):
+        chain = self._chain_to(request_id, start)
+        for position in range(start):
+            slot = self._slot(request_id, position)
+            if self.slots.get(slot) != chain[position + 1]:
+                raise WrongReadError(
+                    f"{request_id} reads position {position} in block {slot[0]}, "
+                    "which holds something else"
+                )

@@ -1,0 +1,126 @@
+"""The ways in: flag, scheduler class, LLM arguments, enable."""
+
+import pytest
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+import vllm_radix
+from vllm_radix.plugin import SCHEDULER, register
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    register()
+
+
+@pytest.fixture
+def parse(model_folder):
+    def parsed(*words):
+        parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+        known = parser.parse_args(["--model", model_folder, *words])
+        return AsyncEngineArgs.from_cli_args(known)
+
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--radix"], {}),
+        (["--radix.policy", "fcfs"], {"policy": "fcfs"}),
+        (["--radix", "--radix.max_overtakes", "3"], {"max_overtakes": 3}),
+        (["--radix", '{"max_overtakes": 3}'], {"max_overtakes": 3}),
+        (["--radix.policy=fcfs", "--radix.max_overtakes=3"],
+         {"policy": "fcfs", "max_overtakes": 3}),
+    ],
+)  # fmt: skip
+def test_the_flag_turns_it_on(parse, words, options):
+    made = parse(*words)
+    assert made.scheduler_cls == SCHEDULER
+    assert made.additional_config == {"radix": options}
+
+
+def test_without_the_flag_nothing_is_set(parse):
+    made = parse()
+    assert made.scheduler_cls is None
+    assert "radix" not in made.additional_config
+
+
+def test_other_additional_config_is_kept(parse):
+    made = parse("--radix", "--additional-config", '{"other": 1}')
+    assert made.additional_config == {"other": 1, "radix": {}}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--radix", "some/model"], "--radix takes nothing or a JSON object"),
+        (["--radix.polcy", "x"], "unknown radix option 'polcy'"),
+        (["--radix.policy", "x"], "'x' is not one of 'prefix', 'fcfs'"),
+    ],
+)
+def test_a_bad_flag_is_a_usage_error(parse, words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_flag_is_in_the_help():
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    text = parser.format_help()
+    assert "--radix" in text
+    assert "prefix-aware scheduling" in text
+
+
+def test_enable_takes_engine_args_and_a_dict(model_folder):
+    made = vllm_radix.enable(EngineArgs(model=model_folder), policy="fcfs")
+    assert (made.scheduler_cls, made.additional_config["radix"]) == (
+        SCHEDULER,
+        {"policy": "fcfs"},
+    )
+    arguments = vllm_radix.enable({"model": "m", "additional_config": {"a": 1}})
+    assert arguments["additional_config"] == {"a": 1, "radix": {}}
+    again = vllm_radix.enable(arguments, max_overtakes=1)
+    assert again["additional_config"]["radix"] == {"max_overtakes": 1}
+
+
+def test_enable_refuses_bad_options_and_another_scheduler():
+    with pytest.raises(ValueError, match="unknown radix option 'x'"):
+        vllm_radix.enable({}, x=1)
+    with pytest.raises(ValueError, match=r"scheduler_cls is 'a\.B'"):
+        vllm_radix.enable({"scheduler_cls": "a.B"})
+
+
+@pytest.mark.parametrize("scheduler_cls", [SCHEDULER, "class"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"additional_config": {"radix": {"x": 1}}}, "unknown radix option 'x'"),
+        ({"enable_prefix_caching": False}, "drop --no-enable-prefix-caching"),
+    ],
+)
+def test_bad_configurations_are_refused_before_weights_load(
+    model_folder, scheduler_cls, arguments, message
+):
+    if scheduler_cls == "class":
+        scheduler_cls = vllm_radix.RadixScheduler
+    engine_args = EngineArgs(
+        model=model_folder,
+        skip_tokenizer_init=True,
+        scheduler_cls=scheduler_cls,
+        **arguments,
+    )
+    with pytest.raises(ValueError, match=message):
+        engine_args.create_engine_config()
+
+
+def test_an_unsupported_vllm_is_left_alone_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(
+        "vllm_radix.engine.support.version", lambda name: "0.99", raising=True
+    )
+    logger = __import__("logging").getLogger("vllm.radix")
+    monkeypatch.setattr(logger.parent, "propagate", True)
+    register()
+    assert "cannot be used" in caplog.text
+    assert "supports vllm<0.33,>=0.32, and 0.99 is installed" in caplog.text

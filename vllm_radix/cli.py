@@ -1,0 +1,180 @@
+"""The command ``vllm-radix``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import vllm_radix
+from vllm_radix.config import RadixConfig, parse_flag
+
+_MODELS = Path(".models")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        0; 1 when an A/B does not show what it should; 2 for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vllm-radix",
+        description="Radix-tree KV cache and prefix-aware scheduling for vLLM.",
+    )
+    parser.add_argument("--version", action="version", version=vllm_radix.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_ab(commands)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments, parser))
+
+
+def _number(kind: type, least: float, text: str) -> int | float:
+    try:
+        value: int | float = kind(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} of at least {least}")
+    return value
+
+
+def _whole(least: int) -> Callable[[str], int | float]:
+    return lambda text: _number(int, least, text)
+
+
+def _radix(text: str) -> dict[str, object]:
+    try:
+        return parse_flag(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from vllm_radix_bench.workloads import BUILDERS
+
+    ab = commands.add_parser(
+        "ab",
+        help="A/B of stock vLLM against radix on this machine",
+        description="Run the same requests through stock vLLM and through radix, in "
+        "turns, and compare counts, times and texts.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = ab.add_argument
+    add("--model", help="model folder for the counts (default: the embedded tiny one)")
+    add("--text-model", help="model folder for the texts (default: the embedded one)")
+    add("--no-texts", action="store_true", help="skip the comparison of texts")
+    add(
+        "--workloads",
+        nargs="+",
+        choices=list(BUILDERS),
+        default=list(BUILDERS),
+        metavar="NAME",
+        help=f"any of {', '.join(BUILDERS)}",
+    )
+    add(
+        "--pressure",
+        nargs="+",
+        type=lambda text: _number(float, 0.1, text),
+        default=[4.0, 0.5],
+        metavar="X",
+        help="working set as a multiple of the cache, for the counts",
+    )
+    add("--blocks", type=_whole(16), default=128, help="blocks of the cache")
+    add("--block-size", type=_whole(1), default=32, help="tokens in a block")
+    add("--text-blocks", type=_whole(16), default=24, help="the same, for the texts")
+    add(
+        "--text-pressure",
+        type=lambda text: _number(float, 0.1, text),
+        default=2.0,
+        metavar="X",
+        help="the same as --pressure, for the texts",
+    )
+    add("--text-max-tokens", type=_whole(1), default=6, help="length of each text")
+    add("--max-num-seqs", type=_whole(1), default=8, help="requests running at once")
+    add("--max-num-batched-tokens", type=_whole(8), default=1024, help="per step")
+    add("--repeats", type=_whole(1), default=2, help="runs of each arm")
+    add("--seed", type=_whole(0), default=0, help="of the workloads")
+    add("--radix", type=_radix, default={}, metavar="JSON", help="options of radix")
+    add("--quick", action="store_true", help="one run of each arm, shorter texts")
+    add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
+    ab.set_defaults(run=_run_ab)
+
+
+def _model_folder(given: str | None, name: str, flag: str) -> str | None:
+    """Return a model's folder; None if it is the embedded one and missing."""
+    if given is None:
+        folder = _MODELS / name
+        return str(folder) if (folder / "config.json").exists() else None
+    if not (Path(given) / "config.json").exists():
+        raise ValueError(f"{flag}: {given!r} is not a model folder (no config.json)")
+    return given
+
+
+def _options(arguments: argparse.Namespace) -> object:
+    from vllm_radix_bench.ab import Options
+
+    RadixConfig.resolve(arguments.radix)
+    model = _model_folder(arguments.model, "tiny", "--model")
+    if model is None:
+        raise ValueError(
+            "--model: no embedded model under .models: run `make setup`, "
+            "or name a model folder"
+        )
+    text_model = _model_folder(arguments.text_model, "smollm2", "--text-model")
+    quick = arguments.quick
+    return Options(
+        model=model,
+        load_format="auto" if arguments.model else "dummy",
+        text_model=None if arguments.no_texts else text_model,
+        workloads=list(dict.fromkeys(arguments.workloads)),
+        pressures=list(dict.fromkeys(arguments.pressure)),
+        blocks=arguments.blocks,
+        block_size=arguments.block_size,
+        text_blocks=arguments.text_blocks,
+        text_pressure=min(arguments.text_pressure, 1.2 if quick else 99.0),
+        text_max_tokens=arguments.text_max_tokens,
+        max_num_seqs=arguments.max_num_seqs,
+        max_num_batched_tokens=arguments.max_num_batched_tokens,
+        repeats=1 if quick else arguments.repeats,
+        seed=arguments.seed,
+        radix=arguments.radix,
+    )
+
+
+def _run_ab(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from vllm_radix_bench import ab, report
+
+    try:
+        options = _options(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    output: Path = arguments.output
+    # Wide enough for the tables where the output is not a terminal.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with tqdm(total=ab.total_pieces(options), unit="piece", leave=False) as bar:
+
+        def progress(line: str) -> None:
+            bar.set_description(line)
+            bar.update()
+
+        try:
+            result = ab.run(options, output.parent, progress)
+        except ab.ArmError as error:
+            bar.close()
+            print(f"vllm-radix ab: {error}", file=sys.stderr)
+            return 1
+    fine = report.show(result, console)
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1))
+    partial.replace(output)
+    console.print(f"Every request is in {output}.", highlight=False)
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What must hold in a radix tree at all times, as code."""
+
+from vllm_radix.tree.node import HOLE, Node
+from vllm_radix.tree.radix_tree import HELD, RadixTree
+
+
+def check_tree(tree: RadixTree) -> None:
+    """Verify every invariant of a tree, O(everything).
+
+    Raises:
+        AssertionError: an invariant is broken.
+    """
+    size = tree.block_bytes
+    seen: dict[int, tuple[Node, int]] = {}
+    count = 0
+    offered = {entry for entry in tree._heap if tree._is_current(*entry)}
+    for root in tree._roots.values():
+        assert root.children, "an empty namespace was left behind"
+        assert root.alive and root.parent is None and not root.blocks
+    for node in [*tree._roots.values(), *tree._nodes()]:
+        assert node.alive, "a removed node is in the tree"
+        assert len(node.children) == len(node.first)
+        assert node.first == sorted(set(node.first)), "siblings share a block"
+        end = node.start + len(node.blocks)
+        for first, child in zip(node.first, node.children, strict=True):
+            assert child.parent is node, "a child does not know its parent"
+            assert child.start == end, "an edge starts at the wrong depth"
+            assert child.key[:size] == first, "a child is filed wrongly"
+        if node.parent is None:
+            continue
+        count += 1
+        assert node.blocks, "an edge without blocks"
+        assert len(node.key) >= len(node.blocks) * size
+        assert len(node.key) == len(node.blocks) * size or not node.children
+        assert len(node.children) != 1, "a chain is not compressed"
+        for index, block in enumerate(node.blocks):
+            if block == HOLE:
+                continue
+            assert block not in seen, f"block {block} is in two places"
+            seen[block] = node, node.start + index
+        if not node.children:
+            tail = node.blocks[-1]
+            assert tail != HOLE, "a leaf ends in a hole"
+            if tree.is_idle(tail):
+                entry = tree._rank[tail], tail
+                assert entry in offered, f"block {tail} can never be evicted"
+    assert count == tree._num_nodes, "nodes are miscounted"
+    assert len(seen) == tree._num_cached, "blocks are miscounted"
+    for block, node_of in enumerate(tree._node):
+        place = (node_of, tree._depth[block]) if node_of is not None else None
+        assert seen.get(block) == place, f"block {block} is filed wrongly"
+        assert place or tree._rank[block] == HELD, f"block {block} idle, blank"
+    idle = sum(rank != HELD for rank in tree._rank)
+    assert idle == tree._num_idle, "idle blocks are miscounted"
+    for there, spares in tree._spares.items():
+        assert there in seen and not tree.is_idle(there), "spares of no block"
+        assert spares and all(tree._spare_of[s] == there for s in spares)
+    assert sum(map(len, tree._spares.values())) == len(tree._spare_of)
+    assert not tree._spare_of.keys() & seen.keys(), "a spare is in the tree"

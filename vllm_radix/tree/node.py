@@ -1,0 +1,32 @@
+"""A node of the radix tree."""
+
+HOLE = -1
+"""In ``Node.blocks``: the path is known, the block is gone."""
+
+
+class Node:
+    """One edge of the tree.
+
+    Attributes:
+        parent: the node above; None for a root and for a removed node.
+        key: the edge's tokens. May be longer than ``blocks``: what eviction
+            trims from the tail is cut off later, in one go.
+        blocks: block ids, ``HOLE`` where one was discarded.
+        start: blocks between the root and this edge.
+        children: nodes below, sorted by ``first``.
+        first: the first block of each child's key.
+        alive: False once the node has left the tree.
+    """
+
+    __slots__ = ("alive", "blocks", "children", "first", "key", "parent", "start")
+
+    def __init__(
+        self, parent: "Node | None", key: bytes, blocks: list[int], start: int
+    ) -> None:
+        self.parent = parent
+        self.key = key
+        self.blocks = blocks
+        self.start = start
+        self.children: list[Node] = []
+        self.first: list[bytes] = []
+        self.alive = True
