@@ -45,6 +45,7 @@ class Options:
     repeats: int = 2
     seed: int = 0
     radix: dict[str, Any] = field(default_factory=dict)
+    gpu_memory_utilization: float = 0.42
 
 
 class ArmError(RuntimeError):
@@ -144,6 +145,7 @@ def settings_for(options: Options, text: bool) -> dict[str, Settings]:
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": blocks * options.block_size,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
     }
     return {
         "stock": Settings(**common),

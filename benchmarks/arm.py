@@ -29,6 +29,7 @@ class Settings:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    gpu_memory_utilization: float
     load_format: str = "auto"
     radix: dict[str, Any] | None = None
 
@@ -70,6 +71,8 @@ class Arm:
             # In both arms: it is part of the compilation cache's key.
             additional_config={PLUGIN: settings.radix or {}},
         )
+        if not cpu:
+            engine_args.gpu_memory_utilization = settings.gpu_memory_utilization
         if settings.radix is not None:
             engine_args.scheduler_cls = "vllm_radix.RadixScheduler"
         self._engine = LLMEngine.from_engine_args(engine_args)

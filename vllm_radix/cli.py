@@ -34,7 +34,7 @@ def _number(kind: type, least: float, text: str) -> int | float:
         value: int | float = kind(text)
     except ValueError:
         value = least - 1
-    if value < least:
+    if not value >= least:  # neither is "nan"
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {what} of at least {least}")
     return value
@@ -51,7 +51,17 @@ def _radix(text: str) -> dict[str, object]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to the help, but for options that have none to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, {}):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from vllm_radix_bench.ab import Options
     from vllm_radix_bench.workloads import BUILDERS
 
     ab = commands.add_parser(
@@ -59,10 +69,16 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="A/B of stock vLLM against radix on this machine",
         description="Run the same requests through stock vLLM and through radix, in "
         "turns, and compare counts, times and texts.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_WithDefaults,
     )
     add = ab.add_argument
     add("--model", help="model folder for the counts (default: the embedded tiny one)")
+    add(
+        "--load-format",
+        default=None,
+        help="of --model; dummy: random weights (default: dummy for the embedded "
+        "one, auto otherwise)",
+    )
     add("--text-model", help="model folder for the texts (default: the embedded one)")
     add("--no-texts", action="store_true", help="skip the comparison of texts")
     add(
@@ -81,22 +97,33 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         metavar="X",
         help="working set as a multiple of the cache, for the counts",
     )
-    add("--blocks", type=_whole(16), default=128, help="blocks of the cache")
-    add("--block-size", type=_whole(1), default=32, help="tokens in a block")
-    add("--text-blocks", type=_whole(16), default=24, help="the same, for the texts")
+    for flag, least, what in (
+        ("blocks", 16, "blocks of the cache, for the counts"),
+        ("text-blocks", 16, "blocks of the cache, for the texts"),
+        ("block-size", 1, "tokens in a block"),
+        ("text-max-tokens", 1, "length of each text"),
+        ("max-num-seqs", 1, "requests running at once"),
+        ("max-num-batched-tokens", 8, "tokens in a step"),
+        ("repeats", 1, "runs of each arm"),
+        ("seed", 0, "of the workloads"),
+    ):
+        default = getattr(Options, flag.replace("-", "_"))
+        add(f"--{flag}", type=_whole(least), default=default, metavar="N", help=what)
     add(
         "--text-pressure",
         type=lambda text: _number(float, 0.1, text),
-        default=2.0,
+        default=Options.text_pressure,
         metavar="X",
         help="the same as --pressure, for the texts",
     )
-    add("--text-max-tokens", type=_whole(1), default=6, help="length of each text")
-    add("--max-num-seqs", type=_whole(1), default=8, help="requests running at once")
-    add("--max-num-batched-tokens", type=_whole(8), default=1024, help="per step")
-    add("--repeats", type=_whole(1), default=2, help="runs of each arm")
-    add("--seed", type=_whole(0), default=0, help="of the workloads")
     add("--radix", type=_radix, default={}, metavar="JSON", help="options of radix")
+    add(
+        "--gpu-memory-utilization",
+        type=lambda text: _number(float, 0.05, text),
+        default=Options.gpu_memory_utilization,
+        metavar="SHARE",
+        help="of each of the two engines, which are up at once; not used on a CPU",
+    )
     add("--quick", action="store_true", help="one run of each arm, shorter texts")
     add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
     ab.set_defaults(run=_run_ab)
@@ -126,7 +153,7 @@ def _options(arguments: argparse.Namespace) -> object:
     quick = arguments.quick
     return Options(
         model=model,
-        load_format="auto" if arguments.model else "dummy",
+        load_format=arguments.load_format or ("auto" if arguments.model else "dummy"),
         text_model=None if arguments.no_texts else text_model,
         workloads=list(dict.fromkeys(arguments.workloads)),
         pressures=list(dict.fromkeys(arguments.pressure)),
@@ -140,6 +167,7 @@ def _options(arguments: argparse.Namespace) -> object:
         repeats=1 if quick else arguments.repeats,
         seed=arguments.seed,
         radix=arguments.radix,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
     )
 
 

@@ -1,0 +1,124 @@
+"""The block pool by itself: adoption, blank blocks first, the list stays true."""
+
+import pytest
+from engine_double import EngineDouble, make_kv_cache_config, make_scheduler
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+from vllm_radix.engine.block_pool import RadixBlockPool
+from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.tree import LRU
+
+
+def test_a_pool_in_use_is_not_adopted():
+    pool = BlockPool(8, True, 4)
+    pool.get_new_blocks(1)
+    with pytest.raises(RuntimeError, match="in use already"):
+        RadixBlockPool.adopt(pool, LRU())
+
+
+def test_manager_and_pool_can_be_made_directly():
+    arguments = {
+        "kv_cache_config": make_kv_cache_config(num_blocks=8),
+        "max_model_len": 512,
+        "scheduler_block_size": 32,
+        "hash_block_size": 32,
+    }
+    made = RadixKVCacheManager(**arguments)
+    assert isinstance(made.block_pool, RadixBlockPool)
+    assert type(KVCacheManager(**arguments).block_pool) is BlockPool
+    pool = RadixBlockPool(8, True, 4)
+    assert pool.num_blank_blocks == 7
+    pool.check()
+
+
+def cached_pool():
+    """A pool of 15 blocks: 4 and 3 cached and idle, the rest blank."""
+    engine = EngineDouble(make_scheduler(num_blocks=16))
+    for name, first, length in (("a", 5, 130), ("b", 6, 100)):
+        engine.add(name, [first] * length, max_tokens=1)
+        engine.run()
+    return engine, engine.scheduler.kv_cache_manager.block_pool
+
+
+def test_blank_blocks_go_before_cached_ones():
+    _, pool = cached_pool()
+    assert pool.tree.stats().idle_blocks == 7
+    assert pool.num_blank_blocks == 8
+    taken = pool.get_new_blocks(8)
+    assert pool.tree.stats().idle_blocks == 7
+    pool.get_new_blocks(2)  # now the oldest tail goes, block by block
+    assert pool.tree.stats().idle_blocks == 5
+    pool.check()
+    pool.free_blocks(taken)
+    pool.check()
+    assert pool.num_blank_blocks == 8
+
+
+def test_no_more_blocks_than_there_are():
+    _, pool = cached_pool()
+    with pytest.raises(ValueError, match="Cannot get 16 free blocks"):
+        pool.get_new_blocks(16)
+    assert len(pool.get_new_blocks(15)) == 15
+    pool.check()
+    assert pool.tree.stats().cached_blocks == 0
+
+
+def test_unpinned_blocks_count_as_free_and_say_when_they_are_reused():
+    _, pool = cached_pool()
+    reused = []
+    blocks = pool.get_new_blocks(2)
+    pool.unpin_blocks(blocks, reused.append)
+    assert pool.get_num_free_blocks() == 15
+    pool.get_new_blocks(15)
+    assert {b.block_id for b in reused} == {b.block_id for b in blocks}
+    pool.check()
+
+
+def test_evicting_a_held_block_leaves_it_with_its_request():
+    engine, pool = cached_pool()
+    engine.add("c", [5] * 130, max_tokens=8)
+    engine.step()
+    assert engine.cached["c"] == 128
+    first = pool.tree.match(pool.keys.key(engine.scheduler.requests["c"], 4)).blocks[0]
+    pool.evict_blocks({first})
+    pool.check()
+    engine.run()
+    assert len(engine.outputs["c"]) == 8
+    pool.check()
+
+
+def test_events_tell_a_subscriber_what_is_cached():
+    """Replays the event stream; it must hold what vLLM's own map holds."""
+    from vllm.config import KVEventsConfig
+    from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+    scheduler = make_scheduler(num_blocks=12, max_num_seqs=3, kv_events_config=events)
+    engine = EngineDouble(scheduler)
+    pool = scheduler.kv_cache_manager.block_pool
+    seen = []
+    take = pool.take_events
+
+    def watched():
+        taken = take()
+        seen.extend(taken)
+        return taken
+
+    pool.take_events = watched
+    for number in range(12):
+        engine.add(str(number), [3 + number % 4] * (70 + 20 * (number % 3)))
+    engine.run()
+    seen += take()
+    held = {}
+    for event in seen:
+        if isinstance(event, BlockStored):
+            for block_hash in event.block_hashes:
+                held[block_hash] = held.get(block_hash, 0) + 1
+        elif isinstance(event, BlockRemoved):
+            for block_hash in event.block_hashes:
+                held[block_hash] -= 1
+        elif isinstance(event, AllBlocksCleared):
+            held.clear()
+    assert sum(held.values()) == pool.tree.stats().cached_blocks
+    assert any(isinstance(event, BlockRemoved) for event in seen)
