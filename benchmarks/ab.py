@@ -40,6 +40,8 @@ class Options:
     text_blocks: int = 24
     text_pressure: float = 2.0
     text_max_tokens: int = 6
+    text_workloads: list[str] = field(default_factory=lambda: list(BUILDERS))
+    stretch: float = 1.0
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 1024
     repeats: int = 2
@@ -102,15 +104,28 @@ class ArmProcess:
         reply: dict[str, Any] = json.loads(line)
         return reply
 
+    def wait_until_ready(self) -> None:
+        """Wait for the engine to be up, and check that it is the right one.
+
+        Raises:
+            ArmError: it is not, or it did not come up.
+        """
+        found = self.reply()
+        if self.name == "stock" and found["plugin_imported"]:
+            raise ArmError("the stock arm has imported vllm_radix")
+        if self.name == "radix" and "Radix" not in found["manager"]:
+            raise ArmError(f"the radix arm runs {found['manager']}")
+
     def stop(self) -> None:
-        """End the process."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        """End the process; whatever it had to say has been said."""
+        self._process.terminate()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._replies.close()
 
 
@@ -118,19 +133,13 @@ class ArmProcess:
 def both_arms(
     settings: dict[str, Settings], folder: Path, label: str
 ) -> Iterator[dict[str, ArmProcess]]:
-    """Start both arms at once, and end them whatever happens."""
+    """Start both arms at once, not waiting for them; end them in any case."""
     with ExitStack() as stack:
         arms = {}
         for name in ARMS:
             log = folder / f"ab-{label}-{name}.log"
             arms[name] = ArmProcess(name, settings[name], log)
             stack.callback(arms[name].stop)
-        for name in ARMS:
-            found = arms[name].reply()
-            if name == "stock" and found["plugin_imported"]:
-                raise ArmError("the stock arm has imported vllm_radix")
-            if name == "radix" and "Radix" not in found["manager"]:
-                raise ArmError(f"the radix arm runs {found['manager']}")
         yield arms
 
 
@@ -154,40 +163,44 @@ def settings_for(options: Options, text: bool) -> dict[str, Settings]:
 
 
 def run_counts(
-    options: Options, workloads: list[Workload], folder: Path, progress: Progress
+    options: Options, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Run all workloads on both arms, ``repeats`` times in turns."""
-    cells = [
-        {
-            "workload": work.name,
-            "pressure": work.pressure,
-            "runs": {arm: [] for arm in ARMS},
-        }
-        for work in workloads
-    ]
     progress("starting two engines")
     with both_arms(settings_for(options, text=False), folder, "counts") as arms:
+        workloads = make_workloads(options, text=False)
+        for arm in arms.values():
+            arm.wait_until_ready()
+        runs: list[dict[str, list[Any]]] = [
+            {name: [] for name in ARMS} for _ in workloads
+        ]
         for repeat in range(options.repeats):
             turn = ARMS if repeat % 2 == 0 else ARMS[::-1]
-            for work, cell in zip(workloads, cells, strict=True):
+            for work, done in zip(workloads, runs, strict=True):
                 for name in turn:
                     progress(
                         f"{work.name} at {work.pressure:.1f}x, {name}, "
                         f"run {repeat + 1} of {options.repeats}"
                     )
-                    result = arms[name].ask(as_request(work.roots))
-                    runs: Any = cell["runs"]
-                    runs[name].append(result)
-    return cells
+                    done[name].append(arms[name].ask(as_request(work.roots)))
+    return [
+        {"workload": work.name, "pressure": work.pressure, "runs": done}
+        for work, done in zip(workloads, runs, strict=True)
+    ]
 
 
 def run_texts(
-    options: Options, workloads: list[Workload], folder: Path, progress: Progress
+    options: Options, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Run short workloads on the text model and compare the greedy answers."""
+    if options.text_model is None:
+        return []
     cells = []
     progress("starting two engines with the text model")
     with both_arms(settings_for(options, text=True), folder, "texts") as arms:
+        workloads = make_workloads(options, text=True)
+        for arm in arms.values():
+            arm.wait_until_ready()
         for work in workloads:
             results = {}
             for name in ARMS:
@@ -261,9 +274,10 @@ def make_workloads(options: Options, text: bool) -> list[Workload]:
             pressure=pressure,
             seed=options.seed,
             max_tokens=options.text_max_tokens if text else None,
+            stretch=2.0 if text else options.stretch,
         )
         for pressure in pressures
-        for name in options.workloads
+        for name in (options.text_workloads if text else options.workloads)
     ]
 
 
@@ -291,19 +305,16 @@ def run(options: Options, folder: Path, progress: Progress) -> dict[str, Any]:
         The result, ready for JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    progress("writing the workloads")
-    counts = make_workloads(options, text=False)
-    texts = make_workloads(options, text=True) if options.text_model else []
     return {
         "versions": versions(),
         "options": asdict(options),
-        "counts": run_counts(options, counts, folder, progress),
-        "texts": run_texts(options, texts, folder, progress) if texts else [],
+        "counts": run_counts(options, folder, progress),
+        "texts": run_texts(options, folder, progress),
     }
 
 
 def total_pieces(options: Options) -> int:
     """Return how often ``progress`` will be called."""
     cells = len(options.workloads) * len(options.pressures)
-    texts = 1 + 2 * len(options.workloads) if options.text_model else 0
-    return 2 + 2 * cells * options.repeats + texts
+    texts = 1 + 2 * len(options.text_workloads) if options.text_model else 0
+    return 1 + 2 * cells * options.repeats + texts

@@ -85,7 +85,7 @@ def ratios(cell: Cell, measure: str) -> list[float]:
 
 def times_table(cells: list[Cell]) -> Table:
     """Return the times, as medians and as ratios with their spread."""
-    table = Table(title="Times (median of runs; ratio radix/stock [lowest, highest])")
+    table = Table(title="Times: median of runs; ratio radix/stock, lowest to highest")
     table.add_column("workload")
     table.add_column("working set", justify="right")
     for name in MEASURES:
@@ -98,7 +98,7 @@ def times_table(cells: list[Cell]) -> Table:
             unit = " s" if name.startswith("TTFT") else ""
             row.append(
                 f"{values[0]:.2f} > {values[1]:.2f}{unit}\n"
-                f"{median(pairs):.2f} [{min(pairs):.2f}, {max(pairs):.2f}]"
+                f"{median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
             )
         table.add_row(*row)
     return table

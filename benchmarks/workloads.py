@@ -190,6 +190,7 @@ def build(
     pressure: float,
     seed: int,
     max_tokens: int | None = None,
+    stretch: float = 1.0,
 ) -> Workload:
     """Build a workload whose working set is ``pressure`` times the cache.
 
@@ -204,9 +205,10 @@ def build(
         pressure: working set over cache; the result tells what was reached.
         seed: of all choices.
         max_tokens: generate at most this many per turn.
+        stretch: factor on lengths; longer prompts make fewer requests.
     """
     target = pressure * num_blocks
-    scale = num_blocks * block_size / REFERENCE_CACHE
+    scale = stretch * num_blocks * block_size / REFERENCE_CACHE
     write = Writer(random.Random(f"{name} {seed}"), encode, scale)
     counter = BlockCounter(block_size)
     groups: list[list[Turn]] = []

@@ -10,6 +10,7 @@ import vllm_radix
 from vllm_radix.config import RadixConfig, parse_flag
 
 _MODELS = Path(".models")
+_QUICK_TEXTS = ("few-shot", "chat", "documents")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +125,11 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         metavar="SHARE",
         help="of each of the two engines, which are up at once; not used on a CPU",
     )
-    add("--quick", action="store_true", help="one run of each arm, shorter texts")
+    add(
+        "--quick",
+        action="store_true",
+        help="half the cache, half the requests, one run, fewer texts",
+    )
     add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
     ab.set_defaults(run=_run_ab)
 
@@ -151,13 +156,16 @@ def _options(arguments: argparse.Namespace) -> object:
         )
     text_model = _model_folder(arguments.text_model, "smollm2", "--text-model")
     quick = arguments.quick
+    workloads = list(dict.fromkeys(arguments.workloads))
     return Options(
         model=model,
         load_format=arguments.load_format or ("auto" if arguments.model else "dummy"),
         text_model=None if arguments.no_texts else text_model,
-        workloads=list(dict.fromkeys(arguments.workloads)),
+        workloads=workloads,
+        text_workloads=[w for w in workloads if not quick or w in _QUICK_TEXTS],
+        stretch=2.0 if quick else Options.stretch,
         pressures=list(dict.fromkeys(arguments.pressure)),
-        blocks=arguments.blocks,
+        blocks=max(16, arguments.blocks // 2) if quick else arguments.blocks,
         block_size=arguments.block_size,
         text_blocks=arguments.text_blocks,
         text_pressure=min(arguments.text_pressure, 1.2 if quick else 99.0),
