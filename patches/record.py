@@ -8,7 +8,7 @@ nobody has read, is refused.
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +88,13 @@ class Patch:
         """Whether the patch is in force."""
         return getattr(_function(self._resolve()[2]), _MARK, None) == self.name
 
-    def apply(self) -> None:
-        """Put the patch in force; once is enough, twice does no harm.
+    def check(self) -> None:
+        """Verify that the patch fits, or is in force already.
 
         Raises:
             PatchError: the target is gone or is not the one this was made for.
         """
-        owner, attribute, original = self._resolve()
+        original = self._resolve()[2]
         if self.is_applied:
             return
         found = self.fingerprint_of(original)
@@ -104,6 +104,17 @@ class Patch:
                 f"known is {self.fingerprint}); this version of vLLM needs another "
                 "version of vllm-radix"
             )
+
+    def apply(self) -> None:
+        """Put the patch in force; once is enough, twice does no harm.
+
+        Raises:
+            PatchError: as for ``check``.
+        """
+        self.check()
+        if self.is_applied:
+            return
+        owner, attribute, original = self._resolve()
         replacement = self.wrap(original)
         function = _function(replacement)
         setattr(function, _MARK, self.name)
@@ -115,3 +126,16 @@ class Patch:
         owner, attribute, found = self._resolve()
         if self.is_applied:
             setattr(owner, attribute, _function(found).__wrapped__)
+
+
+def apply_all(patches: Iterable[Patch]) -> None:
+    """Put all patches in force, or none: half of them would mislead.
+
+    Raises:
+        PatchError: one of them does not fit.
+    """
+    patches = list(patches)
+    for patch in patches:
+        patch.check()
+    for patch in patches:
+        patch.apply()

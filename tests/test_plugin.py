@@ -92,6 +92,27 @@ def test_enable_refuses_bad_options_and_another_scheduler():
         vllm_radix.enable({"scheduler_cls": "a.B"})
 
 
+@pytest.mark.parametrize(
+    ("additional", "message"),
+    [
+        ({"radix": "prefix"}, "radix options are a mapping"),
+        ("text", "additional_config, which is a str here: pass a dict"),
+    ],
+)
+def test_enable_names_what_is_wrong_with_what_is_there(additional, message):
+    with pytest.raises(ValueError, match=message):
+        vllm_radix.enable({"additional_config": additional})
+
+
+def test_options_in_the_environment_travel_to_the_engine(model_folder, monkeypatch):
+    monkeypatch.setenv("RADIX_MAX_OVERTAKES", "3")
+    monkeypatch.setenv("RADIX_POLICY", "fcfs")
+    made = EngineArgs(model=model_folder, skip_tokenizer_init=True)
+    config = vllm_radix.enable(made, policy="prefix").create_engine_config()
+    expected = {"policy": "prefix", "max_overtakes": 3}
+    assert config.additional_config["radix"] == expected
+
+
 @pytest.mark.parametrize("scheduler_cls", [SCHEDULER, "class"])
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -99,21 +99,12 @@ class RadixConfig:
                 raise ValueError(
                     f"unknown radix option {name!r}; options: {', '.join(cls.names())}"
                 )
-        merged: dict[str, Any] = {}
-        environ = os.environ if environ is None else environ
-        for name in cls.names():
-            text = environ.get(ENV_PREFIX + name.upper())
-            if text is not None:
-                merged[name] = _parse(text)
-        return cls(**{**merged, **options})
+        return cls(**{**from_environment(environ), **options})
 
     @classmethod
     def from_additional_config(cls, additional_config: object) -> "RadixConfig":
         """Read the section ``radix`` of vLLM's ``additional_config``."""
-        section = None
-        if isinstance(additional_config, Mapping):
-            section = additional_config.get(SECTION)
-        return cls.resolve(section)
+        return cls.resolve(section_of(additional_config))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a plain dict."""
@@ -121,6 +112,37 @@ class RadixConfig:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.to_dict().items())
+
+
+def section_of(additional_config: object) -> Any:
+    """Return the section ``radix`` of vLLM's ``additional_config``, or None.
+
+    Raises:
+        ValueError: ``additional_config`` is no mapping.
+    """
+    if not additional_config:
+        return None
+    if not isinstance(additional_config, Mapping):
+        raise ValueError(
+            "radix reads its options from additional_config, which is a "
+            f"{type(additional_config).__name__} here: pass a dict"
+        )
+    return additional_config.get(SECTION)
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the options that are set in the environment.
+
+    Args:
+        environ: environment variables, ``os.environ`` by default.
+    """
+    environ = os.environ if environ is None else environ
+    found = {}
+    for name in RadixConfig.names():
+        text = environ.get(ENV_PREFIX + name.upper())
+        if text is not None:
+            found[name] = _parse(text)
+    return found
 
 
 def parse_flag(text: str) -> dict[str, Any]:

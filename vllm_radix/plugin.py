@@ -8,7 +8,13 @@ import argparse
 import json
 from typing import Any, TypeVar
 
-from vllm_radix.config import SECTION, RadixConfig, parse_flag
+from vllm_radix.config import (
+    SECTION,
+    RadixConfig,
+    from_environment,
+    parse_flag,
+    section_of,
+)
 
 SCHEDULER = "vllm_radix.RadixScheduler"
 
@@ -21,17 +27,17 @@ def register() -> None:
     On a vLLM that this version does not know, it warns and leaves vLLM as it
     is: asking for radix then fails with the same sentence.
     """
-    from vllm_radix.engine.support import version_problem
+    from vllm_radix.engine.support import remember_problem, version_problem
 
     problem = version_problem()
     if problem is None:
-        from vllm_radix_patches.record import PatchError
+        from vllm_radix_patches.record import PatchError, apply_all
 
         try:
-            for patch in patches():
-                patch.apply()
+            apply_all(patches())
         except PatchError as error:
             problem = str(error)
+    remember_problem(problem)
     if problem is not None:
         from vllm_radix.engine.compat import logger
 
@@ -56,7 +62,6 @@ def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
     Raises:
         ValueError: an option is wrong, or another scheduler class is set.
     """
-    RadixConfig.resolve(options)
     # One view of both kinds; an EngineArgs keeps its fields in its __dict__.
     fields = engine_args if isinstance(engine_args, dict) else vars(engine_args)
     present = fields.get("scheduler_cls")
@@ -65,20 +70,26 @@ def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
             f"radix brings its own scheduler, and scheduler_cls is {present!r}: "
             "drop one of the two"
         )
-    additional = dict(fields.get("additional_config") or {})
-    additional[SECTION] = {**additional.get(SECTION, {}), **options}
+    additional = fields.get("additional_config")
+    section = section_of(additional) or {}
+    RadixConfig.resolve(section)
+    additional = {**(additional or {}), SECTION: {**section, **options}}
+    RadixConfig.resolve(additional[SECTION])
     fields["scheduler_cls"] = SCHEDULER
     fields["additional_config"] = additional
     return engine_args
 
 
 def _is_ours(scheduler_cls: object) -> bool:
-    if isinstance(scheduler_cls, str):
-        name = scheduler_cls
+    """Whether a scheduler class, or its name, is radix's or derives from it."""
+    if isinstance(scheduler_cls, type):
+        names = [f"{c.__module__}.{c.__qualname__}" for c in scheduler_cls.__mro__]
     else:
-        name = f"{getattr(scheduler_cls, '__module__', '')}."
-        name += getattr(scheduler_cls, "__qualname__", "")
-    return name.startswith("vllm_radix.") and name.endswith("RadixScheduler")
+        names = [str(scheduler_cls)]
+    return any(
+        name.startswith("vllm_radix.") and name.endswith("RadixScheduler")
+        for name in names
+    )
 
 
 def _flag_value(text: str) -> dict[str, Any]:
@@ -115,9 +126,15 @@ def _check_config(vllm_config: Any) -> None:
     """Refuse what cannot be served, before weights load."""
     if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
-    from vllm_radix.engine.support import config_problem
+    from vllm_radix.engine.support import config_problem, install_problem
 
-    config = RadixConfig.from_additional_config(vllm_config.additional_config)
-    problem = config_problem(vllm_config)
+    present = vllm_config.additional_config
+    config = RadixConfig.from_additional_config(present)
+    problem = install_problem() or config_problem(vllm_config)
     if problem is not None and config.on_unsupported == "error":
         raise ValueError(problem)
+    environment = from_environment()
+    if environment:
+        # Engine processes may have another environment than this one.
+        section = {**environment, **(section_of(present) or {})}
+        vllm_config.additional_config = {**(present or {}), SECTION: section}

@@ -2,8 +2,11 @@
 
 import pytest
 from engine_double import EngineDouble, make_kv_cache_config, make_scheduler
+from vllm.config import KVEventsConfig
+from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import get_block_hash, maybe_convert_block_hash
 
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.manager import RadixKVCacheManager
@@ -88,17 +91,23 @@ def test_evicting_a_held_block_leaves_it_with_its_request():
     pool.check()
 
 
-def test_events_tell_a_subscriber_what_is_cached():
-    """Replays the event stream; it must hold what vLLM's own map holds."""
-    from vllm.config import KVEventsConfig
-    from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+def test_failed_blocks_take_what_was_computed_from_them_along():
+    """Else the wrong tail would be found once the prefix is computed again."""
+    engine, pool = cached_pool()
+    engine.add("c", [5] * 130, max_tokens=1)
+    chain = pool.tree.match(pool.keys.key(engine.scheduler.requests["c"], 4)).blocks
+    assert len(chain) == 4
+    pool.evict_blocks({chain[1]})
+    assert [block in pool.tree for block in chain] == [True, False, False, False]
+    pool.check()
+    engine.run()
+    assert engine.cached["c"] == 32
 
-    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
-    scheduler = make_scheduler(num_blocks=12, max_num_seqs=3, kv_events_config=events)
-    engine = EngineDouble(scheduler)
-    pool = scheduler.kv_cache_manager.block_pool
-    seen = []
-    take = pool.take_events
+
+def events_of(engine):
+    """Record the events of an engine as they are taken."""
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    seen, take = [], pool.take_events
 
     def watched():
         taken = take()
@@ -106,19 +115,61 @@ def test_events_tell_a_subscriber_what_is_cached():
         return taken
 
     pool.take_events = watched
-    for number in range(12):
-        engine.add(str(number), [3 + number % 4] * (70 + 20 * (number % 3)))
+    return seen
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_events_tell_a_subscriber_what_is_cached(asynchronous):
+    """Replays the stream; it must name exactly the hashes that can be found.
+
+    Prompts come in pairs that are computed at once, so there are duplicates, and
+    more than fit, so there are evictions.
+    """
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+    engine = EngineDouble(
+        make_scheduler(
+            num_blocks=24,
+            max_num_seqs=4,
+            kv_events_config=events,
+            asynchronous=asynchronous,
+        ),
+        lag=int(asynchronous),
+    )
+    seen = events_of(engine)
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    for number in range(24):
+        engine.add(str(number), [3 + number // 2 % 5] * (70 + 20 * (number % 3)))
+    known = set()
+    while engine.scheduler.has_requests() or engine.in_flight:
+        engine.step()
+        pool.take_events()
+        for event in seen:
+            if isinstance(event, BlockStored):
+                known |= set(event.block_hashes)
+            elif isinstance(event, BlockRemoved):
+                known -= set(event.block_hashes)
+            else:
+                assert isinstance(event, AllBlocksCleared)
+                known.clear()
+        removed = any(isinstance(event, BlockRemoved) for event in seen)
+        seen.clear()
+        cached = {
+            maybe_convert_block_hash(get_block_hash(block.block_hash))
+            for block in pool.blocks
+            if block.block_hash is not None
+        }
+        assert known == cached
+    assert removed or pool.tree.stats().cached_blocks
+
+
+def test_a_duplicate_that_ends_is_no_removal():
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
+    engine = EngineDouble(make_scheduler(num_blocks=24, kv_events_config=events))
+    seen = events_of(engine)
+    for name in "ab":
+        engine.add(name, [5] * 200, max_tokens=1, prompt_logprobs=1)  # no look-up
     engine.run()
-    seen += take()
-    held = {}
-    for event in seen:
-        if isinstance(event, BlockStored):
-            for block_hash in event.block_hashes:
-                held[block_hash] = held.get(block_hash, 0) + 1
-        elif isinstance(event, BlockRemoved):
-            for block_hash in event.block_hashes:
-                held[block_hash] -= 1
-        elif isinstance(event, AllBlocksCleared):
-            held.clear()
-    assert sum(held.values()) == pool.tree.stats().cached_blocks
-    assert any(isinstance(event, BlockRemoved) for event in seen)
+    engine.scheduler.kv_cache_manager.take_events()
+    assert engine.cached == {"a": 0, "b": 0}
+    assert not [event for event in seen if isinstance(event, BlockRemoved)]
+    assert engine.scheduler.kv_cache_manager.block_pool.num_blank_blocks == 23 - 6

@@ -6,6 +6,7 @@ import pytest
 from engine_double import EngineDouble, WrongReadError, make_scheduler
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
@@ -197,8 +198,53 @@ def test_a_request_forgotten_while_waiting_leaves_nothing_behind():
     for request_id in [r.request_id for r in engine.scheduler.waiting]:
         engine.abort(request_id)
     engine.run()
-    assert not engine.scheduler._waiting_entries
-    assert not engine.scheduler._probes
+    assert not engine.scheduler._queued
+
+
+def test_requests_that_load_their_kv_count_as_admitted():
+    """They take blocks and leave the queue without being scheduled."""
+    engine = EngineDouble(make_scheduler(max_num_seqs=1))
+    scheduler = engine.scheduler
+    for name in ("running", "old", "loading", "young"):
+        engine.add(name, prompt("same", 96) + prompt(name, 40))
+        engine.step()
+    scheduler.max_num_active_reqs = 4
+    scheduler._order_waiting()
+    (loading,) = (r for r in scheduler.waiting if r.request_id == "loading")
+    scheduler.waiting.remove(loading)
+    scheduler.kv_holding_waiting.add_request(loading)
+    scheduler._note_admissions(SchedulerOutput.make_empty())
+    assert scheduler._queued["old"].overtaken == 1
+    assert scheduler._queued["young"].overtaken == 0
+    assert "loading" not in scheduler._queued
+
+
+def test_nothing_is_ordered_again_while_nothing_has_changed(monkeypatch):
+    engine = EngineDouble(make_scheduler(**PRESSED))
+    for request_id, tokens in grouped(8, 2).items():
+        engine.add(request_id, tokens)
+    looked_up = []
+    scheduler = engine.scheduler
+    look_up = scheduler._look_up
+    monkeypatch.setattr(
+        scheduler, "_look_up", lambda r: looked_up.append(r) or look_up(r)
+    )
+    scheduler._order_waiting()
+    assert len(looked_up) == 16
+    scheduler._order_waiting()
+    assert len(looked_up) == 16
+    engine.add("new", prompt("new", 40))
+    scheduler._order_waiting()
+    assert len(looked_up) == 33
+
+
+def test_a_subclass_must_fit_the_kind_of_scheduling():
+    class Mine(RadixScheduler):
+        pass
+
+    assert type(make_scheduler(Mine)) is Mine
+    with pytest.raises(ValueError, match="derive it from AsyncRadixScheduler"):
+        make_scheduler(Mine, asynchronous=True)
 
 
 def test_the_double_catches_a_wrong_read():

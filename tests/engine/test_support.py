@@ -1,5 +1,7 @@
 """What is refused, in one sentence that names the fix, and what stock gets."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine_double import make_kv_cache_config, make_vllm_config
@@ -13,7 +15,11 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_radix import RadixScheduler
-from vllm_radix.engine.support import layout_problem, version_problem
+from vllm_radix.engine.support import (
+    layout_problem,
+    stock_scheduler_cls,
+    version_problem,
+)
 
 SHAPE = {"block_size": 32, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
 FULL = FullAttentionSpec(**SHAPE)
@@ -62,6 +68,17 @@ def test_stock_serves_them_when_asked_and_the_log_says_so(asynchronous, caplog):
         logger.propagate = False
     assert type(made) is (AsyncScheduler if asynchronous else Scheduler)
     assert "Serving with stock vLLM, as asked" in caplog.text
+
+
+@pytest.mark.parametrize("diffusion", [None, object()])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_stock_is_the_class_that_vllm_would_choose(diffusion, asynchronous):
+    config = SimpleNamespace(
+        diffusion_config=diffusion,
+        scheduler_config=SimpleNamespace(async_scheduling=asynchronous),
+    )
+    name = stock_scheduler_cls(config).__name__
+    assert ("Diffusion" in name, "Async" in name) == (bool(diffusion), asynchronous)
 
 
 def test_the_installed_vllm_is_supported():

@@ -4,7 +4,12 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_radix.plugin import patches
-from vllm_radix_patches.record import Patch, PatchError, source_fingerprint
+from vllm_radix_patches.record import (
+    Patch,
+    PatchError,
+    apply_all,
+    source_fingerprint,
+)
 
 NAMES = [patch.name for patch in patches()]
 
@@ -89,3 +94,11 @@ def test_an_unknown_fingerprint_is_refused_and_nothing_is_changed():
     with pytest.raises(PatchError, match="has changed"):
         _made().apply()
     assert EngineArgs.__dict__["from_cli_args"] is before
+
+
+@pytest.mark.parametrize("patch", NAMES[:1], indirect=True)
+def test_all_patches_or_none(patch):
+    """Half of them would take the flag and ignore it."""
+    with pytest.raises(PatchError, match="has changed"):
+        apply_all([patch, _made()])
+    assert not patch.is_applied

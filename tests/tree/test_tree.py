@@ -251,3 +251,52 @@ def test_the_heap_stays_small_when_nothing_is_ever_evicted():
         tree.release([2, 1, 0])
         tree.acquire([0, 1, 2])
     assert len(tree._heap) <= 130
+
+
+def test_a_probe_is_not_fooled_by_other_tokens_in_the_same_leaf():
+    tree = RadixTree(1)
+    tree.insert(key("abcde"), [0, 1, 2, 3, 4])
+    last = tree.probe(key("abcde"))
+    assert last.num_blocks == 5
+    tree.release([4, 3, 2, 1, 0])
+    assert tree.evict(2) == [4, 3]
+    tree.acquire([0, 1, 2])
+    tree.insert(key("abcXY"), [0, 1, 2, 8, 9], start=3)  # grows the same node
+    assert tree.probe(key("abcde"), last=last).num_blocks == 3
+    assert tree.match(key("abcde")).num_blocks == 3
+
+
+def test_below_lists_descendants_and_duplicates():
+    tree = RadixTree(1)
+    tree.insert(key("abc"), [0, 1, 2])
+    tree.insert(key("abX"), [0, 1, 3], start=2)
+    tree.insert(key("abc"), [5, 6, 7])
+    assert sorted(tree.below(1)) == [2, 3, 6, 7]
+    assert sorted(tree.below(6)) == [1, 2, 3, 7]
+    assert tree.below(3) == []
+    assert tree.below(99) == []
+
+
+def test_discards_do_not_pile_up_in_the_heap():
+    tree = RadixTree(1)
+    tree.insert(encode(range(2000)), list(range(2000)))
+    tree.release(range(1999, -1, -1))
+    for block in range(1, 1900):
+        tree.discard(block)
+    assert len(tree._heap) <= 130
+    tree.check()
+
+
+def test_inserting_reads_only_the_new_ids():
+    class Ids(list):
+        read = 0
+
+        def __getitem__(self, index):
+            found = super().__getitem__(index)
+            Ids.read += len(found) if isinstance(index, slice) else 1
+            return found
+
+    tree = RadixTree(1)
+    tree.insert(key("a" * 1000), list(range(1000)))
+    tree.insert(key("a" * 1001), Ids(range(1001)), start=1000)
+    assert Ids.read <= 10

@@ -8,14 +8,43 @@ The free list stays a true linked list with an exact length, in two parts::
 
     head [ blank blocks | cached, idle blocks ] tail
            reused first   reused when the tree says so
+
+Blocks let go with ``unpin_blocks`` (HiSparse) are the exception vLLM makes: blank
+ones among them stay at the tail, to be reused last.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 from vllm_radix.engine.compat import BlockPool, KVCacheBlock, Request
 from vllm_radix.engine.keys import RequestKeys
 from vllm_radix.tree import LRU, EvictionPolicy, RadixTree
+
+
+class _Ids(Sequence[int]):
+    """The ids of the first blocks of a request, read only where they are used.
+
+    A request that fills one more block would else pay for its whole length.
+    """
+
+    def __init__(self, blocks: list[KVCacheBlock], count: int) -> None:
+        self._blocks = blocks
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, int):
+            return self._blocks[index].block_id
+        start, stop, step = index.indices(self._count)
+        return [self._blocks[i].block_id for i in range(start, stop, step)]
 
 
 class RadixBlockPool(BlockPool):
@@ -90,7 +119,7 @@ class RadixBlockPool(BlockPool):
         )
         freed = self.tree.insert(
             self.keys.key(request, num_full_blocks),
-            [block.block_id for block in blocks[:num_full_blocks]],
+            _Ids(blocks, num_full_blocks),
             self.keys.namespace(request),
             start=num_cached_blocks,
         )
@@ -127,12 +156,20 @@ class RadixBlockPool(BlockPool):
         super().unpin_blocks(blocks, *args, **kwargs)
 
     def evict_blocks(self, block_ids: set[int]) -> None:
-        """Make blocks, and what is cached below them, unreachable."""
-        super().evict_blocks(block_ids)
+        """Drop blocks, duplicates of them and all that is cached below them.
+
+        Called for blocks whose KV failed to load. What was computed from them
+        is as wrong as they are, and would be found again once somebody has
+        computed the prefix anew.
+        """
+        doomed = set(block_ids)
+        for block_id in block_ids:
+            doomed.update(self.tree.below(block_id))
+        super().evict_blocks(doomed)
         self._put_first(
             [
                 block_id
-                for block_id in block_ids
+                for block_id in doomed
                 if not self.blocks[block_id].ref_cnt
                 and not self.blocks[block_id].is_null
             ]
@@ -163,9 +200,21 @@ class RadixBlockPool(BlockPool):
         self._retire(self.tree.release(idle))
 
     def _retire(self, block_ids: list[int]) -> None:
-        """Take blocks that went blank out of vLLM's map of hashes."""
+        """Take duplicates that went blank out of vLLM's map of hashes.
+
+        Their content is still cached, so a subscriber is told of a removal only
+        for hashes that no other block holds.
+        """
         for block_id in block_ids:
-            super()._maybe_evict_cached_block(self.blocks[block_id])
+            block = self.blocks[block_id]
+            if self.metrics_collector:
+                self.metrics_collector.on_block_evicted(block)
+            gone = [
+                block_hash
+                for block_hash in self._remove_cached_block_hashes(block)
+                if self.cached_block_hash_to_block.get_one_block(block_hash) is None
+            ]
+            self._emit_block_removed_events(gone)
 
     def _put_first(self, block_ids: list[int]) -> None:
         """Move free blocks to the head of the list, to be reused in this order."""

@@ -10,6 +10,10 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, generate_block_hash_extra_keys
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.diffusion_scheduler import (
+    DiffusionAsyncScheduler,
+    DiffusionScheduler,
+)
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy
@@ -25,6 +29,8 @@ logger = init_logger("vllm.radix")
 __all__ = [
     "AsyncScheduler",
     "BlockPool",
+    "DiffusionAsyncScheduler",
+    "DiffusionScheduler",
     "FCFSRequestQueue",
     "FullAttentionManager",
     "KVCacheBlock",

@@ -4,6 +4,8 @@ Before vLLM's ``schedule()`` runs, unchanged, the waiting requests are ordered
 by what of them is cached. vLLM then admits from the front, as always.
 """
 
+from bisect import bisect_right
+from dataclasses import dataclass
 from typing import Any
 
 import vllm_radix
@@ -22,9 +24,14 @@ from vllm_radix.engine.compat import (
     logger,
 )
 from vllm_radix.engine.manager import RadixKVCacheManager
-from vllm_radix.engine.support import config_problem, layout_problem, version_problem
+from vllm_radix.engine.support import (
+    config_problem,
+    install_problem,
+    layout_problem,
+    stock_scheduler_cls,
+)
 from vllm_radix.policy import Waiting, needs_order, prefix_order
-from vllm_radix.tree import POLICIES, Probe
+from vllm_radix.tree import POLICIES, Namespace, Probe
 
 
 class RadixScheduler(Scheduler):
@@ -50,21 +57,27 @@ class RadixScheduler(Scheduler):
     ) -> Any:
         """Choose the class that fits the configuration."""
         config = RadixConfig.from_additional_config(vllm_config.additional_config)
-        asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
         problem = (
-            version_problem()
+            install_problem()
             or config_problem(vllm_config)
             or layout_problem(kv_cache_config)
         )
-        if problem is None:
-            if asynchronous and not issubclass(cls, AsyncScheduler):
-                cls = AsyncRadixScheduler
-            return super().__new__(cls)
-        if config.on_unsupported == "error":
-            raise ValueError(problem)
-        logger.warning("Serving with stock vLLM, as asked: %s", problem)
-        stock = AsyncScheduler if asynchronous else Scheduler
-        return stock(vllm_config, kv_cache_config, *args, **kwargs)
+        if problem is not None:
+            if config.on_unsupported == "error":
+                raise ValueError(problem)
+            logger.warning("Serving with stock vLLM, as asked: %s", problem)
+            stock = stock_scheduler_cls(vllm_config)
+            return stock(vllm_config, kv_cache_config, *args, **kwargs)
+        asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
+        if asynchronous and not issubclass(cls, AsyncScheduler):
+            if cls is not RadixScheduler:
+                raise ValueError(
+                    f"{cls.__qualname__} derives from RadixScheduler, and scheduling "
+                    "is asynchronous: derive it from AsyncRadixScheduler, or start "
+                    "with --no-async-scheduling."
+                )
+            cls = AsyncRadixScheduler
+        return super().__new__(cls)
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
@@ -73,9 +86,11 @@ class RadixScheduler(Scheduler):
         )
         eviction = POLICIES[self.radix_config.eviction]()
         RadixKVCacheManager.adopt(self.kv_cache_manager, eviction)
-        self._waiting_entries: dict[str, Waiting] = {}
-        self._probes: dict[str, Probe | None] = {}
+        # Requests seen waiting, by id; kept while they wait.
+        self._queued: dict[str, _Queued] = {}
         self._arrivals = 0
+        # What the last order was made from; the same again needs no new one.
+        self._ordered_at: object = None
         # A priority queue's order is a promise to the user: left alone.
         self._may_order = (
             self.radix_config.policy == "prefix"
@@ -100,18 +115,25 @@ class RadixScheduler(Scheduler):
             ", ".join(left_to_stock) or "nothing",
         )
 
+    def add_request(self, request: Request) -> None:
+        """Add a request; its key is made now, not in the middle of a step."""
+        super().add_request(request)
+        if self._may_order and not request.resumable:
+            limit = (request.num_tokens - 1) // self.block_size
+            self.kv_cache_manager.block_pool.keys.key(request, limit)
+
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Put the waiting queue in order, then let vLLM schedule."""
         if self._may_order and len(self.waiting) > 1 and self._can_admit():
             self._order_waiting()
         output = super().schedule(*args, **kwargs)
-        if self._waiting_entries:
+        if self._queued:
             self._note_admissions(output)
         return output
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
-        self._forget(request.request_id)
+        self._queued.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
 
     def _can_admit(self) -> bool:
@@ -120,27 +142,33 @@ class RadixScheduler(Scheduler):
         return (
             active < self.max_num_active_reqs
             and self.pause_state == PauseState.UNPAUSED
+            and self.kv_cache_manager.block_pool.get_num_free_blocks() > 0
         )
 
-    def _forget(self, request_id: str) -> None:
-        self._waiting_entries.pop(request_id, None)
-        self._probes.pop(request_id, None)
+    def _order_state(self) -> object:
+        """What the order depends on: tree, free blocks, and who waits."""
+        pool = self.kv_cache_manager.block_pool
+        ends = self.waiting[0].request_id, self.waiting[-1].request_id
+        return pool.tree.version, pool.num_blank_blocks, len(self.waiting), *ends
 
     def _order_waiting(self) -> None:
         """Order the queue in place: O(n log n), O(1) tree nodes per request."""
+        if self._order_state() == self._ordered_at:
+            return
         requests = list(self.waiting)
+        # Preempted requests keep the head of the queue.
         first = [request for request in requests if self._keeps_place(request)]
         movable = [request for request in requests if not self._keeps_place(request)]
-        entries = [self._entry(request) for request in movable]
-        pool = self.kv_cache_manager.block_pool
-        if needs_order(entries, pool.num_blank_blocks):
-            order = prefix_order(entries, self.radix_config.max_overtakes)
+        queued = [self._look_up(request) for request in movable]
+        if needs_order(queued, self.kv_cache_manager.block_pool.num_blank_blocks):
+            order = prefix_order(queued, self.radix_config.max_overtakes)
         else:
-            order = sorted(range(len(entries)), key=lambda i: entries[i].arrival)
+            order = sorted(range(len(queued)), key=lambda i: queued[i].arrival)
         ordered = first + [movable[index] for index in order]
         if ordered != requests:
             self.waiting.clear()
             self.waiting.extend(ordered)
+        self._ordered_at = self._order_state()
 
     @staticmethod
     def _keeps_place(request: Request) -> bool:
@@ -149,49 +177,58 @@ class RadixScheduler(Scheduler):
             request.status == RequestStatus.PREEMPTED or request.num_computed_tokens > 0
         )
 
-    def _entry(self, request: Request) -> Waiting:
-        """Return what the order needs to know, as of now."""
-        request_id = request.request_id
-        entry = self._waiting_entries.get(request_id)
-        if entry is None:
-            # New requests are at the tail, in order of arrival.
-            entry = Waiting(arrival=self._arrivals)
-            self._arrivals += 1
-            self._waiting_entries[request_id] = entry
+    def _look_up(self, request: Request) -> "_Queued":
+        """Return what the order needs to know of a request, as of now."""
         pool = self.kv_cache_manager.block_pool
-        entry.total = -(-request.num_tokens // self.block_size)
-        if self.kv_cache_manager.prefix_cache_lookup_enabled(request):
-            limit = (request.num_tokens - 1) // self.block_size
-            probe = pool.tree.probe(
-                pool.keys.key(request, limit),
-                pool.keys.namespace(request),
-                limit,
-                self._probes.get(request_id),
+        queued = self._queued.get(request.request_id)
+        if queued is None:
+            # New requests are at the tail, in order of arrival.
+            queued = _Queued(
+                arrival=self._arrivals,
+                total=-(-request.num_tokens // self.block_size),
+                limit=(request.num_tokens - 1) // self.block_size,
+                namespace=pool.keys.namespace(request),
             )
-            self._probes[request_id] = probe
-            entry.cached = probe.num_blocks if probe else 0
-        return entry
+            if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):
+                queued.limit = 0
+            self._arrivals += 1
+            self._queued[request.request_id] = queued
+            queued.key = pool.keys.key(request, queued.limit)
+        if request.status != RequestStatus.WAITING:
+            queued.cached = 0  # its grammar is not ready: no reason to go first
+            return queued
+        queued.probe = probe = pool.tree.probe(
+            queued.key, queued.namespace, queued.limit, queued.probe
+        )
+        queued.cached = probe.num_blocks if probe else 0
+        return queued
 
     def _note_admissions(self, output: SchedulerOutput) -> None:
         """Count, for each waiting request, who was admitted before it."""
-        admitted = [
-            self._waiting_entries.pop(request_id)
-            for request_id in output.num_scheduled_tokens
-            if request_id in self._waiting_entries
-        ]
+        gone = [*output.num_scheduled_tokens]
+        # An asynchronous KV load takes its blocks without being scheduled yet.
+        gone += [request.request_id for request in self.kv_holding_waiting]
+        admitted = sorted(
+            self._queued.pop(request_id).arrival
+            for request_id in gone
+            if request_id in self._queued
+        )
         if not admitted:
             return
-        self._probes = {
-            request_id: probe
-            for request_id, probe in self._probes.items()
-            if request_id in self._waiting_entries
-        }
-        latest = max(entry.arrival for entry in admitted)
-        for entry in self._waiting_entries.values():
-            if entry.arrival < latest:
-                entry.overtaken += sum(
-                    other.arrival > entry.arrival for other in admitted
-                )
+        for queued in self._queued.values():
+            if queued.arrival < admitted[-1]:
+                later = len(admitted) - bisect_right(admitted, queued.arrival)
+                queued.overtaken += later
+
+
+@dataclass(slots=True)
+class _Queued(Waiting):
+    """A waiting request, and how to look up its prefix again."""
+
+    limit: int = 0
+    namespace: Namespace = None
+    key: bytes = b""
+    probe: Probe | None = None
 
 
 class AsyncRadixScheduler(RadixScheduler, AsyncScheduler):

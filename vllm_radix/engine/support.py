@@ -5,14 +5,40 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from vllm_radix.engine.compat import (
+    AsyncScheduler,
+    DiffusionAsyncScheduler,
+    DiffusionScheduler,
     FullAttentionManager,
     KVCacheConfig,
     KVCacheSpecRegistry,
+    Scheduler,
     UniformTypeKVCacheSpecs,
     VllmConfig,
 )
 
 _FIX = 'start without radix, or with the option on_unsupported="stock"'
+
+
+_registration_problem: str | None = None
+
+
+def remember_problem(problem: str | None) -> None:
+    """Keep why the plugin could not register, for whoever asks for radix."""
+    global _registration_problem
+    _registration_problem = problem
+
+
+def install_problem() -> str | None:
+    """Return why radix cannot be used with what is installed, or None."""
+    return version_problem() or _registration_problem
+
+
+def stock_scheduler_cls(vllm_config: VllmConfig) -> type:
+    """Return the scheduler class that vLLM would use by itself."""
+    asynchronous = bool(vllm_config.scheduler_config.async_scheduling)
+    if vllm_config.diffusion_config is not None:
+        return DiffusionAsyncScheduler if asynchronous else DiffusionScheduler
+    return AsyncScheduler if asynchronous else Scheduler
 
 
 def version_problem() -> str | None:

@@ -64,7 +64,8 @@ class PrefixCache(ABC):
         block_size: tokens in a block.
 
     Attributes:
-        version: grows with every change of what ``match`` could answer.
+        version: grows with every change of what ``match`` could answer; while it
+            stands still, so do all answers.
     """
 
     def __init__(self, block_size: int) -> None:

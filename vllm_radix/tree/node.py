@@ -16,9 +16,19 @@ class Node:
         children: nodes below, sorted by ``first``.
         first: the first block of each child's key.
         alive: False once the node has left the tree.
+        trimmed: eviction has shortened this leaf since it last grew.
     """
 
-    __slots__ = ("alive", "blocks", "children", "first", "key", "parent", "start")
+    __slots__ = (
+        "alive",
+        "blocks",
+        "children",
+        "first",
+        "key",
+        "parent",
+        "start",
+        "trimmed",
+    )
 
     def __init__(
         self, parent: "Node | None", key: bytes, blocks: list[int], start: int
@@ -30,3 +40,4 @@ class Node:
         self.children: list[Node] = []
         self.first: list[bytes] = []
         self.alive = True
+        self.trimmed = False

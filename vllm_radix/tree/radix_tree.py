@@ -87,7 +87,8 @@ class RadixTree(PrefixCache):
         self._spares: dict[int, list[int]] = {}
         self._spare_of: dict[int, int] = {}
         self._clock = 0
-        # Grows when a hole appears: holes above it invalidate a probe.
+        # Grows when probes taken before may have become wrong: a hole appears,
+        # or a trimmed leaf grows again, into other tokens.
         self._epoch = 0
         self._num_nodes = 0
         self._num_cached = 0
@@ -254,6 +255,10 @@ class RadixTree(PrefixCache):
             tokens = key[depth * size : total * size]
             if node.parent is not None and not node.children:
                 self._cut(node)
+                if node.trimmed:
+                    # A probe may end in what was here before.
+                    self._epoch += 1
+                    node.trimmed = False
                 node.key += tokens
                 node.blocks += new
             else:
@@ -396,7 +401,7 @@ class RadixTree(PrefixCache):
     def _offer(self, block: int) -> None:
         """Note that a block is evictable."""
         if len(self._heap) > max(_MIN_HEAP, 2 * self._num_nodes):
-            self._heap = [e for e in self._heap if self._is_current(*e)]
+            self._heap = list({e for e in self._heap if self._is_current(*e)})
             heapify(self._heap)
         heappush(self._heap, (self._rank[block], block))
 
@@ -410,7 +415,10 @@ class RadixTree(PrefixCache):
         )
 
     def evict(self, count: int) -> list[int]:
-        """Evict, O(log n) per run of blocks and O(1) per block of it."""
+        """Evict, O(log n) per run of blocks and O(1) per block of it.
+
+        A node left with one child is joined with it: O(blocks of the child).
+        """
         out: list[int] = []
         heap = self._heap
         while heap and len(out) < count:
@@ -449,6 +457,7 @@ class RadixTree(PrefixCache):
             self._trim_holes(node)
             parent = node.parent
             if node.blocks:
+                node.trimmed = True
                 # Cut when half is gone: O(1) per block trimmed, amortised.
                 if len(node.key) > 2 * len(node.blocks) * self.block_bytes:
                     self._cut(node)
@@ -479,6 +488,7 @@ class RadixTree(PrefixCache):
         node.key += child.key
         node.blocks += child.blocks
         node.children, node.first = child.children, child.first
+        node.trimmed = child.trimmed
         for below in node.children:
             below.parent = node
         child.alive = False
@@ -503,6 +513,24 @@ class RadixTree(PrefixCache):
         self._epoch += 1
         self._settle(node)
         return True
+
+    def below(self, block: int) -> list[int]:
+        """Return what is cached below a block, and the block's duplicates.
+
+        O(what is returned). Spares are listed with the block they stand by.
+        """
+        there = self._spare_of.get(block, block)
+        node = self._node[there] if 0 <= there < len(self._node) else None
+        if node is None:
+            return []
+        found = [there, *node.blocks[self._depth[there] - node.start + 1 :]]
+        stack = list(node.children)
+        while stack:
+            child = stack.pop()
+            found += child.blocks
+            stack += child.children
+        spares = [spare for b in found for spare in self._spares.get(b, ())]
+        return [b for b in (*found, *spares) if b not in (HOLE, block)]
 
     def reset(self) -> None:
         """Forget everything."""

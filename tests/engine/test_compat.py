@@ -1,0 +1,66 @@
+"""What is relied upon beyond vLLM's names: the methods that are overridden.
+
+A new vLLM that renames or moves a parameter fails here, by name, and not in a
+running server.
+"""
+
+import inspect
+
+import pytest
+
+from vllm_radix.engine import compat
+from vllm_radix.engine.block_pool import RadixBlockPool
+from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.scheduler import RadixScheduler
+
+PAIRS = [
+    (RadixBlockPool, compat.BlockPool),
+    (RadixKVCacheManager, compat.KVCacheManager),
+    (RadixScheduler, compat.Scheduler),
+]
+OVERRIDES = [
+    (ours, theirs, name)
+    for ours, theirs in PAIRS
+    for name, value in vars(ours).items()
+    if inspect.isfunction(value) and hasattr(theirs, name) and not name.startswith("__")
+]
+
+
+def test_there_are_overrides():
+    assert {name for *_, name in OVERRIDES} == {
+        "cache_full_blocks",
+        "get_new_blocks",
+        "touch",
+        "free_blocks",
+        "unpin_blocks",
+        "evict_blocks",
+        "reset_prefix_cache",
+        "_maybe_evict_cached_block",
+        "get_computed_blocks",
+        "add_request",
+        "schedule",
+        "_free_request",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name"),
+    OVERRIDES,
+    ids=[f"{ours.__name__}.{name}" for ours, _, name in OVERRIDES],
+)
+def test_an_override_takes_what_vllm_passes(ours, theirs, name):
+    mine = inspect.signature(getattr(ours, name)).parameters.values()
+    original = inspect.signature(getattr(theirs, name)).parameters
+    named = [p.name for p in mine if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert named == list(original)[: len(named)]
+    rest = [p for p in list(original.values())[len(named) :]]
+    takes_rest = {p.kind for p in mine} >= {
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    }
+    assert takes_rest or not rest
+
+
+def test_every_name_of_compat_exists():
+    for name in compat.__all__:
+        assert getattr(compat, name) is not None
