@@ -1,5 +1,6 @@
 # Everything a developer runs. `make setup` first; the rest uses its .venv.
 PYTHON ?= python3
+.NOTPARALLEL:
 BIN := .venv/bin
 
 .PHONY: help setup test unit lint ab ab-quick lock clean
@@ -7,7 +8,7 @@ BIN := .venv/bin
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-setup:  ## Create .venv and .models (Python 3.11; a few minutes, 5 GB)
+setup:  ## Create .venv and .models (Python 3.11; a few minutes, 6 GB)
 	@$(PYTHON) tools/setup_env.py
 
 lint:  ## ruff, ruff format, mypy

@@ -11,13 +11,20 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vllm_radix_bench.arm import Settings, as_request
-from vllm_radix_bench.workloads import BUILDERS, Workload, build
+from vllm_radix_bench.workloads import (
+    BUILDERS,
+    Encode,
+    Workload,
+    build,
+    longest_path,
+)
 
 ARMS = ("stock", "radix")
 GAP = 1e-3
@@ -48,6 +55,10 @@ class Options:
     seed: int = 0
     radix: dict[str, Any] = field(default_factory=dict)
     gpu_memory_utilization: float = 0.42
+
+
+class InputError(ValueError):
+    """What was asked for cannot be run; the message names the option."""
 
 
 class ArmError(RuntimeError):
@@ -125,7 +136,8 @@ class ArmProcess:
             self._process.kill()
             self._process.wait()
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._replies.close()
 
 
@@ -133,27 +145,49 @@ class ArmProcess:
 def both_arms(
     settings: dict[str, Settings], folder: Path, label: str
 ) -> Iterator[dict[str, ArmProcess]]:
-    """Start both arms at once, not waiting for them; end them in any case."""
+    """Start both arms, wait until they are ready, end them in any case."""
+    # vLLM measures a GPU's free memory as it starts: one at a time there.
+    at_once = "cpu" in version("vllm")
     with ExitStack() as stack:
         arms = {}
         for name in ARMS:
             log = folder / f"ab-{label}-{name}.log"
             arms[name] = ArmProcess(name, settings[name], log)
             stack.callback(arms[name].stop)
+            if not at_once:
+                arms[name].wait_until_ready()
+        if at_once:
+            for arm in arms.values():
+                arm.wait_until_ready()
         yield arms
 
 
-def settings_for(options: Options, text: bool) -> dict[str, Settings]:
-    """Return the settings of both arms, for counts or for texts."""
+def settings_for(
+    options: Options, text: bool, workloads: list[Workload]
+) -> dict[str, Settings]:
+    """Return the settings of both arms, for counts or for texts.
+
+    Raises:
+        InputError: a request would not fit the cache.
+    """
     blocks = options.text_blocks if text else options.blocks
+    longest = longest_path(workloads)
+    if longest > blocks * options.block_size:
+        raise InputError(
+            f"a request of {longest} tokens does not fit a cache of {blocks} blocks "
+            f"of {options.block_size} tokens: raise --{'text-' * text}blocks or "
+            "--block-size"
+        )
     common: dict[str, Any] = {
         "model": options.text_model if text else options.model,
         "load_format": "auto" if text else options.load_format,
+        # Greedy answers are compared: rounding must not decide them.
+        "dtype": "float32" if text else "auto",
         "block_size": options.block_size,
         "num_blocks": blocks,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
-        "max_model_len": blocks * options.block_size,
+        "max_model_len": longest + 1,
         "gpu_memory_utilization": options.gpu_memory_utilization,
     }
     return {
@@ -163,26 +197,24 @@ def settings_for(options: Options, text: bool) -> dict[str, Settings]:
 
 
 def run_counts(
-    options: Options, folder: Path, progress: Progress
+    options: Options, workloads: list[Workload], folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Run all workloads on both arms, ``repeats`` times in turns."""
     progress("starting two engines")
-    with both_arms(settings_for(options, text=False), folder, "counts") as arms:
-        workloads = make_workloads(options, text=False)
-        for arm in arms.values():
-            arm.wait_until_ready()
+    settings = settings_for(options, False, workloads)
+    with both_arms(settings, folder, "counts") as arms:
         runs: list[dict[str, list[Any]]] = [
             {name: [] for name in ARMS} for _ in workloads
         ]
         for repeat in range(options.repeats):
-            turn = ARMS if repeat % 2 == 0 else ARMS[::-1]
-            for work, done in zip(workloads, runs, strict=True):
-                for name in turn:
+            for index, work in enumerate(workloads):
+                for name in ARMS if (repeat + index) % 2 == 0 else ARMS[::-1]:
                     progress(
                         f"{work.name} at {work.pressure:.1f}x, {name}, "
                         f"run {repeat + 1} of {options.repeats}"
                     )
-                    done[name].append(arms[name].ask(as_request(work.roots)))
+                    result = arms[name].ask(as_request(work.roots))
+                    runs[index][name].append(result)
     return [
         {"workload": work.name, "pressure": work.pressure, "runs": done}
         for work, done in zip(workloads, runs, strict=True)
@@ -190,17 +222,13 @@ def run_counts(
 
 
 def run_texts(
-    options: Options, folder: Path, progress: Progress
+    options: Options, workloads: list[Workload], folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Run short workloads on the text model and compare the greedy answers."""
-    if options.text_model is None:
-        return []
     cells = []
     progress("starting two engines with the text model")
-    with both_arms(settings_for(options, text=True), folder, "texts") as arms:
-        workloads = make_workloads(options, text=True)
-        for arm in arms.values():
-            arm.wait_until_ready()
+    settings = settings_for(options, True, workloads)
+    with both_arms(settings, folder, "texts") as arms:
         for work in workloads:
             results = {}
             for name in ARMS:
@@ -246,24 +274,24 @@ def differences(stock: dict[str, Any], radix: dict[str, Any]) -> list[dict[str, 
             "stock": mine["output"][at],
             "radix": other["output"][at],
             "gap": None,
+            "top": [],
         }
         if "top" in mine:
-            (_, first), (_, second) = mine["top"][at][:2]
-            entry["gap"] = first - second
+            (best, first), (next_best, second) = mine["top"][at][:2]
+            entry.update(gap=first - second, top=[best, next_best])
         out.append(entry)
     return out
 
 
 def make_workloads(options: Options, text: bool) -> list[Workload]:
-    """Build the workloads of one part, with the model's own tokenizer."""
-    from transformers import AutoTokenizer
+    """Build the workloads of one part, with its model's own tokenizer.
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-
-    def encode(words: str) -> list[int]:
-        ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
-        return ids
-
+    Raises:
+        InputError: the model folder has no tokenizer.
+    """
+    model = options.text_model if text else options.model
+    assert model is not None
+    encode = load_encode(Path(model))
     pressures = [options.text_pressure] if text else options.pressures
     return [
         build(
@@ -281,10 +309,29 @@ def make_workloads(options: Options, text: bool) -> list[Workload]:
     ]
 
 
+def load_encode(model: Path) -> Encode:
+    """Return a function from text to token ids, without special tokens.
+
+    Raises:
+        InputError: the folder has no tokenizer that can be loaded.
+    """
+    fast = model / "tokenizer.json"
+    if fast.exists():
+        from tokenizers import Tokenizer
+
+        one = Tokenizer.from_file(str(fast))
+        return lambda text: list(one.encode(text, add_special_tokens=False).ids)
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no tokenizer to load ({error})") from error
+    return lambda text: list(other(text, add_special_tokens=False).input_ids)
+
+
 def versions() -> dict[str, str]:
     """Return the versions and the machine that a result depends on."""
-    from importlib.metadata import version
-
     names = ("vllm", "vllm-radix", "torch", "transformers")
     return {
         **{name: version(name) for name in names},
@@ -293,24 +340,42 @@ def versions() -> dict[str, str]:
     }
 
 
-def run(options: Options, folder: Path, progress: Progress) -> dict[str, Any]:
+def run(
+    options: Options,
+    folder: Path,
+    progress: Progress,
+    save: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Run the whole A/B.
 
     Args:
         options: what to run.
         folder: for the engines' logs.
         progress: called with a line before each piece of work.
+        save: called with the result so far, after each part.
 
     Returns:
         The result, ready for JSON.
+
+    Raises:
+        InputError: before anything is started.
+        ArmError: an engine did not come up or died.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    return {
+    counts = make_workloads(options, text=False)
+    texts = make_workloads(options, text=True) if options.text_model else []
+    for part, workloads in ((False, counts), (True, texts)):
+        settings_for(options, part, workloads)
+    result: dict[str, Any] = {
         "versions": versions(),
         "options": asdict(options),
-        "counts": run_counts(options, folder, progress),
-        "texts": run_texts(options, folder, progress),
+        "counts": run_counts(options, counts, folder, progress),
+        "texts": [],
     }
+    save(result)
+    if texts:
+        result["texts"] = run_texts(options, texts, folder, progress)
+        save(result)
+    return result
 
 
 def total_pieces(options: Options) -> int:

@@ -31,6 +31,7 @@ class Settings:
     max_model_len: int
     gpu_memory_utilization: float
     load_format: str = "auto"
+    dtype: str = "auto"
     radix: dict[str, Any] | None = None
 
 
@@ -58,7 +59,7 @@ class Arm:
         engine_args = EngineArgs(
             model=settings.model,
             load_format=settings.load_format,
-            dtype="float32" if cpu else "auto",
+            dtype="float32" if cpu else settings.dtype,
             enforce_eager=cpu,
             block_size=settings.block_size,
             # One block is vLLM's own, the null block.
@@ -91,7 +92,7 @@ class Arm:
         self._scheduler.schedule = counted
 
     def describe(self) -> dict[str, Any]:
-        """Return what is running, to be checked and recorded."""
+        """Return what is running, to be checked and recorded with each result."""
         return {
             "scheduler": type(self._scheduler).__name__,
             "manager": type(self._scheduler.kv_cache_manager).__name__,
@@ -160,6 +161,7 @@ class Arm:
             "engine_steps": self._steps,
             "preemptions": sum(record["preemptions"] for record in records),
             "seconds": seconds,
+            "engine": self.describe(),
             "records": records,
         }
 

@@ -40,8 +40,14 @@ def computed(cell: Cell, arm: str) -> int:
 
 
 def is_loaded(cell: Cell) -> bool:
-    """Whether the working set does not fit the cache."""
-    return bool(cell["pressure"] > 1)
+    """Whether the working set is far larger than the cache."""
+    return bool(cell["pressure"] >= 2)
+
+
+def reorders(result: dict[str, Any]) -> bool:
+    """Whether radix was told to use another order than stock."""
+    radix = result["options"]["radix"]
+    return radix.get("policy") != "fcfs" and radix.get("max_overtakes") != 0
 
 
 def counts_table(cells: list[Cell]) -> Table:
@@ -116,6 +122,12 @@ def compared(cell: Cell) -> tuple[int, int]:
     return total - len(lost) - len(after), total - len(after)
 
 
+def is_tie(difference: dict[str, Any]) -> bool:
+    """Whether the model was undecided between the two arms' tokens."""
+    gap = difference["gap"]
+    return gap is not None and gap <= GAP and difference["radix"] in difference["top"]
+
+
 def verdicts(result: dict[str, Any]) -> list[tuple[bool, str]]:
     """Return what was to be shown, and whether it was."""
     out = []
@@ -124,11 +136,14 @@ def verdicts(result: dict[str, Any]) -> list[tuple[bool, str]]:
         name = f"{cell['workload']} at {cell['pressure']:.2f}x"
         if cell["workload"] == "control":
             out.append((radix == stock, f"{name}: exactly as many tokens as stock"))
-        elif is_loaded(cell):
-            out.append((radix < stock, f"{name}: fewer tokens computed than stock"))
-        else:
+        elif cell["pressure"] < 1:
             same = abs(radix - stock) <= 0.01 * stock
             out.append((same, f"{name}: as many tokens as stock, within 1 %"))
+        elif is_loaded(cell) and reorders(result):
+            out.append((radix < stock, f"{name}: fewer tokens computed than stock"))
+        else:
+            fine = radix <= 1.01 * stock
+            out.append((fine, f"{name}: not more tokens than stock, within 1 %"))
         repeated = all(
             run["computed_prompt_tokens"] == computed(cell, arm)
             for arm in ARMS
@@ -137,8 +152,7 @@ def verdicts(result: dict[str, Any]) -> list[tuple[bool, str]]:
         if not repeated:
             out.append((False, f"{name}: the counts differ from run to run"))
     for cell in result["texts"]:
-        gaps = [difference["gap"] for difference in cell["differences"]]
-        fine = all(gap is not None and gap <= GAP for gap in gaps)
+        fine = all(map(is_tie, cell["differences"]))
         equal, total = compared(cell)
         text = f"{cell['workload']} texts: {equal} of {total} equal to stock's"
         out.append((fine, text))
@@ -182,6 +196,8 @@ def show(result: dict[str, Any], console: Console) -> bool:
                 f"{d['stock']} in stock and {d['radix']} in radix; stock's two most "
                 f"likely tokens are {d['gap']:.2e} apart"
             )
+    if not result["texts"]:
+        console.print("No texts were compared.")
     checks = verdicts(result)
     for fine, text in checks:
         console.print(f"  {'ok  ' if fine else 'MISS'}  {text}", highlight=False)

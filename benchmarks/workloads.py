@@ -8,7 +8,7 @@ requests one of single nodes.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -50,6 +50,18 @@ class Workload:
             turn = stack.pop()
             yield turn
             stack.extend(turn.children[::-1])
+
+
+def longest_path(workloads: Iterable[Workload]) -> int:
+    """Return the tokens of the longest prompt with its answer."""
+    longest = 0
+    stack = [(turn, 0) for work in workloads for turn in work.roots]
+    while stack:
+        turn, before = stack.pop()
+        tokens = before + len(turn.tokens) + turn.max_tokens
+        longest = max(longest, tokens)
+        stack.extend((child, tokens) for child in turn.children)
+    return longest
 
 
 @dataclass

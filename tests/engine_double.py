@@ -116,6 +116,7 @@ class EngineDouble:
         computed: tokens computed so far.
         outputs: answers of finished requests, by id.
         admitted: ids in order of first admission.
+        resumed: ids in order of admission after a preemption.
     """
 
     def __init__(self, scheduler, lag=0, check=True):
@@ -127,7 +128,8 @@ class EngineDouble:
         self.tables, self.tokens, self.chains = {}, {}, {}
         self.in_flight = deque()
         self.computed = self.steps = 0
-        self.outputs, self.admitted, self.cached = {}, [], {}
+        self.outputs, self.cached = {}, {}
+        self.admitted, self.resumed = [], []
         hasher = get_hash_fn_by_name("sha256")
         init_none_hash(hasher)
         self._hasher = get_request_block_hasher(self.block_size, hasher)
@@ -209,6 +211,7 @@ class EngineDouble:
         for i, request_id in enumerate(cached.req_ids):
             blocks = cached.new_block_ids[i]
             if request_id in cached.resumed_req_ids:
+                self.resumed.append(request_id)
                 self.tables[request_id] = list(blocks[0])
                 # Its known tokens go along; those in flight were dropped.
                 known = self.scheduler.requests[request_id].num_tokens

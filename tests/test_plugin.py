@@ -1,15 +1,22 @@
 """The ways in: flag, scheduler class, LLM arguments, enable."""
 
+import logging
+
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 import vllm_radix
+from vllm_radix.engine.support import install_problem
 from vllm_radix.plugin import SCHEDULER, register
 
 
 @pytest.fixture(autouse=True)
 def registered():
+    """The plugin, registered; and again afterwards, whatever a test pretended."""
+    register()
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
     register()
 
 
@@ -136,12 +143,10 @@ def test_bad_configurations_are_refused_before_weights_load(
         engine_args.create_engine_config()
 
 
-def test_an_unsupported_vllm_is_left_alone_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(
-        "vllm_radix.engine.support.version", lambda name: "0.99", raising=True
-    )
-    logger = __import__("logging").getLogger("vllm.radix")
-    monkeypatch.setattr(logger.parent, "propagate", True)
+def test_an_unsupported_vllm_is_left_alone_with_a_warning(registered, caplog):
+    registered.setattr("vllm_radix.engine.support.version", lambda name: "0.99")
+    registered.setattr(logging.getLogger("vllm"), "propagate", True)
     register()
+    assert "0.99 is installed" in install_problem()
     assert "cannot be used" in caplog.text
     assert "supports vllm<0.33,>=0.32, and 0.99 is installed" in caplog.text

@@ -83,6 +83,8 @@ def main() -> None:
     """Build each model aside and move it into place when it is complete."""
     root = Path(sys.argv[1])
     root.mkdir(parents=True, exist_ok=True)
+    for left_over in root.glob("tmp*"):
+        shutil.rmtree(left_over)
     source = gguf_file()
     with tempfile.TemporaryDirectory(dir=root) as folder:
         for name in ("smollm2", "tiny"):

@@ -5,6 +5,9 @@ step leaves a stamp keyed by its inputs; a step whose stamp matches is skipped,
 so a second call takes seconds and an edited lock redoes only what it must.
 """
 
+# Old Pythons are to read this file, to be told that they are too old.
+from __future__ import annotations
+
 import argparse
 import hashlib
 import os
@@ -13,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +58,7 @@ def check_machine(version: tuple[int, int], cpuinfo: str, free_gb: float) -> str
         )
     if "avx2" not in cpuinfo.split():
         return "this processor lacks AVX2, which the CPU build of vLLM needs."
-    if free_gb < NEEDED_GB and not (STAMPS / "packages").exists():
+    if free_gb < NEEDED_GB and not any(VENV.glob("lib/*/site-packages/torch")):
         return (
             f"{free_gb:.1f} GB of disk are free here and about {NEEDED_GB:.0f} are "
             "needed (packages 4 GB, models 0.6 GB): free some, or clone elsewhere."
@@ -72,10 +75,25 @@ def digest(*parts: Path | str) -> str:
     return total.hexdigest()
 
 
-def step(name: str, label: str, key: str, action: Callable[[], None]) -> None:
-    """Run ``action`` unless the stamp ``name`` already holds ``key``."""
+def step(
+    name: str,
+    label: str,
+    key: str,
+    action: Callable[[], None],
+    makes: Sequence[Path] = (),
+) -> None:
+    """Run ``action`` unless the stamp ``name`` holds ``key`` and all is there.
+
+    Args:
+        name: of the stamp.
+        label: for the reader.
+        key: hash of what the step depends on.
+        action: the step.
+        makes: files that are there once it is done.
+    """
     stamp = STAMPS / name
-    if stamp.exists() and stamp.read_text() == key:
+    done = stamp.exists() and stamp.read_text() == key
+    if done and all(path.exists() for path in makes):
         print(f"setup: {label}: up to date")
         return
     print(f"setup: {label} ...", flush=True)
@@ -104,7 +122,9 @@ def pip(*arguments: str | Path) -> None:
 def install_packages() -> None:
     """Install the lock: torch with what its build needs, the rest alone."""
     torch = next(x for x in LOCK.read_text().split() if x.startswith("torch=="))
-    if subprocess.run([PYTHON, "-c", "import torch"], capture_output=True).returncode:
+    probe = "import torch; print('torch==' + torch.__version__.split('+')[0])"
+    found = subprocess.run([PYTHON, "-c", probe], capture_output=True, text=True)
+    if found.stdout.strip() != torch:
         # Where only the ordinary build of torch is offered, it needs its CUDA
         # packages to be importable, which the lock does not list.
         pip(torch)
@@ -124,12 +144,15 @@ def main() -> None:
     if problem:
         fail(problem)
 
+    # Not the .venv's own python, should it be active: it is about to go.
+    base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
     def create_venv() -> None:
         shutil.rmtree(VENV, ignore_errors=True)
-        run(sys.executable, "-m", "venv", VENV)
+        run(base, "-m", "venv", VENV)
 
-    key = digest(sys.executable, platform.python_version(), str(VENV))
-    step("venv", "virtual environment", key, create_venv)
+    key = digest(base, platform.python_version(), str(VENV))
+    step("venv", "virtual environment", key, create_venv, [PYTHON])
     step(
         "packages",
         "packages of tools/lock.txt (about 4 GB, a few minutes)",
@@ -153,6 +176,11 @@ def main() -> None:
         "models under .models (SmolLM2-135M-Instruct and a tiny Llama)",
         digest(TOOLS / "prepare_models.py", LOCK, str(MODELS)),
         lambda: run(PYTHON, TOOLS / "prepare_models.py", MODELS),
+        [
+            MODELS / "tiny" / "tokenizer.json",
+            MODELS / "smollm2" / "tokenizer.json",
+            MODELS / "smollm2" / "model.safetensors",
+        ],
     )
     print("setup: ready; next: make test, make ab")
 

@@ -5,9 +5,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vllm_radix
 from vllm_radix.config import RadixConfig, parse_flag
+
+if TYPE_CHECKING:
+    from vllm_radix_bench.ab import Options
 
 _MODELS = Path(".models")
 _QUICK_TEXTS = ("few-shot", "chat", "documents")
@@ -17,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0; 1 when an A/B does not show what it should; 2 for bad input.
+        0; 1 when an A/B does not show what it should; 2 for bad input; 3 when an
+        engine did not come up or died; 130 when interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="vllm-radix",
@@ -30,19 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(arguments.run(arguments, parser))
 
 
-def _number(kind: type, least: float, text: str) -> int | float:
+def _number(kind: type, least: float, most: float, text: str) -> int | float:
     try:
         value: int | float = kind(text)
     except ValueError:
         value = least - 1
-    if not value >= least:  # neither is "nan"
+    if not least <= value <= most:  # nor is "nan"
         what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what} of at least {least}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not {what} from {least} to {most}"
+        )
     return value
 
 
 def _whole(least: int) -> Callable[[str], int | float]:
-    return lambda text: _number(int, least, text)
+    return lambda text: _number(int, least, 1_000_000, text)
 
 
 def _radix(text: str) -> dict[str, object]:
@@ -93,7 +100,7 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     add(
         "--pressure",
         nargs="+",
-        type=lambda text: _number(float, 0.1, text),
+        type=lambda text: _number(float, 0.1, 100, text),
         default=[4.0, 0.5],
         metavar="X",
         help="working set as a multiple of the cache, for the counts",
@@ -112,7 +119,7 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         add(f"--{flag}", type=_whole(least), default=default, metavar="N", help=what)
     add(
         "--text-pressure",
-        type=lambda text: _number(float, 0.1, text),
+        type=lambda text: _number(float, 0.1, 100, text),
         default=Options.text_pressure,
         metavar="X",
         help="the same as --pressure, for the texts",
@@ -120,7 +127,7 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     add("--radix", type=_radix, default={}, metavar="JSON", help="options of radix")
     add(
         "--gpu-memory-utilization",
-        type=lambda text: _number(float, 0.05, text),
+        type=lambda text: _number(float, 0.05, 0.5, text),
         default=Options.gpu_memory_utilization,
         metavar="SHARE",
         help="of each of the two engines, which are up at once; not used on a CPU",
@@ -144,10 +151,9 @@ def _model_folder(given: str | None, name: str, flag: str) -> str | None:
     return given
 
 
-def _options(arguments: argparse.Namespace) -> object:
+def _options(arguments: argparse.Namespace) -> "Options":
     from vllm_radix_bench.ab import Options
 
-    RadixConfig.resolve(arguments.radix)
     model = _model_folder(arguments.model, "tiny", "--model")
     if model is None:
         raise ValueError(
@@ -162,7 +168,8 @@ def _options(arguments: argparse.Namespace) -> object:
         load_format=arguments.load_format or ("auto" if arguments.model else "dummy"),
         text_model=None if arguments.no_texts else text_model,
         workloads=workloads,
-        text_workloads=[w for w in workloads if not quick or w in _QUICK_TEXTS],
+        text_workloads=[w for w in workloads if quick and w in _QUICK_TEXTS]
+        or workloads,
         stretch=2.0 if quick else Options.stretch,
         pressures=list(dict.fromkeys(arguments.pressure)),
         blocks=max(16, arguments.blocks // 2) if quick else arguments.blocks,
@@ -174,7 +181,7 @@ def _options(arguments: argparse.Namespace) -> object:
         max_num_batched_tokens=arguments.max_num_batched_tokens,
         repeats=1 if quick else arguments.repeats,
         seed=arguments.seed,
-        radix=arguments.radix,
+        radix=RadixConfig.resolve(arguments.radix).to_dict(),
         gpu_memory_utilization=arguments.gpu_memory_utilization,
     )
 
@@ -185,13 +192,24 @@ def _run_ab(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> i
 
     from vllm_radix_bench import ab, report
 
+    output: Path = arguments.output
     try:
         options = _options(arguments)
-    except ValueError as error:
+        if output.is_dir():
+            raise ValueError(f"--output: {output} is a folder, not a file")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_suffix(".partial")
+        partial.touch()
+        partial.unlink()
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    output: Path = arguments.output
     # Wide enough for the tables where the output is not a terminal.
     console = Console(width=None if sys.stdout.isatty() else 160)
+
+    def save(result: dict[str, object]) -> None:
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(output)
+
     with tqdm(total=ab.total_pieces(options), unit="piece", leave=False) as bar:
 
         def progress(line: str) -> None:
@@ -199,15 +217,19 @@ def _run_ab(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> i
             bar.update()
 
         try:
-            result = ab.run(options, output.parent, progress)
+            result = ab.run(options, output.parent, progress, save)
+        except ab.InputError as error:
+            bar.close()
+            parser.error(str(error))
         except ab.ArmError as error:
             bar.close()
             print(f"vllm-radix ab: {error}", file=sys.stderr)
-            return 1
+            return 3
+        except KeyboardInterrupt:
+            bar.close()
+            print("vllm-radix ab: interrupted", file=sys.stderr)
+            return 130
     fine = report.show(result, console)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1))
-    partial.replace(output)
     console.print(f"Every request is in {output}.", highlight=False)
     return 0 if fine else 1
 

@@ -38,8 +38,11 @@ def cell(name, pressure, stock, radix):
     return {"workload": name, "pressure": pressure, "runs": runs}
 
 
-def verdict(*counts, texts=()):
-    result = {"counts": list(counts), "texts": list(texts)}
+OPTIONS = {"radix": {"policy": "prefix", "max_overtakes": 16}}
+
+
+def verdict(*counts, texts=(), options=OPTIONS):
+    result = {"counts": list(counts), "texts": list(texts), "options": options}
     return [fine for fine, _ in report.verdicts(result)]
 
 
@@ -50,6 +53,8 @@ def verdict(*counts, texts=()):
         (("chat", 4.0, 90, 90), False),
         (("chat", 0.5, 90, 90), True),
         (("chat", 0.5, 90, 88), False),
+        (("chat", 1.1, 90, 90), True),
+        (("chat", 1.1, 90, 92), False),
         (("control", 4.0, 90, 90), True),
         (("control", 4.0, 90, 89), False),
         (("control", 0.5, 90, 91), False),
@@ -57,6 +62,12 @@ def verdict(*counts, texts=()):
 )
 def test_verdicts(given, fine):
     assert verdict(cell(*given)) == [fine]
+
+
+@pytest.mark.parametrize("radix", [{"policy": "fcfs"}, {"max_overtakes": 0}])
+def test_stock_s_own_order_need_not_win(radix):
+    assert verdict(cell("chat", 4.0, 90, 90), options={"radix": radix}) == [True]
+    assert verdict(cell("chat", 4.0, 90, 92), options={"radix": radix}) == [False]
 
 
 def test_counts_that_vary_are_a_miss():
@@ -75,18 +86,21 @@ def texts_of(stock, radix):
     }
 
 
-TIE = [[[1, -0.5], [4, -0.5]]] * 3
-CLEAR = [[[1, -0.1], [4, -2.5]]] * 3
+TIE = [[[2, -0.5], [4, -0.5]]] * 3
+CLEAR = [[[2, -0.1], [4, -2.5]]] * 3
+OTHER = [[[2, -0.5], [7, -0.5]]] * 3
 
 
-@pytest.mark.parametrize(("tops", "fine"), [(TIE, True), (CLEAR, False)])
+@pytest.mark.parametrize(
+    ("tops", "fine"), [(TIE, True), (CLEAR, False), (OTHER, False)]
+)
 def test_a_difference_is_fine_only_where_the_model_is_undecided(tops, fine):
     stock = run(50, tops=tops)
     radix = run(50, outputs={"1": [1, 4, 3]}, tops=tops)
     part = texts_of(stock, radix)
     (found,) = part["differences"]
     assert (found["id"], found["at"], found["stock"], found["radix"]) == ("1", 1, 2, 4)
-    assert found["gap"] == pytest.approx(0 if fine else 2.4)
+    assert found["gap"] == pytest.approx(2.4 if tops is CLEAR else 0)
     assert verdict(texts=[part]) == [fine]
     assert report.compared(part) == (1, 2)
 
@@ -104,7 +118,8 @@ def test_what_follows_a_difference_has_another_prompt_and_is_not_compared():
 
 def test_everything_is_printed():
     counts = [cell("chat", 4.0, 90, 45), cell("control", 4.0, 90, 90)]
-    result = {"counts": counts, "texts": [texts_of(run(50), run(50))]}
+    texts = [texts_of(run(50), run(50))]
+    result = {"counts": counts, "texts": texts, "options": OPTIONS}
     console = Console(file=io.StringIO(), width=200)
     assert report.show(result, console)
     text = console.file.getvalue()

@@ -1,13 +1,22 @@
 """The workloads: seeded, sized as asked, and what their names say."""
 
+from zlib import crc32
+
 import pytest
 
-from vllm_radix_bench.workloads import BUILDERS, BlockCounter, Turn, build
+from vllm_radix_bench.workloads import (
+    BUILDERS,
+    BlockCounter,
+    Turn,
+    Workload,
+    build,
+    longest_path,
+)
 
 
 def encode(text):
     """A token a word is enough to test shapes."""
-    return [3 + hash(word) % 40_000 for word in text.split()]
+    return [3 + crc32(word.encode()) % 40_000 for word in text.split()]
 
 
 def make(name, pressure=4.0, seed=0, **fields):
@@ -65,3 +74,8 @@ def test_distinct_blocks_are_counted_once_and_answers_apart():
     # Blocks: 1234, then the answer's 2 tokens with 99, then the tail's answer.
     assert counter.add([Turn([1, 2, 3, 4], 2, [tail])]) == 2
     assert counter.add([Turn([1, 2, 3, 4], 2), Turn([1, 2, 3, 4], 4)]) == 3
+
+
+def test_the_longest_path_is_the_longest_prompt_with_its_answer():
+    chain = Turn([1] * 5, 2, [Turn([1] * 3, 4), Turn([1], 1)])
+    assert longest_path([Workload("x", 1.0, [chain, Turn([1] * 9, 1)])]) == 14

@@ -153,6 +153,7 @@ def test_preemption_reads_right_and_answers_the_same():
     options = {"num_blocks": 18, "max_num_seqs": 6, "max_num_batched_tokens": 512}
     theirs = run(prompts, Scheduler, max_tokens=90, **options)
     ours = run(prompts, max_tokens=90, **options)
+    assert ours.resumed and ours.resumed == theirs.resumed
     assert ours.outputs == theirs.outputs
     assert ours.steps == theirs.steps
 

@@ -1,0 +1,81 @@
+"""`make setup`: what it checks, what it skips, what it does again."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "tools" / "setup_env.py"
+GOOD = ((3, 11), "flags : sse avx2 fma", 50.0)
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("setup_env", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(module, "STAMPS", tmp_path / ".venv" / "stamps")
+    return module
+
+
+def test_this_machine_will_do(setup):
+    assert setup.check_machine(*GOOD) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({0: (3, 9)}, "Python 3.9 runs this.*make setup PYTHON="),
+        ({0: (3, 12)}, "Python 3.12 runs this"),
+        ({1: "flags : sse"}, "lacks AVX2"),
+        ({2: 1.5}, "1.5 GB of disk are free here and about 6 are needed"),
+    ],
+)
+def test_what_is_missing_is_named(setup, changes, message):
+    found = [changes.get(i, value) for i, value in enumerate(GOOD)]
+    assert __import__("re").search(message, setup.check_machine(*found))
+
+
+def test_another_system_is_named(setup, monkeypatch):
+    monkeypatch.setattr(setup.platform, "machine", lambda: "aarch64")
+    assert "on aarch64" in setup.check_machine(*GOOD)
+
+
+def test_an_installed_environment_needs_no_space(setup):
+    (setup.VENV / "lib" / "python3.11" / "site-packages" / "torch").mkdir(parents=True)
+    assert setup.check_machine(*GOOD[:2], 0.5) is None
+
+
+def test_a_step_is_skipped_only_while_nothing_changed_and_all_is_there(setup, tmp_path):
+    made = tmp_path / "made"
+    runs = []
+
+    def action():
+        runs.append(1)
+        made.touch()
+
+    def step(key):
+        setup.step("name", "label", key, action, [made])
+        return len(runs)
+
+    assert [step("a"), step("a"), step("b")] == [1, 1, 2]
+    made.unlink()
+    assert step("b") == 3
+
+
+def test_a_step_that_fails_is_done_again(setup):
+    def fails():
+        raise SystemExit(2)
+
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            setup.step("name", "label", "a", fails)
+
+
+def test_old_pythons_can_read_the_script_to_be_refused():
+    """No syntax and no evaluated annotation that Python 3.8 does not know."""
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+    first = next(node for node in tree.body if isinstance(node, ast.ImportFrom))
+    assert first.module == "__future__" and first.names[0].name == "annotations"
