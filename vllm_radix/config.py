@@ -17,6 +17,8 @@ from vllm_radix.tree import POLICIES
 SECTION = "radix"
 """The key of the options in vLLM's ``additional_config``."""
 
+# Not VLLM_RADIX_: vLLM warns of names it does not know, and to register them is to
+# put them into every compile-cache key, with or without radix.
 ENV_PREFIX = "RADIX_"
 
 _CHOICES: dict[str, tuple[str, ...]] = {
