@@ -18,7 +18,7 @@ from vllm_radix_patches.record import Patch, signature_fingerprint, source_finge
 
 _TARGET = "vllm.engine.arg_utils:EngineArgs."
 _UPSTREAM = "none yet; engine options of general plugins"
-_SMALLEST_MODEL = {
+SMALLEST_MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 32,
@@ -42,7 +42,7 @@ def _flag_is_known() -> bool:
 @contextmanager
 def _smallest_model() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(_SMALLEST_MODEL))
+        (Path(folder) / "config.json").write_text(json.dumps(SMALLEST_MODEL))
         yield folder
 
 

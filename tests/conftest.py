@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_radix_patches.engine_args import SMALLEST_MODEL
+
 ROOT = Path(__file__).parent.parent
 
 # Before vLLM is imported by any test.
@@ -18,17 +20,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 def model_folder(tmp_path_factory) -> str:
     """A folder with the smallest config that vLLM takes for a model."""
     folder = tmp_path_factory.mktemp("model")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "vocab_size": 64,
-        "max_position_embeddings": 256,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(SMALLEST_MODEL))
     return str(folder)
 
 

@@ -28,15 +28,11 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_radix import RadixScheduler
+from vllm_radix_patches.engine_args import SMALLEST_MODEL
 
 VOCABULARY = 50
 _MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
+    **SMALLEST_MODEL,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 4096,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
@@ -30,6 +31,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def alive_in(group: int) -> list[str]:
+    """Return the command lines of a process group's running members."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            dead = process.status() == psutil.STATUS_ZOMBIE
+            if not dead and os.getpgid(process.pid) == group:
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 @contextmanager
@@ -64,9 +76,10 @@ def server(model: str, log: Path, *flags: str):
         yield base
         process.terminate()
         process.wait(timeout=60)
-        time.sleep(1)
-        with pytest.raises(ProcessLookupError):  # nothing it started is left
-            os.killpg(process.pid, 0)
+        deadline = time.monotonic() + 60
+        while left := alive_in(process.pid):
+            assert time.monotonic() < deadline, f"still running: {left}"
+            time.sleep(0.5)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
