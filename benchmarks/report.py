@@ -3,6 +3,7 @@
 from statistics import median
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -13,11 +14,7 @@ Cell = dict[str, Any]
 
 def percentile(values: list[float], share: float) -> float:
     """Return a percentile by linear interpolation, ``share`` in 0..1."""
-    ordered = sorted(values)
-    at = share * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    return float(np.quantile(values, share))
 
 
 def ttfts(run: Cell) -> list[float]:

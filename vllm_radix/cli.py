@@ -4,11 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vllm_radix
-from vllm_radix.config import RadixConfig, parse_flag
+from vllm_radix.config import RadixConfig, flag_value
 
 if TYPE_CHECKING:
     from vllm_radix_bench.ab import Options
@@ -49,14 +50,10 @@ def _number(kind: type, least: float, most: float, text: str) -> int | float:
 
 
 def _whole(least: int) -> Callable[[str], int | float]:
-    return lambda text: _number(int, least, 1_000_000, text)
+    return partial(_number, int, least, 1_000_000)
 
 
-def _radix(text: str) -> dict[str, object]:
-    try:
-        return parse_flag(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+_pressure = partial(_number, float, 0.1, 100)
 
 
 class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -100,7 +97,7 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     add(
         "--pressure",
         nargs="+",
-        type=lambda text: _number(float, 0.1, 100, text),
+        type=_pressure,
         default=[4.0, 0.5],
         metavar="X",
         help="working set as a multiple of the cache, for the counts",
@@ -119,15 +116,15 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         add(f"--{flag}", type=_whole(least), default=default, metavar="N", help=what)
     add(
         "--text-pressure",
-        type=lambda text: _number(float, 0.1, 100, text),
+        type=_pressure,
         default=Options.text_pressure,
         metavar="X",
         help="the same as --pressure, for the texts",
     )
-    add("--radix", type=_radix, default={}, metavar="JSON", help="options of radix")
+    add("--radix", type=flag_value, default={}, metavar="JSON", help="options of radix")
     add(
         "--gpu-memory-utilization",
-        type=lambda text: _number(float, 0.05, 0.5, text),
+        type=partial(_number, float, 0.05, 0.5),
         default=Options.gpu_memory_utilization,
         metavar="SHARE",
         help="of each of the two engines, which are up at once; not used on a CPU",

@@ -5,6 +5,7 @@
 option given explicitly wins over the environment, which wins over the default.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -164,6 +165,18 @@ def parse_flag(text: str) -> dict[str, Any]:
         )
     RadixConfig.resolve(options)
     return options
+
+
+def flag_value(text: str) -> dict[str, Any]:
+    """Return ``parse_flag(text)``, as the ``type`` of an argparse option.
+
+    Raises:
+        argparse.ArgumentTypeError: where ``parse_flag`` raises ``ValueError``.
+    """
+    try:
+        return parse_flag(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _parse(text: str) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from vllm_radix.config import (
     SECTION,
     RadixConfig,
+    flag_value,
     from_environment,
-    parse_flag,
     section_of,
 )
 
@@ -92,13 +92,6 @@ def _is_ours(scheduler_cls: object) -> bool:
     )
 
 
-def _flag_value(text: str) -> dict[str, Any]:
-    try:
-        return parse_flag(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def _add_flag(parser: argparse.ArgumentParser) -> None:
     defaults = json.dumps(RadixConfig().to_dict()).replace("%", "%%")
     group = parser.add_argument_group(
@@ -110,7 +103,7 @@ def _add_flag(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const={},
         default=None,
-        type=_flag_value,
+        type=flag_value,
         metavar="JSON",
         help="Turn on the radix-tree KV cache and prefix-aware scheduling. Options "
         "as a JSON object or one by one, as in --radix.policy prefix. Defaults: "
