@@ -24,14 +24,14 @@ SPACE = st.sampled_from([None, "salt"])
 class Both(RuleBasedStateMachine):
     """Runs each action on both caches and compares what they answer."""
 
-    @initialize(block_size=st.sampled_from([1, 2, 3]))
+    @initialize(block_size=st.sampled_from([1, 2, 3, 4]))
     def start(self, block_size):
         self.size = block_size
         self.tree = RadixTree(block_size)
         self.flat = FlatCache(block_size)
         self.blank = list(range(POOL))
         self.uses = [0] * POOL
-        self.requests = []  # (tokens, namespace, blocks)
+        self.requests = []  # [tokens, namespace, blocks, published, partial tokens]
         self.probes = {}
 
     def both(self, action):
@@ -54,23 +54,23 @@ class Both(RuleBasedStateMachine):
     def admit(self, tokens, namespace, read, keep):
         """A request: match, hold, compute the rest, and publish part of it."""
         key = encode(tokens)
-        whole = len(tokens) // self.size
+        needed = -(-len(tokens) // self.size)
         hit = ()
         if read:
             hit = self.both(lambda cache: cache.match(key, namespace).blocks)
         self.both(lambda cache: cache.acquire(hit))
-        new = self.take_blank(whole - len(hit))
+        new = self.take_blank(needed - len(hit))
         for block in (*hit, *new):
             self.use(block)
         blocks = [*hit, *new]
-        self.requests.append([tokens, namespace, blocks, len(hit)])
+        self.requests.append([tokens, namespace, blocks, len(hit), 0])
         self.publish(len(self.requests) - 1, keep)
 
     def publish(self, index, keep):
-        tokens, namespace, blocks, done = self.requests[index]
-        upto = min(len(blocks), done + keep)
+        tokens, namespace, blocks, done, _ = self.requests[index]
+        upto = min(len(blocks), done + keep, len(tokens) // self.size)
         if upto > done:
-            self.requests[index][3] = upto
+            self.requests[index][3:] = upto, 0
             key = encode(tokens)
             freed = self.both(
                 lambda cache: sorted(cache.insert(key, blocks[:upto], namespace, done))
@@ -84,9 +84,29 @@ class Both(RuleBasedStateMachine):
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
+    def publish_partial(self, data):
+        """The block after the published ones, as far as it is filled."""
+        request = data.draw(st.sampled_from(self.requests))
+        tokens, namespace, blocks, done, before = request
+        most = min(self.size - 1, len(tokens) - done * self.size)
+        if done == len(blocks) or most < max(1, before):
+            return
+        count = data.draw(st.integers(max(1, before), most))
+        key = encode(tokens[: done * self.size + count])
+
+        def insert(cache):
+            cached, freed = cache.insert_partial(key, blocks[: done + 1], namespace)
+            return cached, sorted(freed)
+
+        _, freed = self.both(insert)
+        self.blank += freed
+        request[4] = count
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
     def finish(self, data):
         index = data.draw(st.integers(0, len(self.requests) - 1))
-        *_, blocks, _ = self.requests.pop(index)
+        *_, blocks, _, _ = self.requests.pop(index)
         idle = []
         for block in reversed(blocks):
             self.uses[block] -= 1
@@ -105,7 +125,19 @@ class Both(RuleBasedStateMachine):
         if self.both(lambda cache: cache.discard(block)) and not self.uses[block]:
             self.blank.append(block)
 
-    @rule(tokens=TEXT, namespace=SPACE, limit=st.none() | st.integers(0, 4))
+    @rule(
+        tokens=TEXT,
+        namespace=SPACE,
+        limit=st.none() | st.integers(0, 9),
+        skip=st.sets(st.integers(0, POOL - 1), max_size=4),
+    )
+    def match_inside(self, tokens, namespace, limit, skip):
+        key = encode(tokens)
+        self.both(
+            lambda cache: cache.match(key, namespace, limit, partial=True, skip=skip)
+        )
+
+    @rule(tokens=TEXT, namespace=SPACE, limit=st.none() | st.integers(0, 9))
     def match(self, tokens, namespace, limit):
         key = encode(tokens)
         found = self.both(lambda cache: cache.match(key, namespace, limit).blocks)

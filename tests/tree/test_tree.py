@@ -27,7 +27,7 @@ def test_match_is_the_longest_whole_block_prefix(cache):
     assert cache.match(key("aabbc")).blocks == (1, 2)
     assert cache.match(key("a")).blocks == ()
     assert cache.match(key("xxbbcc")).blocks == ()
-    assert cache.match(key("aabbcc"), limit=1).blocks == (1,)
+    assert cache.match(key("aabbcc"), limit=3).blocks == (1,)
 
 
 def test_namespaces_never_share(cache):

@@ -4,9 +4,11 @@ Imports the standard library only, so it can be used, tested and replayed
 without vLLM.
 """
 
-from vllm_radix.tree.base import Match, Namespace, PrefixCache, Stats
+from vllm_radix.tree.base import Match, Namespace, Partial, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, POLICIES, EvictionPolicy
+from vllm_radix.tree.explain import Miss
 from vllm_radix.tree.flat import FlatCache
+from vllm_radix.tree.history import History
 from vllm_radix.tree.keys import decode, encode
 from vllm_radix.tree.radix_tree import Probe, RadixTree
 
@@ -15,8 +17,11 @@ __all__ = [
     "POLICIES",
     "EvictionPolicy",
     "FlatCache",
+    "History",
     "Match",
+    "Miss",
     "Namespace",
+    "Partial",
     "PrefixCache",
     "Probe",
     "RadixTree",

@@ -22,10 +22,22 @@ blocks for one position. Only the first one is found by ``match``; the other is
 a *spare*, and takes over when the first one is let go. A duplicate is cached
 only while it is held: as soon as a position has one idle and one other block,
 the idle one goes blank and is reported to the pool, to be reused at once.
+
+Partial blocks. The last block of a request is seldom full. ``insert_partial``
+caches it behind the whole blocks before it, for hits that end inside a block::
+
+    key      | whole block | whole block | 5 of 16 tokens |
+    blocks   |      7      |      3      |       9        |
+
+Such a hit shares no memory: who finds it copies the block, because the tokens
+after the hit are its own. Any block serves as the source of such a copy, as far
+as its tokens go; a partial one is just the case that serves nothing else. It is
+not cached beside a block that says all it says, and when it is idle it goes as
+soon as such a block comes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from vllm_radix.tree.keys import BYTES_PER_TOKEN
@@ -33,29 +45,59 @@ from vllm_radix.tree.keys import BYTES_PER_TOKEN
 Namespace = Hashable
 
 
+class Partial(NamedTuple):
+    """A block whose first tokens continue a match.
+
+    Attributes:
+        block: its id.
+        num_tokens: how many of its tokens match: at least 1, less than a block.
+        num_valid: how many tokens it holds.
+    """
+
+    block: int
+    num_tokens: int
+    num_valid: int
+
+
 class Match(NamedTuple):
-    """A cached prefix: the ids of its blocks, in order."""
+    """A cached prefix.
+
+    Attributes:
+        blocks: the ids of its whole blocks, in order.
+        partial: where it goes on inside one more block, if asked for.
+    """
 
     blocks: tuple[int, ...]
+    partial: Partial | None = None
 
     @property
     def num_blocks(self) -> int:
-        """Length of the prefix in blocks."""
+        """Length of the prefix in whole blocks."""
         return len(self.blocks)
 
 
 class Stats(NamedTuple):
-    """Sizes of a cache; see the life of a block in this module."""
+    """Sizes of a cache; see the life of a block in this module.
+
+    Attributes:
+        namespaces: roots.
+        nodes: edges.
+        cached_blocks: blocks that can be found, partial ones included.
+        idle_blocks: those of them that nobody uses.
+        spare_blocks: duplicates, not among the cached.
+        partial_blocks: partial ones among the cached.
+    """
 
     namespaces: int
     nodes: int
     cached_blocks: int
     idle_blocks: int
     spare_blocks: int
+    partial_blocks: int
 
 
 class PrefixCache(ABC):
-    """Maps token prefixes to block ids, at the granularity of whole blocks.
+    """Maps token prefixes to block ids.
 
     Keys come from ``vllm_radix.tree.encode``. Keys of different namespaces
     never share a block.
@@ -77,14 +119,24 @@ class PrefixCache(ABC):
 
     @abstractmethod
     def match(
-        self, key: bytes, namespace: Namespace = None, limit: int | None = None
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+        *,
+        partial: bool = False,
+        skip: Collection[int] = (),
     ) -> Match:
         """Return the longest cached prefix of ``key``; change nothing.
 
         Args:
-            key: the tokens to look for; an incomplete last block is ignored.
+            key: the tokens to look for.
             namespace: where to look.
-            limit: most blocks to return.
+            limit: most tokens to match.
+            partial: look for a match that goes on inside a block, too. Without
+                it an incomplete last block of the key is ignored.
+            skip: blocks that must not be the partial one, because what they
+                hold is not written yet.
         """
 
     @abstractmethod
@@ -97,6 +149,8 @@ class PrefixCache(ABC):
     ) -> list[int]:
         """Cache ``blocks[start:]``, which become held.
 
+        ``blocks[start]`` may be cached as a partial block: it is full now.
+
         Args:
             key: tokens of at least ``len(blocks)`` blocks.
             blocks: ids of all blocks of the prefix, in order.
@@ -106,10 +160,34 @@ class PrefixCache(ABC):
                 ``match`` stops.
 
         Returns:
-            Idle duplicates that went blank.
+            Idle blocks that went blank: duplicates of what was inserted, and
+            partial ones that say no more than it.
 
         Raises:
             ValueError: ``key`` is too short, or a new block is cached already.
+        """
+
+    @abstractmethod
+    def insert_partial(
+        self, key: bytes, blocks: Sequence[int], namespace: Namespace = None
+    ) -> tuple[bool, list[int]]:
+        """Cache the partial block ``blocks[-1]``, which becomes held.
+
+        It may be cached as a partial block already: it has more tokens now.
+
+        Args:
+            key: tokens of ``len(blocks) - 1`` whole blocks, and of the part.
+            blocks: ids of all blocks of the prefix, in order.
+            namespace: where to put it.
+
+        Returns:
+            Whether it is cached: not when the blocks before it are not cached, or
+            another block holds all its tokens. And idle blocks that went blank,
+            because they say no more than it.
+
+        Raises:
+            ValueError: ``key`` does not end inside the last block, or that block
+                is cached elsewhere.
         """
 
     @abstractmethod
@@ -162,15 +240,32 @@ class PrefixCache(ABC):
             AssertionError: an invariant is broken.
         """
 
-    def _checked_insert(self, key: bytes, blocks: Sequence[int], start: int) -> None:
-        """Refuse arguments of ``insert`` that no caller may pass."""
-        if len(key) < len(blocks) * self.block_bytes:
+    def _refuse(self, block: int) -> None:
+        """Refuse an id that cannot be inserted."""
+        if block < 0:
+            raise ValueError(f"block ids are at least 0, not {block}")
+        if block in self:
+            raise ValueError(f"block {block} is cached already")
+
+    def _refuse_key(self, key: bytes, blocks: int) -> None:
+        """Refuse a key too short for so many blocks."""
+        if len(key) < blocks * self.block_bytes:
             raise ValueError(
                 f"key holds {len(key) // self.block_bytes} whole blocks of "
-                f"{self.block_size} tokens, fewer than the {len(blocks)} to insert"
+                f"{self.block_size} tokens, fewer than the {blocks} to insert"
             )
-        for index in range(start, len(blocks)):
-            if blocks[index] < 0:
-                raise ValueError(f"block ids are at least 0, not {blocks[index]}")
-            if blocks[index] in self:
-                raise ValueError(f"block {blocks[index]} is cached already")
+
+    def _refuse_partial(self, key: bytes, blocks: int) -> None:
+        """Refuse a key that does not end inside the last block."""
+        whole, part = divmod(len(key), self.block_bytes)
+        if whole != blocks - 1 or not part:
+            raise ValueError(
+                f"key holds {len(key) // BYTES_PER_TOKEN} tokens, which do not end "
+                f"inside the last of {blocks} blocks of {self.block_size}"
+            )
+
+    @staticmethod
+    def _refuse_other(known: bytes, tokens: bytes, block: int) -> None:
+        """Refuse tokens that do not continue those of a partial block."""
+        if not tokens.startswith(known):
+            raise ValueError(f"block {block} is cached already, with other tokens")

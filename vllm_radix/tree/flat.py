@@ -4,10 +4,12 @@ The same rules as the radix tree, written in the most obvious way and at the
 cost of looking through everything. Not for serving.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Sequence
 
-from vllm_radix.tree.base import Match, Namespace, PrefixCache, Stats
+from vllm_radix.tree.base import Match, Namespace, Partial, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
+from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
 
 _Place = tuple[Namespace, bytes]
 
@@ -34,17 +36,51 @@ class FlatCache(PrefixCache):
         self.version += 1
 
     def match(
-        self, key: bytes, namespace: Namespace = None, limit: int | None = None
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+        *,
+        partial: bool = False,
+        skip: Collection[int] = (),
     ) -> Match:
         """Return the longest cached prefix, O(n^2) bytes."""
         found: list[int] = []
-        wanted = len(key) // self.block_bytes
-        for index in range(wanted if limit is None else min(wanted, limit)):
+        tokens = len(key) // BYTES_PER_TOKEN
+        if limit is not None:
+            tokens = min(tokens, limit)
+        for index in range(tokens // self.block_size):
             prefix = key[: (index + 1) * self.block_bytes]
             if (namespace, prefix) not in self._blocks:
                 break
             found.append(self._blocks[namespace, prefix][0])
-        return Match(tuple(found))
+        end = len(found) * self.block_bytes
+        rest = key[end : min(end + self.block_bytes, tokens * BYTES_PER_TOKEN)]
+        if not partial or not rest:
+            return Match(tuple(found))
+        here = self._beside(namespace, key[:end])
+        blocks = {
+            tail: self._blocks[namespace, key[:end] + tail][0]
+            for tail in here
+            if (namespace, key[:end] + tail) in self._blocks
+        }
+        usable = sorted(tail for tail, block in blocks.items() if block not in skip)
+        at = bisect_left(usable, rest)
+        best: Partial | None = None
+        for tail in usable[at : at + 1] + usable[max(0, at - 1) : at]:
+            shared = common_units(rest, 0, tail, 0, BYTES_PER_TOKEN)
+            if shared > (best.num_tokens if best else 0):
+                best = Partial(blocks[tail], shared, len(tail) // BYTES_PER_TOKEN)
+        return Match(tuple(found), best)
+
+    def _beside(self, namespace: Namespace, before: bytes) -> list[bytes]:
+        """Return what is known to follow ``before``, one block each, sorted."""
+        tails = {
+            key[len(before) : len(before) + self.block_bytes]
+            for other, key in self._blocks
+            if other == namespace and key.startswith(before) and len(key) > len(before)
+        }
+        return sorted(tails)
 
     def insert(
         self,
@@ -54,10 +90,20 @@ class FlatCache(PrefixCache):
         start: int = 0,
     ) -> list[int]:
         """Cache ``blocks[start:]``."""
-        self._checked_insert(key, blocks, start)
-        freed = []
+        self._refuse_key(key, len(blocks))
+        known = self._partial_at(blocks[start], start) if blocks[start:] else None
+        if known is not None:
+            self._refuse_other(known, key, blocks[start])
+        for index in range(start + (known is not None), len(blocks)):
+            self._refuse(blocks[index])
+        if known is not None:
+            self._forget(blocks[start])
+        freed: list[int] = []
         for index in range(start, len(blocks)):
             place = namespace, key[: (index + 1) * self.block_bytes]
+            before = key[: index * self.block_bytes]
+            if place[1][len(before) :] not in self._beside(namespace, before):
+                self._outdate(namespace, before, place[1], freed)
             there = self._blocks.setdefault(place, [])
             if there and there[0] in self._rank:
                 freed.append(there[0])
@@ -67,6 +113,52 @@ class FlatCache(PrefixCache):
             self._place[blocks[index]] = place
             self.version += 1
         return freed
+
+    def insert_partial(
+        self, key: bytes, blocks: Sequence[int], namespace: Namespace = None
+    ) -> tuple[bool, list[int]]:
+        """Cache a partial block."""
+        self._refuse_partial(key, len(blocks))
+        block, depth = blocks[-1], len(blocks) - 1
+        known = self._partial_at(block, depth)
+        if known is None:
+            self._refuse(block)
+        else:
+            self._refuse_other(known, key, block)
+            if known == key:
+                return True, []
+            self._forget(block)
+        before = key[: depth * self.block_bytes]
+        if depth and (namespace, before) not in self._blocks:
+            return False, []
+        for other, cached in self._blocks:
+            inside = len(cached) <= len(before) + self.block_bytes
+            if other == namespace and inside and cached.startswith(key):
+                return False, []
+        freed: list[int] = []
+        self._outdate(namespace, before, key, freed)
+        self._blocks[namespace, key] = [block]
+        self._place[block] = namespace, key
+        self.version += 1
+        return True, freed
+
+    def _partial_at(self, block: int, depth: int) -> bytes | None:
+        key = self._place[block][1] if block in self._place else b""
+        whole, part = divmod(len(key), self.block_bytes)
+        return key if part and whole == depth else None
+
+    def _outdate(
+        self, namespace: Namespace, before: bytes, key: bytes, freed: list[int]
+    ) -> None:
+        """Drop the idle partial block next to ``key`` if it says no more."""
+        tail = key[len(before) :]
+        lower = [other for other in self._beside(namespace, before) if other < tail]
+        if not lower or len(lower[-1]) == self.block_bytes:
+            return
+        (block,) = self._blocks[namespace, before + lower[-1]]
+        if tail.startswith(lower[-1]) and block in self._rank:
+            self._forget(block)
+            freed.append(block)
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Make idle blocks held."""
@@ -84,7 +176,7 @@ class FlatCache(PrefixCache):
                 self._forget(block)
                 freed.append(block)
                 continue
-            depth = len(place[1]) // self.block_bytes - 1
+            depth = (len(place[1]) - 1) // self.block_bytes
             self._rank[block] = self.policy.rank(self._clock, depth)
             self._clock += 1
         return freed
@@ -104,6 +196,8 @@ class FlatCache(PrefixCache):
 
     def _has_below(self, block: int) -> bool:
         namespace, prefix = self._place[block]
+        if len(prefix) % self.block_bytes:
+            return False
         return any(
             other == namespace and key.startswith(prefix) and len(key) > len(prefix)
             for other, key in self._blocks
@@ -135,6 +229,7 @@ class FlatCache(PrefixCache):
             cached_blocks=len(self._blocks),
             idle_blocks=len(self._rank),
             spare_blocks=len(self._place) - len(self._blocks),
+            partial_blocks=sum(len(k) % self.block_bytes > 0 for _, k in self._blocks),
         )
 
     def check(self) -> None:

@@ -1,7 +1,8 @@
 """What must hold in a radix tree at all times, as code."""
 
 from vllm_radix.tree.node import HOLE, Node
-from vllm_radix.tree.radix_tree import HELD, RadixTree
+from vllm_radix.tree.radix_tree import RadixTree
+from vllm_radix.tree.structure import HELD
 
 
 def check_tree(tree: RadixTree) -> None:
@@ -12,7 +13,7 @@ def check_tree(tree: RadixTree) -> None:
     """
     size = tree.block_bytes
     seen: dict[int, tuple[Node, int]] = {}
-    count = 0
+    count = partial = 0
     offered = {entry for entry in tree._heap if tree._is_current(*entry)}
     for root in tree._roots.values():
         assert root.children, "an empty namespace was left behind"
@@ -30,9 +31,15 @@ def check_tree(tree: RadixTree) -> None:
             continue
         count += 1
         assert node.blocks, "an edge without blocks"
-        assert len(node.key) >= len(node.blocks) * size
-        assert len(node.key) == len(node.blocks) * size or not node.children
-        assert len(node.children) != 1, "a chain is not compressed"
+        if tree._is_partial(node):
+            partial += 1
+            assert len(node.blocks) == 1 and not node.children, "below a partial block"
+        else:
+            assert len(node.key) >= len(node.blocks) * size
+            assert len(node.key) == len(node.blocks) * size or not node.children
+        chain = len(node.children) == 1 and not tree._is_partial(node.children[0])
+        assert not chain, "a chain is not compressed"
+        assert node.blocks.count(HOLE) == node.holes, "holes are miscounted"
         for index, block in enumerate(node.blocks):
             if block == HOLE:
                 continue
@@ -45,6 +52,7 @@ def check_tree(tree: RadixTree) -> None:
                 entry = tree._rank[tail], tail
                 assert entry in offered, f"block {tail} can never be evicted"
     assert count == tree._num_nodes, "nodes are miscounted"
+    assert partial == tree._num_partial, "partial blocks are miscounted"
     assert len(seen) == tree._num_cached, "blocks are miscounted"
     for block, node_of in enumerate(tree._node):
         place = (node_of, tree._depth[block]) if node_of is not None else None

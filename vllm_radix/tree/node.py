@@ -5,16 +5,18 @@ HOLE = -1
 
 
 class Node:
-    """One edge of the tree.
+    """One edge of the tree: a run of whole blocks, or a single partial block.
 
     Attributes:
         parent: the node above; None for a root and for a removed node.
         key: the edge's tokens. May be longer than ``blocks``: what eviction
-            trims from the tail is cut off later, in one go.
+            trims from the tail is cut off later, in one go. Of a partial block,
+            whose node is always a leaf, less than one block of tokens.
         blocks: block ids, ``HOLE`` where one was discarded.
         start: blocks between the root and this edge.
         children: nodes below, sorted by ``first``.
         first: the first block of each child's key.
+        holes: how many of ``blocks`` are holes.
         alive: False once the node has left the tree.
         trimmed: eviction has shortened this leaf since it last grew.
     """
@@ -24,6 +26,7 @@ class Node:
         "blocks",
         "children",
         "first",
+        "holes",
         "key",
         "parent",
         "start",
@@ -39,5 +42,6 @@ class Node:
         self.start = start
         self.children: list[Node] = []
         self.first: list[bytes] = []
+        self.holes = 0
         self.alive = True
         self.trimmed = False

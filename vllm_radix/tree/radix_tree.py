@@ -2,32 +2,31 @@
 
 Each node is an edge: a run of whole blocks that no other path shares in part::
 
-    root --[sys0 sys1]--+--[userA0 userA1 userA2]
+    root --[sys0 sys1]--+--[userA0 userA1 userA2]--(us
                         +--[userB0]--+--[...]
                                      +--[...]
 
 ``key`` holds the run's tokens and ``blocks`` its block ids, so that a match
 costs one memcmp per node. Children are sorted by their first block, which
-siblings never share. The structure is that of RadixAttention (Zheng et al.,
-"SGLang: Efficient Execution of Structured Language Model Programs", 2024),
-with whole blocks as letters, eviction block by block, and duplicates.
+siblings never share; a partial block, ``(us`` above, is a leaf among them with a
+shorter key. Neighbours in that order have the longest tokens in common, so a hit
+inside a block is found next to where the key would be inserted. The structure is
+that of RadixAttention (Zheng et al., "SGLang: Efficient Execution of Structured
+Language Model Programs", 2024), with whole blocks as letters, eviction block by
+block, and duplicates.
 
 Costs below: L bytes compared, d nodes on the path, n nodes in the tree.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from heapq import heappop
 
-from vllm_radix.tree.base import Match, Namespace, PrefixCache, Stats
-from vllm_radix.tree.eviction import LRU, EvictionPolicy
-from vllm_radix.tree.keys import common_units, decode
+from vllm_radix.tree.base import Match, Namespace, Partial, Stats
+from vllm_radix.tree.explain import Miss, explain
+from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode
 from vllm_radix.tree.node import HOLE, Node
-
-HELD = -1
-"""In place of a rank: the block is held, or blank."""
-
-_MIN_HEAP = 64
+from vllm_radix.tree.structure import HELD, Structure
 
 
 class Probe:
@@ -45,7 +44,7 @@ class Probe:
         self._epoch = epoch
 
 
-class RadixTree(PrefixCache):
+class RadixTree(Structure):
     """A prefix cache as a radix tree; see ``PrefixCache`` for its rules.
 
     Args:
@@ -54,6 +53,7 @@ class RadixTree(PrefixCache):
 
     Attributes:
         visited: nodes that operations have looked at, for tests of cost.
+        history: set it to a ``History`` to learn from ``explain`` what was evicted.
 
     >>> from vllm_radix.tree import encode
     >>> tree = RadixTree(block_size=2)
@@ -61,61 +61,87 @@ class RadixTree(PrefixCache):
     []
     >>> tree.match(encode([1, 2, 9, 9])).blocks
     (10,)
+    >>> tree.match(encode([1, 2, 3, 9]), partial=True)
+    Match(blocks=(10,), partial=Partial(block=11, num_tokens=1, num_valid=2))
     >>> tree.release([11, 10])  # the request is done; its tail goes first
     []
     >>> tree.evict(1)
     [11]
     """
 
-    def __init__(self, block_size: int, policy: EvictionPolicy | None = None) -> None:
-        super().__init__(block_size)
-        self.policy = policy or LRU()
-        self.visited = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self._roots: dict[Namespace, Node] = {}
-        self._namespace_of: dict[Node, Namespace] = {}
-        # By block id. Depth is counted from the root, so that a split, which
-        # moves blocks between nodes, leaves it alone.
-        self._node: list[Node | None] = []
-        self._depth: list[int] = []
-        self._rank: list[int] = []
-        # (rank, block) of evictable blocks; an entry is stale, and skipped,
-        # when the block's rank has changed or it is not evictable any more.
-        self._heap: list[tuple[int, int]] = []
-        self._spares: dict[int, list[int]] = {}
-        self._spare_of: dict[int, int] = {}
-        self._clock = 0
-        # Grows when probes taken before may have become wrong: a hole appears,
-        # or a trimmed leaf grows again, into other tokens.
-        self._epoch = 0
-        self._num_nodes = 0
-        self._num_cached = 0
-        self._num_idle = 0
-
     # -- reading ---------------------------------------------------------------
 
     def match(
-        self, key: bytes, namespace: Namespace = None, limit: int | None = None
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+        *,
+        partial: bool = False,
+        skip: Collection[int] = (),
     ) -> Match:
-        """Return the longest cached prefix: O(L in memcmp + d log fan-out)."""
-        found: list[int] = []
-        wanted = len(key) // self.block_bytes
-        if limit is not None:
-            wanted = min(wanted, limit)
+        """Return the longest cached prefix: O(L in memcmp + d log fan-out).
+
+        A partial match costs one more search, and O(fan-out) blocks of ``skip``.
+        """
+        tokens = len(key) // BYTES_PER_TOKEN
+        if limit is not None and limit < tokens:
+            tokens = limit
+        wanted = tokens // self.block_size
         node = self._roots.get(namespace)
-        while node is not None and len(found) < wanted:
-            node, length = self._step(node, key, len(found), wanted)
-            if node is not None:
-                run = node.blocks[:length]
-                if HOLE in run:
-                    found += run[: run.index(HOLE)]
-                    break
-                found += run
-                if length < len(node.blocks):
-                    break
+        if node is None:
+            return Match(())
+        found: list[int] = []
+        depth = 0
+        while depth < wanted:
+            self.visited += 1
+            child = self._child(node, key, depth)
+            if child is None or child.blocks[0] == HOLE:
+                break
+            node = child
+            length = self._shared(node, 0, key, depth, wanted)
+            run = node.blocks if length == len(node.blocks) else node.blocks[:length]
+            if node.holes and HOLE in run:
+                run = run[: run.index(HOLE)]
+            found += run
+            depth += len(run)
+            if len(run) < len(node.blocks):
+                break
+        if partial and depth * self.block_size < tokens:
+            rest = key[depth * self.block_bytes : tokens * BYTES_PER_TOKEN]
+            rest = rest[: self.block_bytes]
+            return Match(tuple(found), self._inside(node, depth, rest, skip))
         return Match(tuple(found))
+
+    def _inside(
+        self, node: Node, depth: int, rest: bytes, skip: Collection[int]
+    ) -> Partial | None:
+        """Return the block at ``depth`` that shares most of ``rest``, if any."""
+        size = self.block_bytes
+        at = depth - node.start
+        if at < len(node.blocks):
+            if node.blocks[at] == HOLE or node.blocks[at] in skip:
+                return None
+            here = node.key[at * size : (at + 1) * size]
+            return self._as_partial(rest, here, node.blocks[at])
+        best: Partial | None = None
+        index = bisect_left(node.first, rest)
+        for order in (range(index, len(node.first)), range(index - 1, -1, -1)):
+            for i in order:
+                self.visited += 1
+                block = node.children[i].blocks[0]
+                if block != HOLE and block not in skip:
+                    found = self._as_partial(rest, node.first[i], block)
+                    if found and (not best or found.num_tokens > best.num_tokens):
+                        best = found
+                    break
+        return best
+
+    @staticmethod
+    def _as_partial(rest: bytes, tokens: bytes, block: int) -> Partial | None:
+        shared = common_units(rest, 0, tokens, 0, BYTES_PER_TOKEN)
+        valid = len(tokens) // BYTES_PER_TOKEN
+        return Partial(block, shared, valid) if shared else None
 
     def probe(
         self,
@@ -139,7 +165,7 @@ class RadixTree(PrefixCache):
         """
         wanted = len(key) // self.block_bytes
         if limit is not None:
-            wanted = min(wanted, limit)
+            wanted = min(wanted, limit // self.block_size)
         root = self._roots.get(namespace)
         if root is None:
             return None
@@ -159,7 +185,7 @@ class RadixTree(PrefixCache):
                 # Go on along this edge, as far as it is cached.
                 self.visited += 1
                 length = inside + self._shared(node, inside, key, depth, wanted)
-                run = node.blocks[inside:length]
+                run = node.blocks[inside:length] if node.holes else ()
                 if HOLE in run:
                     return Probe(node, depth + run.index(HOLE), self._epoch)
                 depth = node.start + length
@@ -172,36 +198,6 @@ class RadixTree(PrefixCache):
                 break
             node = below
         return Probe(node, depth, self._epoch)
-
-    def _child(self, node: Node, key: bytes, depth: int) -> Node | None:
-        """Return the child whose first block is block ``depth`` of ``key``."""
-        at = depth * self.block_bytes
-        first = key[at : at + self.block_bytes]
-        index = bisect_left(node.first, first)
-        if index < len(node.first) and node.first[index] == first:
-            return node.children[index]
-        return None
-
-    def _shared(
-        self, node: Node, inside: int, key: bytes, depth: int, wanted: int
-    ) -> int:
-        """Return how many blocks of the edge after ``inside`` match ``key``."""
-        size = self.block_bytes
-        most = min(len(node.blocks) - inside, wanted - depth)
-        whole = inside == 0 and most * size == len(node.key)
-        if whole and key.startswith(node.key, depth * size):
-            return most
-        return min(most, common_units(node.key, inside * size, key, depth * size, size))
-
-    def _step(
-        self, node: Node, key: bytes, depth: int, wanted: int
-    ) -> tuple[Node | None, int]:
-        """Go one edge down: return it and how many of its blocks match."""
-        self.visited += 1
-        child = self._child(node, key, depth)
-        if child is None:
-            return None, 0
-        return child, self._shared(child, 0, key, depth, wanted)
 
     # -- inserting -------------------------------------------------------------
 
@@ -217,24 +213,25 @@ class RadixTree(PrefixCache):
         Block ``start - 1`` leads straight to its node when it is cached, so
         that a request which fills one more block pays for that block alone.
         """
-        self._checked_insert(key, blocks, start)
         total = len(blocks)
+        self._refuse_key(key, total)
         if start >= total:
             return []
         size = self.block_bytes
+        known = self._partial_at(blocks[start], start)
+        if known is not None:
+            self._refuse_other(known.key, key[start * size :], blocks[start])
+        for index in range(start + (known is not None), total):
+            self._refuse(blocks[index])
         self._grow(max(blocks[start:]) + 1)
         self.version += 1
         freed: list[int] = []
+        if known is not None:
+            self._unfile(known)
 
-        node = self._node_before(blocks, start)
-        depth = start
+        node, depth = self._node_before(blocks, start), start
         if node is None:
-            node = self._roots.get(namespace)
-            depth = 0
-            if node is None:
-                node = Node(None, b"", [], 0)
-                self._roots[namespace] = node
-                self._namespace_of[node] = namespace
+            node, depth = self._root(namespace), 0
         while depth < total:
             inside = depth - node.start
             if inside < len(node.blocks):
@@ -251,99 +248,112 @@ class RadixTree(PrefixCache):
             if below is not None:
                 node = below
                 continue
-            new = [HOLE if i < start else blocks[i] for i in range(depth, total)]
             tokens = key[depth * size : total * size]
+            if depth >= start:
+                self._outdate(node, tokens[:size], freed)
+            new = [HOLE if i < start else blocks[i] for i in range(depth, total)]
             if node.parent is not None and not node.children:
-                self._cut(node)
-                if node.trimmed:
-                    # A probe may end in what was here before.
-                    self._epoch += 1
-                    node.trimmed = False
+                self._regrow(node)
                 node.key += tokens
                 node.blocks += new
             else:
-                child = Node(node, tokens, new, depth)
-                at = bisect_left(node.first, tokens[:size])
-                node.children.insert(at, child)
-                node.first.insert(at, tokens[:size])
-                self._num_nodes += 1
-                node = child
+                node = self._link(node, tokens, new, depth)
+            node.holes += max(0, start - depth)
             for index in range(max(depth, start), total):
                 self._own(blocks[index], node, index)
             depth = total
         return freed
 
-    def _node_before(self, blocks: Sequence[int], start: int) -> Node | None:
-        if start == 0 or not 0 <= blocks[start - 1] < len(self._node):
-            return None
-        node = self._node[blocks[start - 1]]
-        # Not if the id has since been given to another place of another path.
-        if node is None or self._depth[blocks[start - 1]] != start - 1:
+    def insert_partial(
+        self, key: bytes, blocks: Sequence[int], namespace: Namespace = None
+    ) -> tuple[bool, list[int]]:
+        """Cache a partial block: O(1) steps, and a split of O(its start)."""
+        self._refuse_partial(key, len(blocks))
+        block, depth = blocks[-1], len(blocks) - 1
+        tokens = key[depth * self.block_bytes :]
+        known = self._partial_at(block, depth)
+        if known is None:
+            self._refuse(block)
+        else:
+            self._refuse_other(known.key, tokens, block)
+            if known.key == tokens:
+                return True, []
+            self._unfile(known)
+        node: Node | None
+        if depth == 0:
+            node = self._root(namespace)
+        else:
+            node = self._node_before(blocks, depth)
+            if node is None:
+                node = self._path_end(key, namespace, depth)
+            if node is None or node.blocks[depth - 1 - node.start] == HOLE:
+                return False, []
+        if self._inside_says(node, depth, tokens):
+            return False, []
+        self._grow(block + 1)
+        self.version += 1
+        freed: list[int] = []
+        if depth < node.start + len(node.blocks):
+            node = self._split(node, depth - node.start)
+        else:
+            self._regrow(node)
+            self._outdate(node, tokens, freed)
+        self._own(block, self._link(node, tokens, [block], depth), depth)
+        return True, freed
+
+    def _partial_at(self, block: int, depth: int) -> Node | None:
+        """Return the node of a block that is cached as a partial one there."""
+        node = self._node[block] if 0 <= block < len(self._node) else None
+        if node is None or not self._is_partial(node) or node.start != depth:
             return None
         return node
 
-    def _grow(self, size: int) -> None:
-        missing = size - len(self._node)
-        if missing > 0:
-            self._node += [None] * missing
-            self._depth += [0] * missing
-            self._rank += [HELD] * missing
+    def _unfile(self, node: Node) -> None:
+        """Take a partial block out of the tree."""
+        self._disown(node.blocks[0])
+        self._settle(self._unlink(node))
 
-    def _own(self, block: int, node: Node, depth: int) -> None:
-        self._node[block] = node
-        self._depth[block] = depth
-        self._rank[block] = HELD
-        self._num_cached += 1
+    def _inside_says(self, node: Node, depth: int, tokens: bytes) -> bool:
+        """Whether some block at ``depth`` starts with all of ``tokens``."""
+        size = self.block_bytes
+        at = depth - node.start
+        if at < len(node.blocks):
+            here = node.key[at * size : (at + 1) * size]
+            return node.blocks[at] != HOLE and here.startswith(tokens)
+        for i in range(bisect_left(node.first, tokens), len(node.first)):
+            if not node.first[i].startswith(tokens):
+                break
+            if node.children[i].blocks[0] != HOLE:
+                return True
+        return False
 
-    def _disown(self, block: int) -> None:
-        self._node[block] = None
-        self._num_cached -= 1
-        if self._rank[block] != HELD:
-            self._rank[block] = HELD
-            self._num_idle -= 1
+    def _outdate(self, node: Node, tokens: bytes, freed: list[int]) -> None:
+        """Drop the idle partial block next to ``tokens`` if they say it all."""
+        at = bisect_left(node.first, tokens) - 1
+        if at < 0:
+            return
+        child = node.children[at]
+        if self._is_partial(child) and tokens.startswith(child.key):
+            (block,) = child.blocks
+            if self._rank[block] != HELD:
+                self._disown(block)
+                self._unlink(child)
+                freed.append(block)
 
     def _place(self, node: Node, index: int, block: int, freed: list[int]) -> None:
         """Put a held block where the path already is."""
         there = node.blocks[index]
-        if there != HOLE and self._rank[there] == HELD:
+        if there == HOLE:
+            node.holes -= 1
+        elif self._rank[there] == HELD:
             self._spares.setdefault(there, []).append(block)
             self._spare_of[block] = there
             return
-        if there != HOLE:
+        else:
             self._disown(there)
             freed.append(there)
         node.blocks[index] = block
         self._own(block, node, node.start + index)
-
-    def _cut(self, node: Node) -> None:
-        """Cut off the part of the key whose blocks were trimmed."""
-        length = len(node.blocks) * self.block_bytes
-        if len(node.key) > length:
-            node.key = node.key[:length]
-
-    def _split(self, node: Node, at: int) -> Node:
-        """Split an edge before its block ``at``; return the upper part.
-
-        O(at): the upper part is the new node, so that the children of the
-        lower one keep their parent.
-        """
-        parent = node.parent
-        assert parent is not None and 0 < at < len(node.blocks)
-        self._cut(node)
-        size = self.block_bytes
-        upper = Node(parent, node.key[: at * size], node.blocks[:at], node.start)
-        upper.children = [node]
-        upper.first = [node.key[at * size : (at + 1) * size]]
-        parent.children[bisect_left(parent.first, upper.key[:size])] = upper
-        node.parent = upper
-        node.key = node.key[at * size :]
-        node.blocks = node.blocks[at:]
-        node.start += at
-        for block in upper.blocks:
-            if block != HOLE:
-                self._node[block] = upper
-        self._num_nodes += 1
-        return upper
 
     # -- holding and letting go ------------------------------------------------
 
@@ -377,123 +387,54 @@ class RadixTree(PrefixCache):
                 self._offer(block)
         return freed
 
-    def _drop_spare(self, block: int) -> None:
-        there = self._spare_of.pop(block)
-        spares = self._spares[there]
-        spares.remove(block)
-        if not spares:
-            del self._spares[there]
-
-    def _promote(self, block: int) -> None:
-        """Put a spare in the place of ``block``, which goes blank."""
-        spare, *others = self._spares.pop(block)
-        del self._spare_of[spare]
-        node, depth = self._node[block], self._depth[block]
-        assert node is not None
-        self._disown(block)
-        node.blocks[depth - node.start] = spare
-        self._own(spare, node, depth)
-        if others:
-            self._spares[spare] = others
-            for other in others:
-                self._spare_of[other] = spare
-
-    def _offer(self, block: int) -> None:
-        """Note that a block is evictable."""
-        if len(self._heap) > max(_MIN_HEAP, 2 * self._num_nodes):
-            self._heap = list({e for e in self._heap if self._is_current(*e)})
-            heapify(self._heap)
-        heappush(self._heap, (self._rank[block], block))
-
-    def _is_current(self, rank: int, block: int) -> bool:
-        node = self._node[block]
-        return (
-            node is not None
-            and self._rank[block] == rank
-            and not node.children
-            and node.blocks[-1] == block
-        )
-
     def evict(self, count: int) -> list[int]:
         """Evict, O(log n) per run of blocks and O(1) per block of it.
 
         A node left with one child is joined with it: O(blocks of the child).
         """
         out: list[int] = []
-        heap = self._heap
-        while heap and len(out) < count:
-            rank, block = heappop(heap)
+        while self._heap and len(out) < count:
+            rank, block = heappop(self._heap)
             self.visited += 1
             if not self._is_current(rank, block):
                 continue
             node = self._node[block]
             assert node is not None
             # One edge's tail at a time, while it stays the lowest rank.
-            following = heap[0][0] if heap else None
-            while len(out) < count:
+            following = self._heap[0][0] if self._heap else None
+            while True:
                 self._disown(block)
                 out.append(block)
                 node.blocks.pop()
-                self._trim_holes(node)
-                if not node.blocks:
+                if not node.blocks or len(out) >= count:
                     break
                 block = node.blocks[-1]
+                if block == HOLE:
+                    break
                 rank = self._rank[block]
                 if rank == HELD or (following is not None and rank > following):
                     break
+            node.trimmed = True
+            if self.history is not None:
+                self._remember(node)
             self._settle(node)
-            heap = self._heap
         if out:
             self.version += 1
         return out
 
-    def _trim_holes(self, node: Node) -> None:
-        while node.blocks and node.blocks[-1] == HOLE:
-            node.blocks.pop()
-
-    def _settle(self, node: Node) -> None:
-        """Put a leaf that lost blocks in order, and the nodes above it."""
-        while not node.children:
-            self._trim_holes(node)
-            parent = node.parent
-            if node.blocks:
-                node.trimmed = True
-                # Cut when half is gone: O(1) per block trimmed, amortised.
-                if len(node.key) > 2 * len(node.blocks) * self.block_bytes:
-                    self._cut(node)
-                if self._rank[node.blocks[-1]] != HELD:
-                    self._offer(node.blocks[-1])
-                return
-            if parent is None:
-                del self._roots[self._namespace_of.pop(node)]
-                node.alive = False
-                return
-            at = bisect_left(parent.first, node.key[: self.block_bytes])
-            del parent.children[at], parent.first[at]
-            node.alive = False
-            node.parent = None
-            self._num_nodes -= 1
-            node = parent
-        if len(node.children) == 1 and node.parent is not None:
-            self._merge(node)
-
-    def _merge(self, node: Node) -> None:
-        """Join a node with its only child: O(blocks of the child)."""
-        (child,) = node.children
-        self._cut(node)
-        self._cut(child)
-        for block in child.blocks:
-            if block != HOLE:
-                self._node[block] = node
-        node.key += child.key
-        node.blocks += child.blocks
-        node.children, node.first = child.children, child.first
-        node.trimmed = child.trimmed
-        for below in node.children:
-            below.parent = node
-        child.alive = False
-        child.parent = None
-        self._num_nodes -= 1
+    def _remember(self, node: Node) -> None:
+        """Note for ``history`` where the tail of a leaf was evicted."""
+        assert self.history is not None
+        size, left = self.block_bytes, len(node.blocks)
+        first = node.key[left * size : (left + 1) * size]
+        if len(first) < size:
+            return  # a partial block: no request ever missed it as a whole
+        above = node if left else node.parent
+        assert above is not None
+        if not above.blocks:
+            self.history.note(("root", self._namespace_of[above]), first)
+        elif above.blocks[-1] != HOLE:
+            self.history.note(above.blocks[-1], first)
 
     def discard(self, block: int) -> bool:
         """Let go of one block, leaving a hole if need be: O(edge)."""
@@ -507,9 +448,12 @@ class RadixTree(PrefixCache):
         if block in self._spares:
             self._promote(block)
             return True
-        index = self._depth[block] - node.start
+        if self._is_partial(node):
+            self._unfile(node)
+            return True
         self._disown(block)
-        node.blocks[index] = HOLE
+        node.blocks[self._depth[block] - node.start] = HOLE
+        node.holes += 1
         self._epoch += 1
         self._settle(node)
         return True
@@ -563,6 +507,7 @@ class RadixTree(PrefixCache):
             cached_blocks=self._num_cached,
             idle_blocks=self._num_idle,
             spare_blocks=len(self._spare_of),
+            partial_blocks=self._num_partial,
         )
 
     def _nodes(self) -> Iterator[Node]:
@@ -600,15 +545,34 @@ class RadixTree(PrefixCache):
         return "\n".join(lines) or "empty"
 
     def _describe(self, node: Node, tokens: int) -> str:
-        shown = decode(node.key[: 4 * tokens])
+        shown = decode(node.key[: BYTES_PER_TOKEN * tokens])
         more = " ..." if len(node.blocks) * self.block_size > tokens else ""
         edge = " ".join(str(token) for token in shown) + more
+        if self._is_partial(node):
+            edge = f"{' '.join(map(str, shown))}"
+            if len(node.key) > BYTES_PER_TOKEN * tokens:
+                edge += " ..."
         blocks = ",".join("-" if b == HOLE else str(b) for b in node.blocks[:8])
         if len(node.blocks) > 8:
             blocks += f",... {len(node.blocks)} in all"
         idle = sum(self.is_idle(block) for block in node.blocks)
         state = f"{idle} idle" if idle else "held"
+        if self._is_partial(node):
+            valid = len(node.key) // BYTES_PER_TOKEN
+            state += f", {valid} of {self.block_size} tokens"
         return f"[{edge}] blocks {blocks}, {state}"
+
+    def explain(
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+    ) -> Miss:
+        """Return why the cached prefix of a key ends where it does.
+
+        As ``match``, and O(log fan-out) in each of up to 64 other namespaces.
+        """
+        return explain(self, key, namespace, limit)
 
     def check(self) -> None:
         """Verify every invariant, O(everything); dump the tree on failure."""
