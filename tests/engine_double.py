@@ -28,7 +28,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_radix import RadixScheduler
-from vllm_radix_patches.engine_args import SMALLEST_MODEL
+from vllm_radix.engine.hashes import LazyHasher
+from vllm_radix_patches.records import SMALLEST_MODEL
 
 VOCABULARY = 50
 _MODEL = {
@@ -110,6 +111,8 @@ class EngineDouble:
 
     Attributes:
         computed: tokens computed so far.
+        copied: blocks copied so far.
+        hashed: block hashes computed so far.
         outputs: answers of finished requests, by id.
         admitted: ids in order of first admission.
         resumed: ids in order of admission after a preemption.
@@ -123,12 +126,22 @@ class EngineDouble:
         self.slots = {}  # (block, offset) -> what its KV depends on
         self.tables, self.tokens, self.chains = {}, {}, {}
         self.in_flight = deque()
-        self.computed = self.steps = 0
+        self.computed = self.steps = self.copied = 0
         self.outputs, self.cached = {}, {}
         self.admitted, self.resumed = [], []
-        hasher = get_hash_fn_by_name("sha256")
-        init_none_hash(hasher)
-        self._hasher = get_request_block_hasher(self.block_size, hasher)
+        hash_fn = get_hash_fn_by_name("sha256")
+        init_none_hash(hash_fn)
+        hasher = get_request_block_hasher(self.block_size, hash_fn)
+        self.hashed = 0
+
+        def counted(request):
+            hashes = hasher(request)
+            self.hashed += len(hashes)
+            return hashes
+
+        self._hasher = counted
+        if getattr(scheduler, "wants_lazy_hashes", False):
+            self._hasher = LazyHasher(counted, self.block_size)
 
     def add(self, request_id, prompt, max_tokens=4, **fields):
         """Add a request; ``fields`` as of vLLM's ``Request``."""
@@ -216,7 +229,7 @@ class EngineDouble:
             elif blocks is not None:
                 self.tables[request_id] += blocks[0]
             starts[request_id] = cached.num_computed_tokens[i]
-        assert not output.kv_cache_block_copies, "no copies are expected"
+        self._prepare_blocks(output)
         for request_id, count in output.num_scheduled_tokens.items():
             self._write(request_id, starts[request_id], count)
         sampled = []
@@ -237,6 +250,22 @@ class EngineDouble:
             req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
             sampled_token_ids=sampled,
         )
+
+    def _prepare_blocks(self, output):
+        """Zero and copy blocks, before anything of this step is written."""
+        for block in output.new_block_ids_to_zero or ():
+            for offset in range(self.block_size):
+                self.slots.pop((block, offset), None)
+        copies = output.kv_cache_block_copies or ()
+        targets = [copy.dst_block_id for copy in copies]
+        assert len(set(targets)) == len(targets), "two copies into one block"
+        read = {
+            (copy.dst_block_id, offset): self.slots.get((copy.src_block_id, offset))
+            for copy in copies
+            for offset in range(self.block_size)
+        }
+        self.slots.update(read)
+        self.copied += len(copies)
 
     def _chain_to(self, request_id, length):
         chain, tokens = self.chains[request_id], self.tokens[request_id]

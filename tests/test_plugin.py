@@ -1,6 +1,8 @@
 """The ways in: flag, scheduler class, LLM arguments, enable."""
 
+import copy
 import logging
+import pickle
 
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
@@ -25,7 +27,10 @@ def parse(model_folder):
     def parsed(*words):
         parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
         known = parser.parse_args(["--model", model_folder, *words])
-        return AsyncEngineArgs.from_cli_args(known)
+        made = AsyncEngineArgs.from_cli_args(known)
+        made.skip_tokenizer_init = True
+        # As `vllm bench` and a server of several processes pass them on.
+        return pickle.loads(pickle.dumps(copy.deepcopy(made)))
 
     return parsed
 
@@ -42,8 +47,8 @@ def parse(model_folder):
     ],
 )  # fmt: skip
 def test_the_flag_turns_it_on(parse, words, options):
-    made = parse(*words)
-    assert made.scheduler_cls == SCHEDULER
+    made = parse(*words).create_engine_config()
+    assert made.scheduler_config.scheduler_cls == SCHEDULER
     assert made.additional_config == {"radix": options}
 
 
@@ -55,6 +60,7 @@ def test_without_the_flag_nothing_is_set(parse):
 
 def test_other_additional_config_is_kept(parse):
     made = parse("--radix", "--additional-config", '{"other": 1}')
+    made = made.create_engine_config()
     assert made.additional_config == {"other": 1, "radix": {}}
 
 
@@ -64,6 +70,13 @@ def test_other_additional_config_is_kept(parse):
         (["--radix", "some/model"], "--radix takes nothing or a JSON object"),
         (["--radix.polcy", "x"], "unknown radix option 'polcy'"),
         (["--radix.policy", "x"], "'x' is not one of 'prefix', 'fcfs'"),
+        (["--radix.sub_block", "1"], "1 is not one of true, false"),
+        (
+            ["--radix.min_sub_block_tokens", "0"],
+            "is not a whole number of at least 1",
+        ),
+        (["--radix", "--scheduler-cls", "a.B"], "not allowed with argument"),
+        (["--scheduler-cls", "a.B", "--radix"], "not allowed with argument"),
     ],
 )
 def test_a_bad_flag_is_a_usage_error(parse, words, message, capsys):

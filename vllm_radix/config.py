@@ -27,6 +27,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "eviction": tuple(POLICIES),
     "on_unsupported": ("error", "stock"),
 }
+_LEAST = {"max_overtakes": 0, "min_sub_block_tokens": 1}
+_SWITCHES = ("sub_block", "explain")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,13 @@ class RadixConfig:
         max_overtakes: most requests that arrived later and may be admitted
             before a waiting one. 0 is first come, first served; larger computes
             less and lets the slowest requests wait longer.
+        sub_block: let a cached prefix end inside a block, which is then copied;
+            False looks at block boundaries only, as stock vLLM does.
+        min_sub_block_tokens: fewest tokens inside a block that are worth a copy
+            of the block, at least 1.
         eviction: which idle blocks go first. ``lru``: idle for longest.
+        explain: log for each request how much of its prompt was cached, and why
+            not more.
         on_unsupported: what to do with a model or setting that radix cannot
             serve. ``error``: refuse to start. ``stock``: use vLLM's own
             scheduler and say so in the log.
@@ -52,7 +60,10 @@ class RadixConfig:
 
     policy: str = "prefix"
     max_overtakes: int = 16
+    sub_block: bool = True
+    min_sub_block_tokens: int = 8
     eviction: str = "lru"
+    explain: bool = False
     on_unsupported: str = "error"
 
     def __post_init__(self) -> None:
@@ -63,12 +74,19 @@ class RadixConfig:
                     f"radix option {name!r}: {value!r} is not one of "
                     f"{', '.join(map(repr, allowed))}"
                 )
-        limit = self.max_overtakes
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-            raise ValueError(
-                f"radix option 'max_overtakes': {limit!r} is not a whole number "
-                "of at least 0"
-            )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"radix option {name!r}: {value!r} is not a whole number "
+                    f"of at least {least}"
+                )
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(
+                    f"radix option {name!r}: {value!r} is not one of true, false"
+                )
 
     @classmethod
     def names(cls) -> list[str]:

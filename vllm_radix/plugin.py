@@ -46,9 +46,9 @@ def register() -> None:
 
 def patches() -> tuple[Any, ...]:
     """Return the patches to vLLM, in order of application."""
-    from vllm_radix_patches.engine_args import make_patches
+    from vllm_radix_patches.records import make_patches
 
-    return make_patches(_add_flag, _use_flag, _check_config)
+    return make_patches(_add_flag, _use_flag, _check_config, _choose_hasher)
 
 
 def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
@@ -92,27 +92,80 @@ def _is_ours(scheduler_cls: object) -> bool:
     )
 
 
+class Chosen(str):
+    """The name of radix's scheduler class, carrying the options of ``--radix``.
+
+    vLLM copies declared fields from the command line to its ``EngineArgs``, so
+    what the flag says travels in the field it stands for.
+    """
+
+    options: dict[str, Any]
+
+    def __new__(cls, options: dict[str, Any]) -> "Chosen":
+        """Return the name, with options."""
+        chosen = super().__new__(cls, SCHEDULER)
+        chosen.options = options
+        return chosen
+
+    def __reduce__(self) -> Any:
+        """Keep the options when vLLM copies or sends its arguments."""
+        return Chosen, (self.options,)
+
+
+class _RadixFlag(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Choose radix's scheduler class."""
+        namespace.scheduler_cls = Chosen(values)
+
+
 def _add_flag(parser: argparse.ArgumentParser) -> None:
     defaults = json.dumps(RadixConfig().to_dict()).replace("%", "%%")
     group = parser.add_argument_group(
         title="Radix",
         description="Radix-tree KV cache and prefix-aware scheduling (vllm-radix).",
     )
-    group.add_argument(
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
         "--radix",
+        action=_RadixFlag,
         nargs="?",
         const={},
-        default=None,
+        default=argparse.SUPPRESS,
         type=flag_value,
         metavar="JSON",
         help="Turn on the radix-tree KV cache and prefix-aware scheduling. Options "
         "as a JSON object or one by one, as in --radix.policy prefix. Defaults: "
         f"{defaults}.",
     )
+    # Both set the same field; the last one would win without a word.
+    other = parser._option_string_actions.get("--scheduler-cls")
+    if other is not None:
+        either._group_actions.append(other)
 
 
-def _use_flag(engine_args: Any, options: dict[str, Any]) -> None:
-    enable(engine_args, **options)
+def _use_flag(engine_args: Any) -> None:
+    """Turn radix on where the flag chose it."""
+    chosen = engine_args.scheduler_cls
+    if isinstance(chosen, Chosen):
+        enable(engine_args, **chosen.options)
+
+
+def _choose_hasher(engine_core: Any) -> None:
+    """Let an engine's block hashes wait where nobody may ever read them."""
+    hasher = engine_core.request_block_hasher
+    scheduler = engine_core.scheduler
+    if hasher is None or not getattr(scheduler, "wants_lazy_hashes", False):
+        return
+    from vllm_radix.engine.hashes import LazyHasher
+
+    if not isinstance(hasher, LazyHasher):
+        engine_core.request_block_hasher = LazyHasher(hasher, scheduler.hash_block_size)
 
 
 def _check_config(vllm_config: Any) -> None:

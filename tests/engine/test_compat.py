@@ -10,12 +10,14 @@ import pytest
 
 from vllm_radix.engine import compat
 from vllm_radix.engine.block_pool import RadixBlockPool
+from vllm_radix.engine.full_attention import RadixFullAttentionManager
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.scheduler import RadixScheduler
 
 PAIRS = [
     (RadixBlockPool, compat.BlockPool),
     (RadixKVCacheManager, compat.KVCacheManager),
+    (RadixFullAttentionManager, compat.FullAttentionManager),
     (RadixScheduler, compat.Scheduler),
 ]
 OVERRIDES = [
@@ -36,7 +38,14 @@ def test_there_are_overrides():
         "evict_blocks",
         "reset_prefix_cache",
         "_maybe_evict_cached_block",
+        "new_step_starts",
         "get_computed_blocks",
+        "record_prefix_cache_stats",
+        "allocate_slots",
+        "free",
+        "pop_blocks_for_free",
+        "_has_partial_local_hit",
+        "add_local_computed_blocks",
         "add_request",
         "schedule",
         "_free_request",

@@ -36,28 +36,37 @@ def keys():
 
 
 def test_a_key_is_the_tokens_in_whole_blocks(keys):
-    assert keys.key(request(list(range(10))), 2) == encode(range(8))
+    assert keys.key(request(list(range(10))), 8) == encode(range(8))
 
 
 def test_a_key_grows_with_the_request(keys):
     grown = request(list(range(6)))
-    assert keys.key(grown, 1) == encode(range(4))
+    assert keys.key(grown, 4) == encode(range(4))
+    assert keys.key(grown, 5) == encode(range(5))
     grown.append_output_token_ids([6, 7, 8])
-    assert keys.key(grown, 2) == encode(range(8))
-    with pytest.raises(ValueError, match="has 9 tokens, not 3 blocks of 4"):
-        keys.key(grown, 3)
+    assert keys.key(grown, 8) == encode(range(8))
+    assert keys.key(grown, 9) == encode(range(9))
+    assert keys.key(grown, 3) == encode(range(8))
+    with pytest.raises(ValueError, match="has 9 tokens, not 10"):
+        keys.key(grown, 10)
+
+
+def test_what_is_not_plain_has_no_key_inside_a_block(keys):
+    pictured = request([9] * 10, mm_features=[image("cat", 0, 3)])
+    assert len(keys.key(pictured, 10)) == 8 * 4
+    assert len(keys.key(request(list(range(10)), resumable=True), 10)) == 8 * 4
 
 
 def test_a_streaming_session_is_read_anew(keys):
     session = request(list(range(8)), resumable=True)
-    assert keys.key(session, 2) == encode(range(8))
+    assert keys.key(session, 8) == encode(range(8))
     session._all_token_ids[4:] = [9, 9, 9, 9]
-    assert keys.key(session, 2) == encode([0, 1, 2, 3, 9, 9, 9, 9])
+    assert keys.key(session, 8) == encode([0, 1, 2, 3, 9, 9, 9, 9])
 
 
 def test_keys_go_with_their_requests(keys):
     gone = request(list(range(8)))
-    keys.key(gone, 2)
+    keys.key(gone, 8)
     del gone
     gc.collect()
     assert not keys._keys
@@ -84,7 +93,7 @@ def test_pictures_tell_blocks_of_equal_tokens_apart(keys):
     tokens = [1, 2, 3, 4, *[9] * 8, 5, 6, 7, 8]
 
     def key(*pictures):
-        return keys.key(request(tokens, mm_features=list(pictures)), 4)
+        return keys.key(request(tokens, mm_features=list(pictures)), 16)
 
     cat, again = key(image("cat", 4, 8)), key(image("cat", 4, 8))
     dog, moved = key(image("dog", 4, 8)), key(image("cat", 5, 7))
@@ -99,7 +108,7 @@ def test_pictures_tell_blocks_of_equal_tokens_apart(keys):
 def test_embeddings_tell_prompts_apart(keys):
     def key(value):
         embeds = torch.full((8, 2), value)
-        return keys.key(request(None, prompt_embeds=embeds), 2)
+        return keys.key(request(None, prompt_embeds=embeds), 8)
 
     assert key(1.0) == key(1.0) != key(2.0)
 

@@ -259,10 +259,10 @@ def test_the_double_catches_a_wrong_read():
     def wrong(key, *args, **kwargs):
         return right(engine_key, *args, **kwargs)
 
-    engine_key = pool.keys.key(engine.add("probe", prompt("a", 64) + [4] * 70), 4)
+    engine_key = pool.keys.key(engine.add("probe", prompt("a", 64) + [4] * 70), 128)
     engine_key = engine_key[: 64 * 4] + bytes(4 * 64)
     first = engine.add("again", prompt("a", 64) + prompt("b", 70))
-    engine_key = pool.keys.key(first, 4)
+    engine_key = pool.keys.key(first, 128)
     pool.tree.match = wrong
     with pytest.raises(WrongReadError):
         engine.run()

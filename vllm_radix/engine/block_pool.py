@@ -1,8 +1,8 @@
 """The block pool: vLLM's own, with the radix tree as its prefix cache.
 
 The tree decides which blocks are found and which go first; this class executes
-it on vLLM's blocks. Reference counts, the free list, the hashes that KV events
-and connectors read, metrics and events stay vLLM's.
+it on vLLM's blocks. Reference counts, the free list, metrics and events stay
+vLLM's, and so do the hashes that KV events and connectors read, where there are any.
 
 The free list stays a true linked list with an exact length, in two parts::
 
@@ -16,9 +16,17 @@ ones among them stay at the tail, to be reused last.
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
-from vllm_radix.engine.compat import BlockPool, KVCacheBlock, Request
+from vllm_radix.engine.compat import (
+    BlockHashWithGroupId,
+    BlockPool,
+    KVCacheBlock,
+    Request,
+)
 from vllm_radix.engine.keys import RequestKeys
-from vllm_radix.tree import LRU, EvictionPolicy, RadixTree
+from vllm_radix.tree import BYTES_PER_TOKEN, LRU, EvictionPolicy, Match, RadixTree
+
+_MARK = b"cached by radix "
+_GROUP = bytes(4)
 
 
 class _Ids(Sequence[int]):
@@ -27,7 +35,7 @@ class _Ids(Sequence[int]):
     A request that fills one more block would else pay for its whole length.
     """
 
-    def __init__(self, blocks: list[KVCacheBlock], count: int) -> None:
+    def __init__(self, blocks: Sequence[KVCacheBlock], count: int) -> None:
         self._blocks = blocks
         self._count = count
 
@@ -42,7 +50,7 @@ class _Ids(Sequence[int]):
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, int):
-            return self._blocks[index].block_id
+            return self._blocks[index + self._count * (index < 0)].block_id
         start, stop, step = index.indices(self._count)
         return [self._blocks[i].block_id for i in range(start, stop, step)]
 
@@ -56,17 +64,25 @@ class RadixBlockPool(BlockPool):
     Attributes:
         tree: the prefix cache.
         keys: the keys of requests in it.
+        mirror: whether vLLM's map of hashes is kept beside the tree, for KV
+            events and others who read it. Without, a cached block carries a mark
+            in place of its hash, for that tells vLLM that it is cached.
+        mirror_by_default: keep it whether or not anybody reads it; for tests.
     """
 
     tree: RadixTree
     keys: RequestKeys
+    mirror: bool
+    mirror_by_default = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._plant(LRU())
+        self._plant(LRU(), mirror=False)
 
     @classmethod
-    def adopt(cls, pool: BlockPool, policy: EvictionPolicy) -> "RadixBlockPool":
+    def adopt(
+        cls, pool: BlockPool, policy: EvictionPolicy, mirror: bool = False
+    ) -> "RadixBlockPool":
         """Turn an unused pool into a radix pool, in place.
 
         Raises:
@@ -76,29 +92,93 @@ class RadixBlockPool(BlockPool):
         if used != 1 or len(pool.cached_block_hash_to_block):
             raise RuntimeError("radix: the block pool is in use already")
         pool.__class__ = cls
-        pool._plant(policy)
+        pool._plant(policy, mirror)
         return pool
 
-    def _plant(self, policy: EvictionPolicy) -> None:
+    def _plant(self, policy: EvictionPolicy, mirror: bool) -> None:
         self.tree = RadixTree(self.hash_block_size, policy)
         self.keys = RequestKeys(self.hash_block_size)
+        self.mirror = (
+            mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
+        )
+        # Blocks that were cached in this step: what they are to hold is written
+        # when the step runs, after it has copied blocks.
+        self._unwritten: set[int] = set()
 
     # -- reading ---------------------------------------------------------------
 
-    def match(self, request: Request, max_blocks: int) -> list[KVCacheBlock]:
-        """Return the longest cached prefix of a request, in blocks."""
-        found = self.tree.match(
-            self.keys.key(request, max_blocks),
+    def match(self, request: Request, limit: int, partial: bool = False) -> Match:
+        """Return the longest cached prefix of a request, of up to ``limit`` tokens.
+
+        Args:
+            request: the request.
+            limit: most tokens to match.
+            partial: look for a hit that ends inside a block that was written in
+                an earlier step, too.
+        """
+        return self.tree.match(
+            self.keys.key(request, limit),
             self.keys.namespace(request),
-            limit=max_blocks,
+            limit,
+            partial=partial,
+            skip=self._unwritten,
         )
-        blocks = self.blocks
-        return [blocks[block_id] for block_id in found.blocks]
 
     @property
     def num_blank_blocks(self) -> int:
         """Free blocks that hold nothing cached."""
         return self.get_num_free_blocks() - self.tree.stats().idle_blocks
+
+    # -- what the manager calls ------------------------------------------------
+
+    def new_step_starts(self) -> None:
+        """Note that what was cached so far is written before blocks are copied."""
+        self._unwritten.clear()
+
+    def cache_partial(
+        self, request: Request, blocks: Sequence[KVCacheBlock], num_tokens: int
+    ) -> None:
+        """Publish a request's last block, as far as it is filled.
+
+        Args:
+            request: a plain request; its whole blocks are published.
+            blocks: all its blocks.
+            num_tokens: tokens of it that are computed, this step's included.
+        """
+        size = self.hash_block_size
+        depth, part = divmod(num_tokens, size)
+        if not part or depth >= len(blocks) or blocks[depth].is_null:
+            return
+        block = blocks[depth]
+        known = self.tree.partial_tokens(block.block_id)
+        if known == part:
+            return
+        if known > part:
+            # It was published with tokens that will not be computed after all.
+            self._uncache(block)
+        cached, freed = self.tree.insert_partial(
+            self.keys.key(request, num_tokens)[: num_tokens * BYTES_PER_TOKEN],
+            _Ids(blocks, depth + 1),
+            self.keys.namespace(request),
+        )
+        self._retire(freed)
+        self._put_first(freed)
+        block.reset_hash()
+        if cached:
+            self._mark(block, num_tokens)
+            self._unwritten.add(block.block_id)
+
+    def retract(self, blocks: Sequence[KVCacheBlock], num_computed_tokens: int) -> None:
+        """Take back what a request published in this step and will not compute.
+
+        Args:
+            blocks: all its blocks.
+            num_computed_tokens: what it has computed in earlier steps.
+        """
+        if self._unwritten:
+            for block in blocks[num_computed_tokens // self.hash_block_size :]:
+                if block.block_id in self._unwritten and block.block_id in self.tree:
+                    self._uncache(block)
 
     # -- what vLLM calls -------------------------------------------------------
 
@@ -111,18 +191,28 @@ class RadixBlockPool(BlockPool):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Publish a request's blocks: to the tree, and to vLLM's own map."""
+        """Publish a request's blocks: to the tree, and to vLLM's map if kept."""
         if num_cached_blocks >= num_full_blocks:
             return
-        super().cache_full_blocks(
-            request, blocks, num_cached_blocks, num_full_blocks, *args, **kwargs
-        )
+        if self.mirror:
+            super().cache_full_blocks(
+                request, blocks, num_cached_blocks, num_full_blocks, *args, **kwargs
+            )
+        size = self.hash_block_size
+        ids = _Ids(blocks, num_full_blocks)
         freed = self.tree.insert(
-            self.keys.key(request, num_full_blocks),
-            _Ids(blocks, num_full_blocks),
+            self.keys.key(request, num_full_blocks * size),
+            ids,
             self.keys.namespace(request),
             start=num_cached_blocks,
         )
+        self._unwritten.update(ids[num_cached_blocks:])
+        if not self.mirror:
+            first = blocks[num_cached_blocks]
+            if first.block_hash is not None:
+                first.reset_hash()  # it was cached as a partial block
+            for index in range(num_cached_blocks, num_full_blocks):
+                self._mark(blocks[index], (index + 1) * size)
         self._retire(freed)
         self._put_first(freed)
 
@@ -180,27 +270,53 @@ class RadixBlockPool(BlockPool):
         if not super().reset_prefix_cache():
             return False
         self.tree.reset()
+        self._unwritten.clear()
         return True
 
     def _maybe_evict_cached_block(self, block: KVCacheBlock) -> bool:
-        evicted = super()._maybe_evict_cached_block(block)
+        if self.mirror:
+            evicted = super()._maybe_evict_cached_block(block)
+            self.tree.discard(block.block_id)
+            return evicted
+        if self.metrics_collector:
+            self.metrics_collector.on_block_evicted(block)
+        if block.block_hash is None:
+            return False
+        block.reset_hash()
         self.tree.discard(block.block_id)
-        return evicted
+        return True
+
+    def _mark(self, block: KVCacheBlock, num_tokens: int) -> None:
+        """Tell vLLM that a block is cached: with a mark unlike any other's."""
+        # 4 bytes at the end are a group's number, as in vLLM's own.
+        mark = _MARK + block.block_id.to_bytes(8, "big") + _GROUP
+        block.set_block_hash(BlockHashWithGroupId(mark), num_tokens)
+
+    def _uncache(self, block: KVCacheBlock) -> None:
+        """Drop a block that stays with its request."""
+        self._maybe_evict_cached_block(block)
 
     # -- between tree and list -------------------------------------------------
 
     def _release(self, blocks: list[KVCacheBlock]) -> None:
         """Tell the tree which of the blocks nobody will use any more."""
-        idle = [
-            block.block_id
-            for block in blocks
-            if block.ref_cnt == 1 and block.pool is self and not block.is_null
-        ]
+        idle = []
+        again: dict[int, int] = {}
+        for block in blocks:
+            if block.pool is not self or block.is_null:
+                continue
+            left = block.ref_cnt
+            if left > 1:
+                # The source of several copies is let go several times at once.
+                left -= again.get(block.block_id, 0)
+                again[block.block_id] = again.get(block.block_id, 0) + 1
+            if left == 1:
+                idle.append(block.block_id)
         # Before vLLM files them: without a hash they go to the head.
         self._retire(self.tree.release(idle))
 
     def _retire(self, block_ids: list[int]) -> None:
-        """Take duplicates that went blank out of vLLM's map of hashes.
+        """Take blocks that went blank out of vLLM's map of hashes.
 
         Their content is still cached, so a subscriber is told of a removal only
         for hashes that no other block holds.

@@ -8,7 +8,12 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
-from vllm.v1.core.kv_cache_utils import KVCacheBlock, generate_block_hash_extra_keys
+from vllm.v1.core.kv_cache_utils import (
+    BlockHash,
+    BlockHashWithGroupId,
+    KVCacheBlock,
+    generate_block_hash_extra_keys,
+)
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.diffusion_scheduler import (
     DiffusionAsyncScheduler,
@@ -28,6 +33,8 @@ logger = init_logger("vllm.radix")
 
 __all__ = [
     "AsyncScheduler",
+    "BlockHash",
+    "BlockHashWithGroupId",
     "BlockPool",
     "DiffusionAsyncScheduler",
     "DiffusionScheduler",

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
 from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
-from vllm_radix.tree import Namespace, encode
+from vllm_radix.tree import BYTES_PER_TOKEN, Namespace, encode
 
 _IN_NAMESPACE = ("lora", "cache_salt")
 _MAX_MARKERS = 65_536
@@ -70,8 +70,19 @@ class RequestKeys:
             return salt and ("salt", salt)
         return "lora", lora.lora_name, lora.lora_path, salt or None
 
-    def key(self, request: Request, num_blocks: int) -> bytes:
-        """Return a key of at least ``num_blocks`` blocks; O(new tokens + copy).
+    @staticmethod
+    def is_plain(request: Request) -> bool:
+        """Whether a request's tokens say it all, and never change again."""
+        return not (
+            request.mm_features
+            or request.prompt_embeds is not None
+            or request.resumable
+        )
+
+    def key(self, request: Request, num_tokens: int) -> bytes:
+        """Return a key of at least ``num_tokens`` tokens; O(new tokens + copy).
+
+        Tokens after the last whole block are there for plain requests only.
 
         Raises:
             ValueError: the request has fewer tokens.
@@ -79,22 +90,26 @@ class RequestKeys:
         size = self.block_size
         # A streaming session replaces tokens it had: nothing of it is kept.
         known = b"" if request.resumable else self._keys.get(request, b"")
-        have = len(known) // (4 * size)
-        if have >= num_blocks:
+        have = len(known) // BYTES_PER_TOKEN
+        if have >= num_tokens:
             return known
-        # Whole blocks only, so that markers never change afterwards.
-        upto = request.num_tokens // size
-        if upto < num_blocks:
+        total = request.num_tokens
+        if total < num_tokens:
             raise ValueError(
-                f"request {request.request_id} has {request.num_tokens} tokens, "
-                f"not {num_blocks} blocks of {size}"
+                f"request {request.request_id} has {total} tokens, not {num_tokens}"
             )
-        tokens = list(request.all_token_ids[have * size : upto * size])
-        if request.mm_features or request.prompt_embeds is not None:
-            self._mark(request, tokens, have)
-        known += encode(tokens)
-        if not request.resumable:
-            self._keys[request] = known
+        # Whole blocks only, so that markers never change afterwards.
+        whole = total // size * size
+        if have < whole:
+            tokens = request.all_token_ids[have:whole]
+            if request.mm_features or request.prompt_embeds is not None:
+                tokens = list(tokens)
+                self._mark(request, tokens, have // size)
+            known += encode(tokens)
+            if not request.resumable:
+                self._keys[request] = known
+        if whole < num_tokens and self.is_plain(request):
+            known += encode(request.all_token_ids[whole:num_tokens])
         return known
 
     def _mark(self, request: Request, tokens: list[int], first: int) -> None:

@@ -3,8 +3,18 @@
 from typing import Any
 
 from vllm_radix.engine.block_pool import RadixBlockPool
-from vllm_radix.engine.compat import KVCacheBlocks, KVCacheManager, Request
-from vllm_radix.tree import LRU, EvictionPolicy
+from vllm_radix.engine.compat import (
+    KVCacheBlock,
+    KVCacheBlocks,
+    KVCacheManager,
+    Request,
+)
+from vllm_radix.engine.explain import Explainer
+from vllm_radix.engine.full_attention import RadixFullAttentionManager
+from vllm_radix.tree import LRU, EvictionPolicy, Match
+
+_ROOM = 2
+"""Blocks left free beyond what a request needs before one is spent on a copy."""
 
 
 class RadixKVCacheManager(KVCacheManager):
@@ -12,42 +22,181 @@ class RadixKVCacheManager(KVCacheManager):
 
     Takes vLLM's arguments. ``adopt`` turns an existing manager into one: the
     scheduler's constructor builds it and binds connectors to that object.
+
+    Attributes:
+        min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
+            a copy of the block; None looks at block boundaries only.
+        explainer: says why prefixes were missed, if wanted.
     """
 
     block_pool: RadixBlockPool
+    min_sub_block_tokens: int | None
+    explainer: Explainer | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        RadixBlockPool.adopt(self.block_pool, LRU())
+        self._adopt(LRU())
 
     @classmethod
     def adopt(
-        cls, manager: KVCacheManager, policy: EvictionPolicy
+        cls, manager: KVCacheManager, policy: EvictionPolicy, **options: Any
     ) -> "RadixKVCacheManager":
-        """Turn an unused manager, and its pool, into radix ones, in place."""
-        RadixBlockPool.adopt(manager.block_pool, policy)
+        """Turn an unused manager, and its pool, into radix ones, in place.
+
+        Args:
+            manager: vLLM's.
+            policy: ranks idle blocks for eviction.
+            options: ``mirror``, ``min_sub_block_tokens`` and ``explain``.
+        """
         manager.__class__ = cls
+        manager._adopt(policy, **options)
         return manager
+
+    def _adopt(
+        self,
+        policy: EvictionPolicy,
+        mirror: bool = False,
+        min_sub_block_tokens: int | None = None,
+        explain: bool = False,
+    ) -> None:
+        RadixBlockPool.adopt(self.block_pool, policy, mirror)
+        (group,) = self.coordinator.single_type_managers
+        self._group = RadixFullAttentionManager.adopt(group)
+        if not self.enable_caching or 0 in self.coordinator.eagle_group_ids:
+            min_sub_block_tokens = None
+        self.min_sub_block_tokens = min_sub_block_tokens
+        self.explainer = Explainer(self.block_pool) if explain else None
+
+    def new_step_starts(self) -> None:
+        """Note that the blocks of the step before are written by now."""
+        super().new_step_starts()
+        self.block_pool.new_step_starts()
+        if self.explainer is not None:
+            self.explainer.new_step_starts()
+
+    # -- looking up ------------------------------------------------------------
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         """Return the longest cached prefix of a request.
+
+        The last block may be a partial hit, of which vLLM makes a copy.
 
         Returns:
             As vLLM's: the blocks, the tokens they hold, and 0 (no sparse group
             lags behind).
         """
+        self._group.taken = None
         if not self.prefix_cache_lookup_enabled(request):
             return self.empty_kv_cache_blocks, 0, 0
-        size = self.block_pool.hash_block_size
+        pool = self.block_pool
         # At least one token is computed, for its logits.
-        blocks = self.block_pool.match(request, (request.num_tokens - 1) // size)
+        limit = request.num_tokens - 1
+        inside = self._may_end_inside(request)
+        match = pool.match(request, limit, partial=inside)
+        blocks = [pool.blocks[block_id] for block_id in match.blocks]
+        num_tokens = len(blocks) * pool.hash_block_size
         if blocks and 0 in self.coordinator.eagle_group_ids:
             # EAGLE computes the last block again, for its hidden states.
             blocks.pop()
+            num_tokens -= pool.hash_block_size
         if (
             blocks
             and self.enable_kv_cache_events
             and getattr(request, "kv_cache_report_mode", "incremental") == "full"
         ):
             self.coordinator.emit_cached_block_events(request, (blocks,))
-        return self.create_kv_cache_blocks((blocks,)), len(blocks) * size, 0
+        if match.partial is not None:
+            last = self._partial_hit(request, match, blocks)
+            if last is not None:
+                blocks = [*blocks, last]
+                num_tokens += match.partial.num_tokens
+        if self.explainer is not None:
+            self.explainer.look(request, num_tokens)
+        return self.create_kv_cache_blocks((blocks,)), num_tokens, 0
+
+    def _may_end_inside(self, request: Request) -> bool:
+        return self.min_sub_block_tokens is not None and self.block_pool.keys.is_plain(
+            request
+        )
+
+    def _partial_hit(
+        self, request: Request, match: Match, blocks: list[KVCacheBlock]
+    ) -> KVCacheBlock | None:
+        """Return the block that a hit ends in, unless a copy of it is too dear."""
+        assert match.partial is not None and self.min_sub_block_tokens is not None
+        pool = self.block_pool
+        source = pool.blocks[match.partial.block]
+        if not source.ref_cnt and match.partial.num_tokens == match.partial.num_valid:
+            self._group.taken = source
+            return source
+        if match.partial.num_tokens < self.min_sub_block_tokens:
+            return None
+        # Until the copy is made both blocks are in use. A request that fits
+        # without must not wait for that.
+        needed = -(-request.num_tokens // pool.hash_block_size) - len(blocks)
+        needed += sum(not block.ref_cnt for block in blocks) + _ROOM
+        if needed + self.watermark_blocks >= pool.get_num_free_blocks():
+            return None
+        return source
+
+    def record_prefix_cache_stats(
+        self, request: Request, *args: Any, **kwargs: Any
+    ) -> None:
+        """Record a look-up whose request is admitted."""
+        super().record_prefix_cache_stats(request, *args, **kwargs)
+        if self.explainer is not None:
+            self.explainer.admit(request)
+
+    # -- publishing ------------------------------------------------------------
+
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_computed_tokens: int = 0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> KVCacheBlocks | None:
+        """Allocate as vLLM does; publish the end of a prompt that gets complete."""
+        new_blocks = super().allocate_slots(
+            request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
+        )
+        if new_blocks is None or request.num_computed_tokens >= request.num_tokens - 1:
+            return new_blocks
+        done = request.num_computed_tokens + num_new_computed_tokens + num_new_tokens
+        if self.explainer is not None:
+            self.explainer.compute(request, done)
+        if done >= request.num_tokens and self._may_end_inside(request):
+            # Whoever shares the prompt finds its end while this one decodes.
+            self._publish_partial(request, request.num_tokens)
+        return new_blocks
+
+    def _publish_partial(self, request: Request, num_tokens: int) -> None:
+        blocks = self._group.req_to_blocks.get(request.request_id)
+        if blocks:
+            self.block_pool.cache_partial(request, blocks, num_tokens)
+
+    def free(self, request: Request) -> None:
+        """Free a request's blocks; its last one stays cached as far as it goes."""
+        self._leave(request)
+        super().free(request)
+
+    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
+        """Return a request's blocks, to be freed later."""
+        self._leave(request)
+        return super().pop_blocks_for_free(request)
+
+    def _leave(self, request: Request) -> None:
+        """Publish what an ending or preempted request has computed, and no more."""
+        if self.explainer is not None:
+            self.explainer.leave(request)
+        if not self.enable_caching:
+            return
+        blocks = self._group.req_to_blocks.get(request.request_id)
+        if not blocks:
+            return
+        # Tokens in flight that nobody knows yet are not among num_tokens.
+        computed = min(request.num_computed_tokens, request.num_tokens)
+        self.block_pool.retract(blocks, computed)
+        if self._may_end_inside(request):
+            self._publish_partial(request, computed)

@@ -84,8 +84,18 @@ class RadixScheduler(Scheduler):
         self.radix_config = RadixConfig.from_additional_config(
             vllm_config.additional_config
         )
-        eviction = POLICIES[self.radix_config.eviction]()
-        RadixKVCacheManager.adopt(self.kv_cache_manager, eviction)
+        config = self.radix_config
+        self._left_to_stock: list[str] = []
+        # Whoever reads block hashes gets vLLM's own map; nobody else pays for it.
+        connected = self.connector is not None
+        mirror = connected or self.aux_output_connector is not None
+        RadixKVCacheManager.adopt(
+            self.kv_cache_manager,
+            POLICIES[config.eviction](),
+            mirror=mirror,
+            min_sub_block_tokens=self._min_sub_block_tokens(config),
+            explain=config.explain,
+        )
         # Requests seen waiting, by id; kept while they wait.
         self._queued: dict[str, _Queued] = {}
         self._arrivals = 0
@@ -99,8 +109,31 @@ class RadixScheduler(Scheduler):
         )
         self._announce()
 
+    @property
+    def wants_lazy_hashes(self) -> bool:
+        """Whether block hashes should wait until somebody reads them."""
+        return not self.kv_cache_manager.block_pool.mirror
+
+    def _min_sub_block_tokens(self, config: RadixConfig) -> int | None:
+        """Return the option, or None where a hit must end with a block."""
+        if not config.sub_block:
+            return None
+        reason = None
+        if self.connector is not None:
+            reason = "a KV connector, which knows whole blocks"
+        elif self.aux_output_connector is not None:
+            reason = "outputs kept beside the KV, which are not copied"
+        elif self.num_prefill_lookahead or self.use_eagle_block_drop:
+            reason = "a draft model, which computes cached tokens again"
+        elif self.dcp_world_size > 1:
+            reason = "context parallelism, which spreads a block over devices"
+        if reason is not None:
+            self._left_to_stock.append(f"hits inside a block ({reason})")
+            return None
+        return config.min_sub_block_tokens
+
     def _announce(self) -> None:
-        left_to_stock = []
+        left_to_stock = self._left_to_stock
         if self.policy != SchedulingPolicy.FCFS:
             left_to_stock.append("order of requests (--scheduling-policy priority)")
         logger.info(
@@ -119,8 +152,7 @@ class RadixScheduler(Scheduler):
         """Add a request; its key is made now, not in the middle of a step."""
         super().add_request(request)
         if self._may_order and not request.resumable:
-            limit = (request.num_tokens - 1) // self.block_size
-            self.kv_cache_manager.block_pool.keys.key(request, limit)
+            self.kv_cache_manager.block_pool.keys.key(request, request.num_tokens - 1)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Put the waiting queue in order, then let vLLM schedule."""
@@ -186,7 +218,7 @@ class RadixScheduler(Scheduler):
             queued = _Queued(
                 arrival=self._arrivals,
                 total=-(-request.num_tokens // self.block_size),
-                limit=(request.num_tokens - 1) // self.block_size,
+                limit=request.num_tokens - 1,
                 namespace=pool.keys.namespace(request),
             )
             if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):

@@ -9,10 +9,11 @@ from vllm_radix.tree.eviction import LRU, POLICIES, EvictionPolicy
 from vllm_radix.tree.explain import Miss
 from vllm_radix.tree.flat import FlatCache
 from vllm_radix.tree.history import History
-from vllm_radix.tree.keys import decode, encode
+from vllm_radix.tree.keys import BYTES_PER_TOKEN, decode, encode
 from vllm_radix.tree.radix_tree import Probe, RadixTree
 
 __all__ = [
+    "BYTES_PER_TOKEN",
     "LRU",
     "POLICIES",
     "EvictionPolicy",

@@ -218,12 +218,12 @@ class RadixTree(Structure):
         if start >= total:
             return []
         size = self.block_bytes
-        known = self._partial_at(blocks[start], start)
+        ids = list(blocks[start:])
+        known = self._partial_at(ids[0], start)
         if known is not None:
-            self._refuse_other(known.key, key[start * size :], blocks[start])
-        for index in range(start + (known is not None), total):
-            self._refuse(blocks[index])
-        self._grow(max(blocks[start:]) + 1)
+            self._refuse_other(known.key, key[start * size :], ids[0])
+        self._refuse_all(ids[known is not None :])
+        self._grow(max(ids) + 1)
         self.version += 1
         freed: list[int] = []
         if known is not None:
@@ -237,8 +237,9 @@ class RadixTree(Structure):
             if inside < len(node.blocks):
                 shared = self._shared(node, inside, key, depth, total)
                 for index in range(inside, inside + shared):
-                    if node.start + index >= start:
-                        self._place(node, index, blocks[node.start + index], freed)
+                    offset = node.start + index - start
+                    if offset >= 0:
+                        self._place(node, index, ids[offset], freed)
                 depth += shared
                 if depth < total and inside + shared < len(node.blocks):
                     node = self._split(node, inside + shared)
@@ -251,7 +252,10 @@ class RadixTree(Structure):
             tokens = key[depth * size : total * size]
             if depth >= start:
                 self._outdate(node, tokens[:size], freed)
-            new = [HOLE if i < start else blocks[i] for i in range(depth, total)]
+            if depth < start:
+                new = [HOLE] * (start - depth) + ids
+            else:
+                new = ids[depth - start :]
             if node.parent is not None and not node.children:
                 self._regrow(node)
                 node.key += tokens
@@ -260,7 +264,7 @@ class RadixTree(Structure):
                 node = self._link(node, tokens, new, depth)
             node.holes += max(0, start - depth)
             for index in range(max(depth, start), total):
-                self._own(blocks[index], node, index)
+                self._own(ids[index - start], node, index)
             depth = total
         return freed
 
@@ -300,6 +304,13 @@ class RadixTree(Structure):
             self._outdate(node, tokens, freed)
         self._own(block, self._link(node, tokens, [block], depth), depth)
         return True, freed
+
+    def _refuse_all(self, ids: list[int]) -> None:
+        nodes, spares = self._node, self._spare_of
+        known = len(nodes)
+        for block in ids:
+            if block < 0 or block in spares or (block < known and nodes[block]):
+                self._refuse(block)
 
     def _partial_at(self, block: int, depth: int) -> Node | None:
         """Return the node of a block that is cached as a partial one there."""
@@ -498,6 +509,13 @@ class RadixTree(Structure):
     def is_idle(self, block: int) -> bool:
         """Whether a block is cached and nobody uses it, O(1)."""
         return 0 <= block < len(self._rank) and self._rank[block] != HELD
+
+    def partial_tokens(self, block: int) -> int:
+        """Return how many tokens a partial block holds; 0 for all others. O(1)."""
+        node = self._node[block] if 0 <= block < len(self._node) else None
+        if node is None or not self._is_partial(node):
+            return 0
+        return len(node.key) // BYTES_PER_TOKEN
 
     def stats(self) -> Stats:
         """Return the sizes, O(1)."""

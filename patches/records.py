@@ -1,9 +1,9 @@
-"""The patches: the flag ``--radix``, and a check before weights load.
+"""The patches: the flag ``--radix``, a check before weights load, lazy hashes.
 
-vLLM has no hook for a plugin to add an engine option, nor one that runs between
-the making of the configuration and the loading of the model. All three wrap a
-method of ``EngineArgs`` and pass everything through; without the flag or the
-scheduler class they change nothing.
+vLLM has no hook for a plugin to add an engine option, none that runs between the
+making of the configuration and the loading of the model, and none to say that its
+prefix cache needs no hashes. Each patch wraps one method and passes everything
+through; without the flag or the scheduler class they change nothing.
 """
 
 import argparse
@@ -46,14 +46,6 @@ def _smallest_model() -> Iterator[str]:
         yield folder
 
 
-def _flag_takes_effect() -> bool:
-    from vllm.engine.arg_utils import EngineArgs
-
-    with _smallest_model() as model:
-        arguments = argparse.Namespace(model=model, radix={})
-        return EngineArgs.from_cli_args(arguments).scheduler_cls is not None
-
-
 def _config_is_checked() -> bool:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -71,18 +63,57 @@ def _config_is_checked() -> bool:
     return False
 
 
+class _Reader:
+    """A scheduler that reads no hashes, as radix's."""
+
+    wants_lazy_hashes = True
+    hash_block_size = 1
+
+
+def _hashes_can_wait() -> bool:
+    from types import SimpleNamespace
+
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.core import EngineCore
+
+    hashed = []
+
+    def hasher(request: Any) -> list[bytes]:
+        hashed.append(request)
+        return []
+
+    request = EngineCoreRequest(
+        request_id="probe",
+        prompt_token_ids=[0],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=1),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    core: Any = SimpleNamespace(
+        mm_receiver_cache=None, request_block_hasher=hasher, scheduler=_Reader()
+    )
+    EngineCore.preprocess_add_request(core, request)
+    return not hashed
+
+
 def make_patches(
     add_flag: Callable[[argparse.ArgumentParser], None],
-    use_flag: Callable[[Any, Any], None],
+    use_flag: Callable[[Any], None],
     check_config: Callable[[Any], None],
+    choose_hasher: Callable[[Any], None],
 ) -> tuple[Patch, ...]:
     """Return the patches, given what they are to call.
 
     Args:
         add_flag: called with the parser after vLLM's own options are added.
-        use_flag: called with the new ``EngineArgs`` and the value of the flag,
-            when it was given.
+        use_flag: called with an ``EngineArgs`` before it makes a configuration.
         check_config: called with each new ``VllmConfig``; may raise.
+        choose_hasher: called with an ``EngineCore`` before it makes a request.
     """
 
     def wrap_add(original: Any) -> Any:
@@ -93,23 +124,21 @@ def make_patches(
 
         return staticmethod(add_cli_args)
 
-    def wrap_from(original: Any) -> Any:
-        def from_cli_args(cls: type, args: argparse.Namespace) -> Any:
-            engine_args = original.__func__(cls, args)
-            value = getattr(args, "radix", None)
-            if value is not None:
-                use_flag(engine_args, value)
-            return engine_args
-
-        return classmethod(from_cli_args)
-
     def wrap_create(original: Any) -> Any:
         def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            use_flag(self)
             vllm_config = original(self, *args, **kwargs)
             check_config(vllm_config)
             return vllm_config
 
         return create_engine_config
+
+    def wrap_preprocess(original: Any) -> Any:
+        def preprocess_add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+            choose_hasher(self)
+            return original(self, *args, **kwargs)
+
+        return preprocess_add_request
 
     return (
         Patch(
@@ -124,17 +153,6 @@ def make_patches(
             probe=_flag_is_known,
         ),
         Patch(
-            name="use-flag",
-            target=_TARGET + "from_cli_args",
-            why="only declared fields are copied from the parsed arguments",
-            upstream=_UPSTREAM,
-            remove_when=_REMOVE_WHEN,
-            fingerprint="51a013f61829ac5c",
-            fingerprint_of=source_fingerprint,
-            wrap=wrap_from,
-            probe=_flag_takes_effect,
-        ),
-        Patch(
             name="check-config",
             target=_TARGET + "create_engine_config",
             why="the scheduler class is first called after the weights have loaded",
@@ -144,5 +162,16 @@ def make_patches(
             fingerprint_of=signature_fingerprint,
             wrap=wrap_create,
             probe=_config_is_checked,
+        ),
+        Patch(
+            name="lazy-hashes",
+            target="vllm.v1.engine.core:EngineCore.preprocess_add_request",
+            why="requests are hashed before the scheduler sees them, for nobody here",
+            upstream="vllm-project/vllm issue 55749 is about what hashes cost",
+            remove_when="vLLM hashes on demand, or lets a scheduler choose",
+            fingerprint="a8b386db3f85cf76",
+            fingerprint_of=source_fingerprint,
+            wrap=wrap_preprocess,
+            probe=_hashes_can_wait,
         ),
     )

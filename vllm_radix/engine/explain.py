@@ -1,0 +1,107 @@
+"""Why a request's prompt was not found in the cache, in words and in counts."""
+
+import time
+from collections import Counter
+
+from vllm_radix.engine.block_pool import RadixBlockPool
+from vllm_radix.engine.compat import Request, logger
+from vllm_radix.tree import BYTES_PER_TOKEN, History, Miss
+
+PENDING = "pending"
+"""In place of a tree's reason: another request is computing the tokens now."""
+
+UNUSED = "unused"
+"""The rest is cached, inside a block that was not worth, or not fit for, a copy."""
+
+_WORDS = {
+    "none": "that is all there can be",
+    UNUSED: "the rest is in a block that was not copied",
+    "evicted": "what follows was evicted {age:.1f} s ago",
+    "diverged": "what is cached goes on with other tokens",
+    "apart": "the same tokens are cached under another salt or LoRA adapter",
+    "unseen": "nothing cached goes on from there",
+    PENDING: "what follows is being computed for request {other} now",
+}
+
+
+class Explainer:
+    """Finds the reason of each miss when a request is admitted, and logs it.
+
+    Args:
+        pool: whose cache it explains.
+
+    Attributes:
+        missed_tokens: prompt tokens that were not cached, by reason: those of
+            ``vllm_radix.tree.Miss``, ``pending`` and ``unused``.
+        last: the last request admitted, its miss, and its cached tokens.
+    """
+
+    def __init__(self, pool: RadixBlockPool) -> None:
+        self._pool = pool
+        self._history = pool.tree.history = History()
+        self.missed_tokens: Counter[str] = Counter()
+        self.last: tuple[str, Miss, int] | None = None
+        self._looked: tuple[str, Miss, int, str] | None = None
+        self._computing: dict[str, Request] = {}
+
+    def new_step_starts(self) -> None:
+        """Stamp what is evicted from now on."""
+        self._history.now = time.monotonic()
+
+    def look(self, request: Request, num_cached: int) -> None:
+        """Find the reason, before the request's own blocks are in the tree.
+
+        Args:
+            request: looked up, and perhaps admitted.
+            num_cached: tokens of the hit.
+        """
+        pool = self._pool
+        limit = request.num_tokens - 1
+        key = pool.keys.key(request, limit)
+        namespace = pool.keys.namespace(request)
+        miss = pool.tree.explain(key, namespace, limit)
+        other = ""
+        # The block after the hit, as far as the request has tokens for it.
+        end = (num_cached // pool.hash_block_size + 1) * pool.hash_block_size
+        wanted = key[: min(end, limit) * BYTES_PER_TOKEN]
+        if num_cached < limit:
+            for computing in self._computing.values():
+                if pool.keys.namespace(computing) == namespace and pool.keys.key(
+                    computing, min(end, limit, computing.num_tokens)
+                ).startswith(wanted):
+                    miss, other = Miss(PENDING, num_cached), computing.request_id
+                    break
+        self._looked = request.request_id, miss, num_cached, other
+
+    def admit(self, request: Request) -> None:
+        """Count and log the reason of the look-up before."""
+        if self._looked is None or self._looked[0] != request.request_id:
+            return
+        _, miss, num_cached, other = self._looked
+        self._looked = None
+        self.last = request.request_id, miss, num_cached
+        missed = request.num_tokens - 1 - num_cached
+        if miss.reason == "none" and missed > 0:
+            miss = Miss(UNUSED, num_cached)
+        self.missed_tokens[miss.reason] += max(0, missed)
+        why = _WORDS[miss.reason]
+        age = time.monotonic() - (miss.evicted_at or 0.0)
+        logger.info(
+            "Request %s: %d of %d tokens cached; %s (from token %d on)",
+            request.request_id,
+            num_cached,
+            request.num_tokens,
+            why.format(age=age, other=other),
+            miss.token,
+        )
+
+    def compute(self, request: Request, num_tokens: int) -> None:
+        """Note how far a request gets in this step."""
+        if num_tokens < request.num_tokens:
+            self._computing[request.request_id] = request
+        else:
+            self._computing.pop(request.request_id, None)
+
+    def leave(self, request: Request) -> None:
+        """Forget a request that ended or was preempted."""
+        self._computing.pop(request.request_id, None)
