@@ -220,23 +220,57 @@ def test_requests_that_load_their_kv_count_as_admitted():
     assert "loading" not in scheduler._queued
 
 
-def test_nothing_is_ordered_again_while_nothing_has_changed(monkeypatch):
+@pytest.fixture
+def looked_up(monkeypatch):
+    """The requests that any scheduler looks up, as it does."""
+    seen = []
+    look_up = RadixScheduler._look_up
+
+    def watched(self, request_id, queued):
+        seen.append(request_id)
+        return look_up(self, request_id, queued)
+
+    monkeypatch.setattr(RadixScheduler, "_look_up", watched)
+    return seen
+
+
+def test_nothing_is_ordered_again_while_nothing_has_changed(looked_up):
     engine = EngineDouble(make_scheduler(**PRESSED))
+    engine.add("first", prompt("group 0", 128))
+    engine.step()
     for request_id, tokens in grouped(8, 2).items():
         engine.add(request_id, tokens)
-    looked_up = []
+    assert len(looked_up) == 1 + 16
     scheduler = engine.scheduler
-    look_up = scheduler._look_up
-    monkeypatch.setattr(
-        scheduler, "_look_up", lambda r: looked_up.append(r) or look_up(r)
-    )
+    assert scheduler._warm == {"0-0", "0-1"}
     scheduler._order_waiting()
-    assert len(looked_up) == 16
+    assert looked_up[17:] in (["0-0", "0-1"], ["0-1", "0-0"])
     scheduler._order_waiting()
-    assert len(looked_up) == 16
+    assert len(looked_up) == 19
     engine.add("new", prompt("new", 40))
     scheduler._order_waiting()
-    assert len(looked_up) == 33
+    assert len(looked_up) == 22
+
+
+def test_requests_that_share_nothing_are_looked_up_once(looked_up):
+    engine = EngineDouble(make_scheduler(**PRESSED))
+    for i in range(40):
+        engine.add(str(i), prompt(i, 100))
+    engine.run()
+    assert len(looked_up) == 40
+    assert not (engine.scheduler._cold or engine.scheduler._warm)
+
+
+def test_a_cold_request_wakes_when_its_first_block_comes(looked_up):
+    engine = EngineDouble(make_scheduler(num_blocks=40, max_num_seqs=1))
+    engine.add("a", prompt("a", 100))
+    engine.add("b", prompt("b", 100))
+    engine.add("a again", prompt("a", 100), cache_salt="other")
+    engine.add("a once more", prompt("a", 100))
+    engine.step()
+    engine.scheduler._wake()
+    assert engine.scheduler._warm == {"a once more"}
+    assert looked_up[4:] == ["a once more"]
 
 
 def test_a_subclass_must_fit_the_kind_of_scheduling():

@@ -23,7 +23,16 @@ from vllm_radix.engine.compat import (
     Request,
 )
 from vllm_radix.engine.keys import RequestKeys
-from vllm_radix.tree import BYTES_PER_TOKEN, LRU, EvictionPolicy, Match, RadixTree
+from vllm_radix.engine.open_tails import OpenTails
+from vllm_radix.tree import (
+    BYTES_PER_TOKEN,
+    LRU,
+    EvictionPolicy,
+    Match,
+    RadixTree,
+    common_units,
+    encode,
+)
 
 _MARK = b"cached by radix "
 _GROUP = bytes(4)
@@ -64,6 +73,7 @@ class RadixBlockPool(BlockPool):
     Attributes:
         tree: the prefix cache.
         keys: the keys of requests in it.
+        open_tails: running requests that may be found in their last block.
         mirror: whether vLLM's map of hashes is kept beside the tree, for KV
             events and others who read it. Without, a cached block carries a mark
             in place of its hash, for that tells vLLM that it is cached.
@@ -101,8 +111,9 @@ class RadixBlockPool(BlockPool):
         self.mirror = (
             mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
         )
-        # Blocks that were cached in this step: what they are to hold is written
-        # when the step runs, after it has copied blocks.
+        self.open_tails = OpenTails()
+        # Blocks that are first written, or copied into, in this step: too late to
+        # be copied from, for a step copies blocks before all else.
         self._unwritten: set[int] = set()
 
     # -- reading ---------------------------------------------------------------
@@ -135,38 +146,69 @@ class RadixBlockPool(BlockPool):
         """Note that what was cached so far is written before blocks are copied."""
         self._unwritten.clear()
 
-    def cache_partial(
-        self, request: Request, blocks: Sequence[KVCacheBlock], num_tokens: int
-    ) -> None:
-        """Publish a request's last block, as far as it is filled.
+    def note_unwritten(self, block: KVCacheBlock) -> None:
+        """Note that a block is copied into, or first written, in this step."""
+        self._unwritten.add(block.block_id)
+
+    def match_open_tails(
+        self, request: Request, limit: int, least: int, match: Match
+    ) -> Match:
+        """Return a match that may end in the open block of a running request.
 
         Args:
-            request: a plain request; its whole blocks are published.
-            blocks: all its blocks.
-            num_tokens: tokens of it that are computed, this step's included.
+            request: the plain request that is looked up.
+            limit: most tokens to match.
+            least: fewest tokens inside a block that are of use.
+            match: what of it is cached.
         """
+        size, depth = self.hash_block_size, match.num_blocks
+        wanted = min(size - 1, limit - depth * size)
+        best = max(least - 1, match.partial.num_tokens if match.partial else 0)
+        if wanted <= best:
+            return match
+        namespace = self.keys.namespace(request)
+        rest = encode(request.all_token_ids[depth * size : depth * size + wanted])
+        found = None
+        for other, blocks in self.open_tails.after(match.blocks[-1] if depth else None):
+            if len(blocks) <= depth or blocks[depth].block_id in self._unwritten:
+                continue
+            end = min(other.num_computed_tokens, other.num_tokens)
+            tail = encode(other.all_token_ids[depth * size : end])
+            shared = common_units(rest, 0, tail, 0, BYTES_PER_TOKEN)
+            if shared > best and self.keys.namespace(other) == namespace:
+                best, found = shared, (other, blocks)
+        if found is None:
+            return match
+        self.cache_partial(*found)
+        return self.match(request, limit, partial=True)
+
+    def cache_partial(self, request: Request, blocks: Sequence[KVCacheBlock]) -> None:
+        """Publish a request's last block, as far as earlier steps have filled it.
+
+        Args:
+            request: a plain request; its full blocks are published.
+            blocks: all its blocks.
+        """
+        # Tokens in flight that nobody knows yet are not among num_tokens.
+        num_tokens = min(request.num_computed_tokens, request.num_tokens)
         size = self.hash_block_size
         depth, part = divmod(num_tokens, size)
-        if not part or depth >= len(blocks) or blocks[depth].is_null:
+        if not part or depth >= len(blocks):
             return
         block = blocks[depth]
-        known = self.tree.partial_tokens(block.block_id)
-        if known == part:
+        if self.tree.partial_tokens(block.block_id) == part:
             return
-        if known > part:
-            # It was published with tokens that will not be computed after all.
-            self._uncache(block)
         cached, freed = self.tree.insert_partial(
             self.keys.key(request, num_tokens)[: num_tokens * BYTES_PER_TOKEN],
             _Ids(blocks, depth + 1),
             self.keys.namespace(request),
         )
-        self._retire(freed)
-        self._put_first(freed)
+        if freed:
+            self._retire(freed)
+            self._put_first(freed)
         block.reset_hash()
         if cached:
             self._mark(block, num_tokens)
-            self._unwritten.add(block.block_id)
 
     def retract(self, blocks: Sequence[KVCacheBlock], num_computed_tokens: int) -> None:
         """Take back what a request published in this step and will not compute.
@@ -177,8 +219,8 @@ class RadixBlockPool(BlockPool):
         """
         if self._unwritten:
             for block in blocks[num_computed_tokens // self.hash_block_size :]:
-                if block.block_id in self._unwritten and block.block_id in self.tree:
-                    self._uncache(block)
+                if block.block_id in self._unwritten:
+                    self._maybe_evict_cached_block(block)
 
     # -- what vLLM calls -------------------------------------------------------
 
@@ -213,8 +255,10 @@ class RadixBlockPool(BlockPool):
                 first.reset_hash()  # it was cached as a partial block
             for index in range(num_cached_blocks, num_full_blocks):
                 self._mark(blocks[index], (index + 1) * size)
-        self._retire(freed)
-        self._put_first(freed)
+        if freed:
+            self._retire(freed)
+            self._put_first(freed)
+        self.open_tails.move(request, blocks[num_full_blocks - 1])
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         """Take blank blocks, then what the tree lets go of."""
@@ -291,10 +335,6 @@ class RadixBlockPool(BlockPool):
         # 4 bytes at the end are a group's number, as in vLLM's own.
         mark = _MARK + block.block_id.to_bytes(8, "big") + _GROUP
         block.set_block_hash(BlockHashWithGroupId(mark), num_tokens)
-
-    def _uncache(self, block: KVCacheBlock) -> None:
-        """Drop a block that stays with its request."""
-        self._maybe_evict_cached_block(block)
 
     # -- between tree and list -------------------------------------------------
 

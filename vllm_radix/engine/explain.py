@@ -42,7 +42,7 @@ class Explainer:
         self.missed_tokens: Counter[str] = Counter()
         self.last: tuple[str, Miss, int] | None = None
         self._looked: tuple[str, Miss, int, str] | None = None
-        self._computing: dict[str, Request] = {}
+        self._running: dict[str, Request] = {}
 
     def new_step_starts(self) -> None:
         """Stamp what is evicted from now on."""
@@ -65,7 +65,7 @@ class Explainer:
         end = (num_cached // pool.hash_block_size + 1) * pool.hash_block_size
         wanted = key[: min(end, limit) * BYTES_PER_TOKEN]
         if num_cached < limit:
-            for computing in self._computing.values():
+            for computing in self._running.values():
                 if pool.keys.namespace(computing) == namespace and pool.keys.key(
                     computing, min(end, limit, computing.num_tokens)
                 ).startswith(wanted):
@@ -78,6 +78,7 @@ class Explainer:
         if self._looked is None or self._looked[0] != request.request_id:
             return
         _, miss, num_cached, other = self._looked
+        self._running[request.request_id] = request
         self._looked = None
         self.last = request.request_id, miss, num_cached
         missed = request.num_tokens - 1 - num_cached
@@ -95,13 +96,6 @@ class Explainer:
             miss.token,
         )
 
-    def compute(self, request: Request, num_tokens: int) -> None:
-        """Note how far a request gets in this step."""
-        if num_tokens < request.num_tokens:
-            self._computing[request.request_id] = request
-        else:
-            self._computing.pop(request.request_id, None)
-
     def leave(self, request: Request) -> None:
         """Forget a request that ended or was preempted."""
-        self._computing.pop(request.request_id, None)
+        self._running.pop(request.request_id, None)

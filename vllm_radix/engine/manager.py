@@ -93,6 +93,9 @@ class RadixKVCacheManager(KVCacheManager):
         limit = request.num_tokens - 1
         inside = self._may_end_inside(request)
         match = pool.match(request, limit, partial=inside)
+        if inside and pool.open_tails:
+            least = self.min_sub_block_tokens or 1
+            match = pool.match_open_tails(request, limit, least, match)
         blocks = [pool.blocks[block_id] for block_id in match.blocks]
         num_tokens = len(blocks) * pool.hash_block_size
         if blocks and 0 in self.coordinator.eagle_group_ids:
@@ -142,39 +145,19 @@ class RadixKVCacheManager(KVCacheManager):
     def record_prefix_cache_stats(
         self, request: Request, *args: Any, **kwargs: Any
     ) -> None:
-        """Record a look-up whose request is admitted."""
+        """Record a look-up; its request is admitted now, and computes from there."""
         super().record_prefix_cache_stats(request, *args, **kwargs)
         if self.explainer is not None:
             self.explainer.admit(request)
+        if self._may_end_inside(request):
+            request_id = request.request_id
+            self.block_pool.open_tails.follow(
+                request,
+                self._group.req_to_blocks[request_id],
+                self._group.num_cached_block.get(request_id, 0),
+            )
 
-    # -- publishing ------------------------------------------------------------
-
-    def allocate_slots(
-        self,
-        request: Request,
-        num_new_tokens: int,
-        num_new_computed_tokens: int = 0,
-        *args: Any,
-        **kwargs: Any,
-    ) -> KVCacheBlocks | None:
-        """Allocate as vLLM does; publish the end of a prompt that gets complete."""
-        new_blocks = super().allocate_slots(
-            request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
-        )
-        if new_blocks is None or request.num_computed_tokens >= request.num_tokens - 1:
-            return new_blocks
-        done = request.num_computed_tokens + num_new_computed_tokens + num_new_tokens
-        if self.explainer is not None:
-            self.explainer.compute(request, done)
-        if done >= request.num_tokens and self._may_end_inside(request):
-            # Whoever shares the prompt finds its end while this one decodes.
-            self._publish_partial(request, request.num_tokens)
-        return new_blocks
-
-    def _publish_partial(self, request: Request, num_tokens: int) -> None:
-        blocks = self._group.req_to_blocks.get(request.request_id)
-        if blocks:
-            self.block_pool.cache_partial(request, blocks, num_tokens)
+    # -- leaving ---------------------------------------------------------------
 
     def free(self, request: Request) -> None:
         """Free a request's blocks; its last one stays cached as far as it goes."""
@@ -190,13 +173,9 @@ class RadixKVCacheManager(KVCacheManager):
         """Publish what an ending or preempted request has computed, and no more."""
         if self.explainer is not None:
             self.explainer.leave(request)
-        if not self.enable_caching:
-            return
         blocks = self._group.req_to_blocks.get(request.request_id)
-        if not blocks:
-            return
-        # Tokens in flight that nobody knows yet are not among num_tokens.
-        computed = min(request.num_computed_tokens, request.num_tokens)
-        self.block_pool.retract(blocks, computed)
-        if self._may_end_inside(request):
-            self._publish_partial(request, computed)
+        if blocks and self.enable_caching:
+            self.block_pool.retract(blocks, request.num_computed_tokens)
+            if self._may_end_inside(request):
+                self.block_pool.open_tails.leave(request)
+                self.block_pool.cache_partial(request, blocks)

@@ -5,7 +5,7 @@ by what of them is cached. vLLM then admits from the front, as always.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import vllm_radix
@@ -98,6 +98,10 @@ class RadixScheduler(Scheduler):
         )
         # Requests seen waiting, by id; kept while they wait.
         self._queued: dict[str, _Queued] = {}
+        # Those with a cached prefix; the others by the first block they look for.
+        self._warm: set[str] = set()
+        self._cold: dict[tuple[Namespace, bytes], set[str]] = {}
+        self._reordered = False
         self._arrivals = 0
         # What the last order was made from; the same again needs no new one.
         self._ordered_at: object = None
@@ -107,6 +111,8 @@ class RadixScheduler(Scheduler):
             and self.policy == SchedulingPolicy.FCFS
             and isinstance(self.waiting, FCFSRequestQueue)
         )
+        if self._may_order:
+            self.kv_cache_manager.block_pool.tree.first_blocks = []
         self._announce()
 
     @property
@@ -151,13 +157,15 @@ class RadixScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Add a request; its key is made now, not in the middle of a step."""
         super().add_request(request)
-        if self._may_order and not request.resumable:
-            self.kv_cache_manager.block_pool.keys.key(request, request.num_tokens - 1)
+        if self._may_order and request.request_id in self.requests:
+            self._enqueue(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Put the waiting queue in order, then let vLLM schedule."""
-        if self._may_order and len(self.waiting) > 1 and self._can_admit():
-            self._order_waiting()
+        if self._may_order:
+            self._wake()
+            if len(self.waiting) > 1 and self._can_admit():
+                self._order_waiting()
         output = super().schedule(*args, **kwargs)
         if self._queued:
             self._note_admissions(output)
@@ -165,7 +173,7 @@ class RadixScheduler(Scheduler):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
-        self._queued.pop(request.request_id, None)
+        self._dequeue(request.request_id)
         return super()._free_request(request, *args, **kwargs)
 
     def _can_admit(self) -> bool:
@@ -177,6 +185,70 @@ class RadixScheduler(Scheduler):
             and self.kv_cache_manager.block_pool.get_num_free_blocks() > 0
         )
 
+    # -- who waits -------------------------------------------------------------
+
+    def _enqueue(self, request: Request) -> "_Queued":
+        """Note a waiting request, after all that are noted."""
+        size = self.block_size
+        keys = self.kv_cache_manager.block_pool.keys
+        limit = request.num_tokens - 1
+        if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):
+            limit = 0
+        queued = _Queued(
+            arrival=self._arrivals,
+            total=-(-request.num_tokens // size),
+            limit=limit,
+            namespace=keys.namespace(request),
+        )
+        self._arrivals += 1
+        self._queued[request.request_id] = queued
+        if limit >= size:
+            queued.key = keys.key(request, limit)
+            self._look_up(request.request_id, queued)
+        return queued
+
+    def _dequeue(self, request_id: str) -> "_Queued | None":
+        """Forget a request that does not wait any more."""
+        queued = self._queued.pop(request_id, None)
+        if queued is not None:
+            if request_id in self._warm:
+                self._warm.discard(request_id)
+            elif queued.first is not None:
+                waiting = self._cold[queued.first]
+                waiting.discard(request_id)
+                if not waiting:
+                    del self._cold[queued.first]
+        return queued
+
+    def _look_up(self, request_id: str, queued: "_Queued") -> None:
+        """Look up the prefix of a request, and file it as warm or cold."""
+        tree = self.kv_cache_manager.block_pool.tree
+        queued.probe = probe = tree.probe(
+            queued.key, queued.namespace, queued.limit, queued.probe
+        )
+        queued.cached = probe.num_blocks if probe else 0
+        if queued.cached:
+            self._warm.add(request_id)
+            return
+        self._warm.discard(request_id)
+        if queued.first is None:
+            queued.first = queued.namespace, queued.key[: tree.block_bytes]
+        self._cold.setdefault(queued.first, set()).add(request_id)
+
+    def _wake(self) -> None:
+        """Look up the cold requests whose first block has come into the cache.
+
+        O(requests inserted since): the others are as cold as they were.
+        """
+        first_blocks = self.kv_cache_manager.block_pool.tree.first_blocks
+        if first_blocks:
+            for first in first_blocks:
+                for request_id in self._cold.pop(first, ()):
+                    self._look_up(request_id, self._queued[request_id])
+            first_blocks.clear()
+
+    # -- in which order --------------------------------------------------------
+
     def _order_state(self) -> object:
         """What the order depends on: tree, free blocks, and who waits."""
         pool = self.kv_cache_manager.block_pool
@@ -184,23 +256,40 @@ class RadixScheduler(Scheduler):
         return pool.tree.version, pool.num_blank_blocks, len(self.waiting), *ends
 
     def _order_waiting(self) -> None:
-        """Order the queue in place: O(n log n), O(1) tree nodes per request."""
+        """Order the queue in place: O(n log n), O(1) tree nodes per warm request.
+
+        O(1) while nothing is cached for anybody who waits.
+        """
+        if not self._warm and not self._reordered:
+            return
         if self._order_state() == self._ordered_at:
             return
+        for request_id in list(self._warm):
+            self._look_up(request_id, self._queued[request_id])
         requests = list(self.waiting)
         # Preempted requests keep the head of the queue.
         first = [request for request in requests if self._keeps_place(request)]
         movable = [request for request in requests if not self._keeps_place(request)]
-        queued = [self._look_up(request) for request in movable]
+        queued = [self._seen(request) for request in movable]
         if needs_order(queued, self.kv_cache_manager.block_pool.num_blank_blocks):
             order = prefix_order(queued, self.radix_config.max_overtakes)
+            self._reordered = True
         else:
             order = sorted(range(len(queued)), key=lambda i: queued[i].arrival)
+            self._reordered = False
         ordered = first + [movable[index] for index in order]
         if ordered != requests:
             self.waiting.clear()
             self.waiting.extend(ordered)
         self._ordered_at = self._order_state()
+
+    def _seen(self, request: Request) -> Waiting:
+        """Return what the order needs to know of a waiting request."""
+        queued = self._queued.get(request.request_id) or self._enqueue(request)
+        if request.status != RequestStatus.WAITING:
+            # Its grammar is not ready: no reason to go first.
+            return replace(queued, cached=0)
+        return queued
 
     @staticmethod
     def _keeps_place(request: Request) -> bool:
@@ -209,41 +298,13 @@ class RadixScheduler(Scheduler):
             request.status == RequestStatus.PREEMPTED or request.num_computed_tokens > 0
         )
 
-    def _look_up(self, request: Request) -> "_Queued":
-        """Return what the order needs to know of a request, as of now."""
-        pool = self.kv_cache_manager.block_pool
-        queued = self._queued.get(request.request_id)
-        if queued is None:
-            # New requests are at the tail, in order of arrival.
-            queued = _Queued(
-                arrival=self._arrivals,
-                total=-(-request.num_tokens // self.block_size),
-                limit=request.num_tokens - 1,
-                namespace=pool.keys.namespace(request),
-            )
-            if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):
-                queued.limit = 0
-            self._arrivals += 1
-            self._queued[request.request_id] = queued
-            queued.key = pool.keys.key(request, queued.limit)
-        if request.status != RequestStatus.WAITING:
-            queued.cached = 0  # its grammar is not ready: no reason to go first
-            return queued
-        queued.probe = probe = pool.tree.probe(
-            queued.key, queued.namespace, queued.limit, queued.probe
-        )
-        queued.cached = probe.num_blocks if probe else 0
-        return queued
-
     def _note_admissions(self, output: SchedulerOutput) -> None:
         """Count, for each waiting request, who was admitted before it."""
         gone = [*output.num_scheduled_tokens]
         # An asynchronous KV load takes its blocks without being scheduled yet.
         gone += [request.request_id for request in self.kv_holding_waiting]
         admitted = sorted(
-            self._queued.pop(request_id).arrival
-            for request_id in gone
-            if request_id in self._queued
+            queued.arrival for queued in map(self._dequeue, gone) if queued is not None
         )
         if not admitted:
             return
@@ -260,6 +321,7 @@ class _Queued(Waiting):
     limit: int = 0
     namespace: Namespace = None
     key: bytes = b""
+    first: tuple[Namespace, bytes] | None = None
     probe: Probe | None = None
 
 

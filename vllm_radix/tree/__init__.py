@@ -9,7 +9,7 @@ from vllm_radix.tree.eviction import LRU, POLICIES, EvictionPolicy
 from vllm_radix.tree.explain import Miss
 from vllm_radix.tree.flat import FlatCache
 from vllm_radix.tree.history import History
-from vllm_radix.tree.keys import BYTES_PER_TOKEN, decode, encode
+from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode, encode
 from vllm_radix.tree.radix_tree import Probe, RadixTree
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Probe",
     "RadixTree",
     "Stats",
+    "common_units",
     "decode",
     "encode",
 ]

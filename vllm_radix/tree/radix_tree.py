@@ -228,6 +228,8 @@ class RadixTree(Structure):
         freed: list[int] = []
         if known is not None:
             self._unfile(known)
+        if start == 0 and self.first_blocks is not None:
+            self.first_blocks.append((namespace, key[:size]))
 
         node, depth = self._node_before(blocks, start), start
         if node is None:

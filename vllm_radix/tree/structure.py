@@ -31,6 +31,8 @@ class Structure(PrefixCache):
         visited: nodes that operations have looked at, for tests of cost.
         history: what was evicted, when somebody wants to know why a prompt was
             not found; None keeps nothing.
+        first_blocks: the namespace and first block of each prompt inserted since
+            its reader emptied it; None, as at first, keeps nothing.
     """
 
     def __init__(self, block_size: int, policy: EvictionPolicy | None = None) -> None:
@@ -38,6 +40,7 @@ class Structure(PrefixCache):
         self.policy = policy or LRU()
         self.visited = 0
         self.history: History | None = None
+        self.first_blocks: list[tuple[Namespace, bytes]] | None = None
         self._forget()
 
     def _forget(self) -> None:
