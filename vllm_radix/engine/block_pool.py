@@ -13,6 +13,7 @@ Blocks let go with ``unpin_blocks`` (HiSparse) are the exception vLLM makes: bla
 ones among them stay at the tail, to be reused last.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
@@ -34,22 +35,28 @@ from vllm_radix.tree import (
     encode,
 )
 
-_MARK = b"cached by radix "
-_GROUP = bytes(4)
-
 
 class _Ids(Sequence[int]):
-    """The ids of the first blocks of a request, read only where they are used.
+    """The ids of a request's first blocks, of which only the last are new.
 
     A request that fills one more block would else pay for its whole length.
+
+    Args:
+        blocks: the request's blocks.
+        start: how many of them the tree knows.
+        count: how many there are.
+
+    Attributes:
+        new: the ids from ``start`` on.
     """
 
-    def __init__(self, blocks: Sequence[KVCacheBlock], count: int) -> None:
+    def __init__(self, blocks: Sequence[KVCacheBlock], start: int, count: int) -> None:
         self._blocks = blocks
-        self._count = count
+        self._start = start
+        self.new = [block.block_id for block in blocks[start:count]]
 
     def __len__(self) -> int:
-        return self._count
+        return self._start + len(self.new)
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -59,9 +66,12 @@ class _Ids(Sequence[int]):
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, int):
-            return self._blocks[index + self._count * (index < 0)].block_id
-        start, stop, step = index.indices(self._count)
-        return [self._blocks[i].block_id for i in range(start, stop, step)]
+            if index < 0:
+                index += len(self)
+            return self._blocks[index].block_id
+        if index == slice(self._start, None):
+            return self.new
+        return [self._blocks[i].block_id for i in range(*index.indices(len(self)))]
 
 
 class RadixBlockPool(BlockPool):
@@ -111,6 +121,11 @@ class RadixBlockPool(BlockPool):
         self.mirror = (
             mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
         )
+        # Unlike each other; 4 bytes at the end are a group, as in vLLM's hashes.
+        self._marks = [
+            BlockHashWithGroupId(b"radix " + i.to_bytes(8, "big") + bytes(4))
+            for i in range(self.num_gpu_blocks)
+        ]
         self.open_tails = OpenTails()
         # Blocks that are first written, or copied into, in this step: too late to
         # be copied from, for a step copies blocks before all else.
@@ -138,7 +153,7 @@ class RadixBlockPool(BlockPool):
     @property
     def num_blank_blocks(self) -> int:
         """Free blocks that hold nothing cached."""
-        return self.get_num_free_blocks() - self.tree.stats().idle_blocks
+        return self.free_block_queue.num_free_blocks - self.tree.num_idle
 
     # -- what the manager calls ------------------------------------------------
 
@@ -164,12 +179,13 @@ class RadixBlockPool(BlockPool):
         size, depth = self.hash_block_size, match.num_blocks
         wanted = min(size - 1, limit - depth * size)
         best = max(least - 1, match.partial.num_tokens if match.partial else 0)
-        if wanted <= best:
+        before = match.blocks[-1] if depth else None
+        if wanted <= best or not self.open_tails.any_after(before):
             return match
         namespace = self.keys.namespace(request)
         rest = encode(request.all_token_ids[depth * size : depth * size + wanted])
         found = None
-        for other, blocks in self.open_tails.after(match.blocks[-1] if depth else None):
+        for other, blocks in self.open_tails.after(before):
             if len(blocks) <= depth or blocks[depth].block_id in self._unwritten:
                 continue
             end = min(other.num_computed_tokens, other.num_tokens)
@@ -200,7 +216,7 @@ class RadixBlockPool(BlockPool):
             return
         cached, freed = self.tree.insert_partial(
             self.keys.key(request, num_tokens)[: num_tokens * BYTES_PER_TOKEN],
-            _Ids(blocks, depth + 1),
+            _Ids(blocks, depth, depth + 1),
             self.keys.namespace(request),
         )
         if freed:
@@ -208,7 +224,7 @@ class RadixBlockPool(BlockPool):
             self._put_first(freed)
         block.reset_hash()
         if cached:
-            self._mark(block, num_tokens)
+            block.set_block_hash(self._marks[block.block_id], num_tokens)
 
     def retract(self, blocks: Sequence[KVCacheBlock], num_computed_tokens: int) -> None:
         """Take back what a request published in this step and will not compute.
@@ -241,20 +257,21 @@ class RadixBlockPool(BlockPool):
                 request, blocks, num_cached_blocks, num_full_blocks, *args, **kwargs
             )
         size = self.hash_block_size
-        ids = _Ids(blocks, num_full_blocks)
+        ids = _Ids(blocks, num_cached_blocks, num_full_blocks)
         freed = self.tree.insert(
             self.keys.key(request, num_full_blocks * size),
             ids,
             self.keys.namespace(request),
             start=num_cached_blocks,
         )
-        self._unwritten.update(ids[num_cached_blocks:])
+        self._unwritten.update(ids.new)
         if not self.mirror:
-            first = blocks[num_cached_blocks]
-            if first.block_hash is not None:
-                first.reset_hash()  # it was cached as a partial block
-            for index in range(num_cached_blocks, num_full_blocks):
-                self._mark(blocks[index], (index + 1) * size)
+            if blocks[num_cached_blocks].block_hash is not None:
+                blocks[num_cached_blocks].reset_hash()  # it was a partial block
+            marks, end = self._marks, num_cached_blocks * size
+            for block_id in ids.new:
+                end += size
+                self.blocks[block_id].set_block_hash(marks[block_id], end)
         if freed:
             self._retire(freed)
             self._put_first(freed)
@@ -262,10 +279,10 @@ class RadixBlockPool(BlockPool):
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         """Take blank blocks, then what the tree lets go of."""
-        if num_blocks <= self.get_num_free_blocks():
-            missing = num_blocks - self.num_blank_blocks
-            if missing > 0:
-                self._put_first(self.tree.evict(missing))
+        if num_blocks <= self.free_block_queue.num_free_blocks:
+            blank = self.num_blank_blocks
+            if num_blocks > blank:
+                self._put_next(self.tree.evict(num_blocks - blank), blank)
         # Should the tree fall short, because a cached block is held below an
         # idle one, the list's order decides; vLLM's method says so to the tree.
         return super().get_new_blocks(num_blocks)
@@ -330,30 +347,24 @@ class RadixBlockPool(BlockPool):
         self.tree.discard(block.block_id)
         return True
 
-    def _mark(self, block: KVCacheBlock, num_tokens: int) -> None:
-        """Tell vLLM that a block is cached: with a mark unlike any other's."""
-        # 4 bytes at the end are a group's number, as in vLLM's own.
-        mark = _MARK + block.block_id.to_bytes(8, "big") + _GROUP
-        block.set_block_hash(BlockHashWithGroupId(mark), num_tokens)
-
     # -- between tree and list -------------------------------------------------
 
     def _release(self, blocks: list[KVCacheBlock]) -> None:
         """Tell the tree which of the blocks nobody will use any more."""
-        idle = []
-        again: dict[int, int] = {}
-        for block in blocks:
-            if block.pool is not self or block.is_null:
-                continue
-            left = block.ref_cnt
-            if left > 1:
-                # The source of several copies is let go several times at once.
-                left -= again.get(block.block_id, 0)
-                again[block.block_id] = again.get(block.block_id, 0) + 1
-            if left == 1:
-                idle.append(block.block_id)
+        idle = [
+            block.block_id
+            for block in blocks
+            if block.ref_cnt == 1 and block.pool is self and not block.is_null
+        ]
+        shared = [block for block in blocks if block.ref_cnt > 1]
+        if shared:
+            # The source of several copies is let go several times at once.
+            again = Counter(block.block_id for block in shared)
+            idle += [i for i, n in again.items() if n == self.blocks[i].ref_cnt]
         # Before vLLM files them: without a hash they go to the head.
-        self._retire(self.tree.release(idle))
+        freed = self.tree.release(idle)
+        if freed:
+            self._retire(freed)
 
     def _retire(self, block_ids: list[int]) -> None:
         """Take blocks that went blank out of vLLM's map of hashes.
@@ -371,6 +382,25 @@ class RadixBlockPool(BlockPool):
                 if self.cached_block_hash_to_block.get_one_block(block_hash) is None
             ]
             self._emit_block_removed_events(gone)
+
+    def _put_next(self, block_ids: list[int], blank: int) -> None:
+        """Move free blocks to where they are reused after ``blank`` others.
+
+        They mostly are there, for the list is in order of release as well.
+        """
+        if not self.mirror and not self.metrics_collector:
+            for block_id in block_ids:
+                self.blocks[block_id].reset_hash()  # nothing is left to evict
+        block = self.free_block_queue.fake_free_list_head.next_free_block
+        for _ in range(blank):
+            assert block is not None
+            block = block.next_free_block
+        for index, block_id in enumerate(block_ids):
+            if block is None or block.block_id != block_id:
+                # The order among those that are reused now is of no account.
+                self._put_first(block_ids[index:])
+                return
+            block = block.next_free_block
 
     def _put_first(self, block_ids: list[int]) -> None:
         """Move free blocks to the head of the list, to be reused in this order."""

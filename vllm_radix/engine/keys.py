@@ -8,13 +8,15 @@ placeholders: those blocks get a marker in place of their first token.
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from weakref import WeakKeyDictionary
 
 from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
 from vllm_radix.tree import BYTES_PER_TOKEN, Namespace, encode
 
 _IN_NAMESPACE = ("lora", "cache_salt")
 _MAX_MARKERS = 65_536
+
+_KEY = "radix_key"
+"""The attribute in which a request carries its key, to go when it goes."""
 
 
 class Markers:
@@ -61,7 +63,6 @@ class RequestKeys:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.markers = Markers()
-        self._keys: WeakKeyDictionary[Request, bytes] = WeakKeyDictionary()
 
     def namespace(self, request: Request) -> Namespace:
         """Return the namespace of a request's blocks: LoRA adapter and salt."""
@@ -89,7 +90,7 @@ class RequestKeys:
         """
         size = self.block_size
         # A streaming session replaces tokens it had: nothing of it is kept.
-        known = b"" if request.resumable else self._keys.get(request, b"")
+        known: bytes = request.__dict__.get(_KEY, b"")
         have = len(known) // BYTES_PER_TOKEN
         if have >= num_tokens:
             return known
@@ -107,7 +108,7 @@ class RequestKeys:
                 self._mark(request, tokens, have // size)
             known += encode(tokens)
             if not request.resumable:
-                self._keys[request] = known
+                request.__dict__[_KEY] = known
         if whole < num_tokens and self.is_plain(request):
             known += encode(request.all_token_ids[whole:num_tokens])
         return known

@@ -58,6 +58,10 @@ class OpenTails:
         if not requests:
             del self._after[before]
 
+    def any_after(self, before: int | None) -> bool:
+        """Whether ``after`` yields anything, O(1)."""
+        return before in self._after
+
     def after(
         self, before: int | None
     ) -> Iterator[tuple[Request, Sequence[KVCacheBlock]]]:

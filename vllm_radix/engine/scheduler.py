@@ -300,9 +300,12 @@ class RadixScheduler(Scheduler):
 
     def _note_admissions(self, output: SchedulerOutput) -> None:
         """Count, for each waiting request, who was admitted before it."""
-        gone = [*output.num_scheduled_tokens]
+        gone = [new.req_id for new in output.scheduled_new_reqs]
+        gone += output.scheduled_cached_reqs.resumed_req_ids
         # An asynchronous KV load takes its blocks without being scheduled yet.
         gone += [request.request_id for request in self.kv_holding_waiting]
+        if not gone:
+            return
         admitted = sorted(
             queued.arrival for queued in map(self._dequeue, gone) if queued is not None
         )

@@ -139,9 +139,11 @@ class RadixTree(Structure):
 
     @staticmethod
     def _as_partial(rest: bytes, tokens: bytes, block: int) -> Partial | None:
+        if rest[:BYTES_PER_TOKEN] != tokens[:BYTES_PER_TOKEN]:
+            return None  # as for most neighbours
         shared = common_units(rest, 0, tokens, 0, BYTES_PER_TOKEN)
         valid = len(tokens) // BYTES_PER_TOKEN
-        return Partial(block, shared, valid) if shared else None
+        return Partial(block, shared, valid)
 
     def probe(
         self,
@@ -265,8 +267,7 @@ class RadixTree(Structure):
             else:
                 node = self._link(node, tokens, new, depth)
             node.holes += max(0, start - depth)
-            for index in range(max(depth, start), total):
-                self._own(ids[index - start], node, index)
+            self._own_all(ids[max(0, depth - start) :], node, max(depth, start))
             depth = total
         return freed
 
@@ -380,24 +381,27 @@ class RadixTree(Structure):
     def release(self, blocks: Iterable[int]) -> list[int]:
         """Make held blocks idle, O(1) each and O(log n) per leaf."""
         freed: list[int] = []
+        nodes, ranks, depths = self._node, self._rank, self._depth
+        spares, spare_of = self._spares, self._spare_of
+        rank, clock, known = self.policy.rank, self._clock, len(self._node)
         for block in blocks:
-            if block in self._spare_of:
+            if block in spare_of:
                 self._drop_spare(block)
                 freed.append(block)
                 continue
-            node = self._node[block] if block < len(self._node) else None
-            if node is None or self._rank[block] != HELD:
+            node = nodes[block] if block < known else None
+            if node is None or ranks[block] != HELD:
                 continue
-            if block in self._spares:
+            if block in spares:
                 self._promote(block)
                 freed.append(block)
                 continue
-            depth = self._depth[block]
-            self._rank[block] = self.policy.rank(self._clock, depth)
-            self._clock += 1
-            self._num_idle += 1
-            if not node.children and node.blocks[-1] == block:
+            ranks[block] = rank(clock, depths[block])
+            clock += 1
+            if node.blocks[-1] == block and not node.children:
                 self._offer(block)
+        self._num_idle += clock - self._clock
+        self._clock = clock
         return freed
 
     def evict(self, count: int) -> list[int]:
@@ -415,18 +419,25 @@ class RadixTree(Structure):
             assert node is not None
             # One edge's tail at a time, while it stays the lowest rank.
             following = self._heap[0][0] if self._heap else None
+            run, before = node.blocks, len(out)
             while True:
-                self._disown(block)
+                self._node[block] = None
+                self._rank[block] = HELD
                 out.append(block)
-                node.blocks.pop()
-                if not node.blocks or len(out) >= count:
+                run.pop()
+                if not run or len(out) >= count:
                     break
-                block = node.blocks[-1]
+                block = run[-1]
                 if block == HOLE:
                     break
                 rank = self._rank[block]
                 if rank == HELD or (following is not None and rank > following):
                     break
+            self._num_cached -= len(out) - before
+            self._num_idle -= len(out) - before
+            if self.history is not None:
+                for block in out[before:]:
+                    self.history.forget(block)
             node.trimmed = True
             if self.history is not None:
                 self._remember(node)
@@ -518,6 +529,11 @@ class RadixTree(Structure):
         if node is None or not self._is_partial(node):
             return 0
         return len(node.key) // BYTES_PER_TOKEN
+
+    @property
+    def num_idle(self) -> int:
+        """How many blocks are cached and used by nobody."""
+        return self._num_idle
 
     def stats(self) -> Stats:
         """Return the sizes, O(1)."""

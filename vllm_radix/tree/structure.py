@@ -131,6 +131,16 @@ class Structure(PrefixCache):
         self._rank[block] = HELD
         self._num_cached += 1
 
+    def _own_all(self, blocks: list[int], node: Node, depth: int) -> None:
+        """Own a run of blocks, the first one at ``depth``."""
+        nodes, depths, ranks = self._node, self._depth, self._rank
+        for block in blocks:
+            nodes[block] = node
+            depths[block] = depth
+            ranks[block] = HELD
+            depth += 1
+        self._num_cached += len(blocks)
+
     def _disown(self, block: int) -> None:
         self._node[block] = None
         self._num_cached -= 1
