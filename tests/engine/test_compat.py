@@ -41,7 +41,6 @@ def test_there_are_overrides():
         "new_step_starts",
         "get_computed_blocks",
         "record_prefix_cache_stats",
-        "_apply_cow",
         "free",
         "pop_blocks_for_free",
         "_has_partial_local_hit",

@@ -129,12 +129,16 @@ class Both(RuleBasedStateMachine):
         tokens=TEXT,
         namespace=SPACE,
         limit=st.none() | st.integers(0, 9),
-        skip=st.sets(st.integers(0, POOL - 1), max_size=4),
+        written=st.dictionaries(
+            st.integers(0, POOL - 1), st.integers(0, 3), max_size=6
+        ),
     )
-    def match_inside(self, tokens, namespace, limit, skip):
+    def match_inside(self, tokens, namespace, limit, written):
         key = encode(tokens)
         self.both(
-            lambda cache: cache.match(key, namespace, limit, partial=True, skip=skip)
+            lambda cache: cache.match(
+                key, namespace, limit, partial=True, written=written
+            )
         )
 
     @rule(tokens=TEXT, namespace=SPACE, limit=st.none() | st.integers(0, 9))

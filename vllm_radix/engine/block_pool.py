@@ -127,9 +127,9 @@ class RadixBlockPool(BlockPool):
             for i in range(self.num_gpu_blocks)
         ]
         self.open_tails = OpenTails()
-        # Blocks that are first written, or copied into, in this step: too late to
-        # be copied from, for a step copies blocks before all else.
-        self._unwritten: set[int] = set()
+        # Blocks that this step fills, and how many tokens earlier steps wrote into
+        # them: more cannot be copied, for a step copies before it writes.
+        self._written: dict[int, int] = {}
 
     # -- reading ---------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class RadixBlockPool(BlockPool):
             self.keys.namespace(request),
             limit,
             partial=partial,
-            skip=self._unwritten,
+            written=self._written,
         )
 
     @property
@@ -159,11 +159,8 @@ class RadixBlockPool(BlockPool):
 
     def new_step_starts(self) -> None:
         """Note that what was cached so far is written before blocks are copied."""
-        self._unwritten.clear()
-
-    def note_unwritten(self, block: KVCacheBlock) -> None:
-        """Note that a block is copied into, or first written, in this step."""
-        self._unwritten.add(block.block_id)
+        self._written.clear()
+        self.open_tails.new_step_starts()
 
     def match_open_tails(
         self, request: Request, limit: int, least: int, match: Match
@@ -186,7 +183,7 @@ class RadixBlockPool(BlockPool):
         rest = encode(request.all_token_ids[depth * size : depth * size + wanted])
         found = None
         for other, blocks in self.open_tails.after(before):
-            if len(blocks) <= depth or blocks[depth].block_id in self._unwritten:
+            if len(blocks) <= depth:
                 continue
             end = min(other.num_computed_tokens, other.num_tokens)
             tail = encode(other.all_token_ids[depth * size : end])
@@ -233,9 +230,9 @@ class RadixBlockPool(BlockPool):
             blocks: all its blocks.
             num_computed_tokens: what it has computed in earlier steps.
         """
-        if self._unwritten:
+        if self._written:
             for block in blocks[num_computed_tokens // self.hash_block_size :]:
-                if block.block_id in self._unwritten:
+                if block.block_id in self._written:
                     self._maybe_evict_cached_block(block)
 
     # -- what vLLM calls -------------------------------------------------------
@@ -258,13 +255,22 @@ class RadixBlockPool(BlockPool):
             )
         size = self.hash_block_size
         ids = _Ids(blocks, num_cached_blocks, num_full_blocks)
+        first = ids.new[0]
+        # What earlier steps wrote into the first of them, theirs or an owner's
+        # from whom it was taken over. (Who is admitted now has computed nothing.)
+        part = max(
+            self.tree.partial_tokens(first),
+            request.num_computed_tokens - num_cached_blocks * size,
+        )
         freed = self.tree.insert(
             self.keys.key(request, num_full_blocks * size),
             ids,
             self.keys.namespace(request),
             start=num_cached_blocks,
         )
-        self._unwritten.update(ids.new)
+        self._written.update(dict.fromkeys(ids.new, 0))
+        if part > 0:
+            self._written[first] = part
         if not self.mirror:
             if blocks[num_cached_blocks].block_hash is not None:
                 blocks[num_cached_blocks].reset_hash()  # it was a partial block
@@ -331,7 +337,7 @@ class RadixBlockPool(BlockPool):
         if not super().reset_prefix_cache():
             return False
         self.tree.reset()
-        self._unwritten.clear()
+        self._written.clear()
         return True
 
     def _maybe_evict_cached_block(self, block: KVCacheBlock) -> bool:

@@ -9,7 +9,6 @@ would leave a block behind that is worth nothing: the request takes it instead.
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.compat import FullAttentionManager, KVCacheBlock
 
 
@@ -20,7 +19,6 @@ class RadixFullAttentionManager(FullAttentionManager):
         taken: the block that the request looked up last is to take over.
     """
 
-    block_pool: RadixBlockPool
     taken: KVCacheBlock | None = None
 
     @classmethod
@@ -36,20 +34,6 @@ class RadixFullAttentionManager(FullAttentionManager):
         if not super()._has_partial_local_hit(new_computed_blocks, *args, **kwargs):
             return False
         return new_computed_blocks[-1] is not self.taken
-
-    def _apply_cow(
-        self,
-        request_id: str,
-        block_idx: int,
-        source_block: KVCacheBlock,
-        cow_block: KVCacheBlock,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super()._apply_cow(
-            request_id, block_idx, source_block, cow_block, *args, **kwargs
-        )
-        self.block_pool.note_unwritten(cow_block)
 
     def add_local_computed_blocks(
         self,

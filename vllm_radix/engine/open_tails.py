@@ -19,6 +19,8 @@ class OpenTails:
     def __init__(self) -> None:
         self._after: dict[Hashable, dict[str, Request]] = {}
         self._of: dict[str, tuple[Hashable, Sequence[KVCacheBlock]]] = {}
+        # Admitted in this step: their last block may be a copy yet to be made.
+        self._new: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._of)
@@ -33,9 +35,14 @@ class OpenTails:
             blocks: its blocks; the list that grows with it.
             full: how many of them are full, or will be after this step.
         """
+        self._new.add(request.request_id)
         before: Hashable = blocks[full - 1].block_id if full else None
         self._of[request.request_id] = before, blocks
         self._after.setdefault(before, {})[request.request_id] = request
+
+    def new_step_starts(self) -> None:
+        """Note that whoever was admitted has its blocks by now."""
+        self._new.clear()
 
     def move(self, request: Request, block: KVCacheBlock) -> None:
         """Note that ``block`` of a request is full now, O(1)."""
@@ -73,4 +80,5 @@ class OpenTails:
         requests = self._after.get(before)
         if requests:
             for request in list(requests.values())[:_MOST]:
-                yield request, self._of[request.request_id][1]
+                if request.request_id not in self._new:
+                    yield request, self._of[request.request_id][1]

@@ -37,12 +37,15 @@ soon as such a block comes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vllm_radix.tree.keys import BYTES_PER_TOKEN
 
 Namespace = Hashable
+
+_ALL: Mapping[int, int] = MappingProxyType({})
 
 
 class Partial(NamedTuple):
@@ -125,7 +128,7 @@ class PrefixCache(ABC):
         limit: int | None = None,
         *,
         partial: bool = False,
-        skip: Collection[int] = (),
+        written: Mapping[int, int] = _ALL,
     ) -> Match:
         """Return the longest cached prefix of ``key``; change nothing.
 
@@ -135,8 +138,8 @@ class PrefixCache(ABC):
             limit: most tokens to match.
             partial: look for a match that goes on inside a block, too. Without
                 it an incomplete last block of the key is ignored.
-            skip: blocks that must not be the partial one, because what they
-                hold is not written yet.
+            written: blocks that are not written to their end, and how many of
+                their tokens are; no more than those match as a part.
         """
 
     @abstractmethod

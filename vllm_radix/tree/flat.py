@@ -5,9 +5,9 @@ cost of looking through everything. Not for serving.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from vllm_radix.tree.base import Match, Namespace, Partial, PrefixCache, Stats
+from vllm_radix.tree.base import _ALL, Match, Namespace, Partial, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
 
@@ -42,7 +42,7 @@ class FlatCache(PrefixCache):
         limit: int | None = None,
         *,
         partial: bool = False,
-        skip: Collection[int] = (),
+        written: Mapping[int, int] = _ALL,
     ) -> Match:
         """Return the longest cached prefix, O(n^2) bytes."""
         found: list[int] = []
@@ -64,13 +64,17 @@ class FlatCache(PrefixCache):
             for tail in here
             if (namespace, key[:end] + tail) in self._blocks
         }
-        usable = sorted(tail for tail, block in blocks.items() if block not in skip)
-        at = bisect_left(usable, rest)
+        tails = sorted(blocks)
+        at = bisect_left(tails, rest)
         best: Partial | None = None
-        for tail in usable[at : at + 1] + usable[max(0, at - 1) : at]:
-            shared = common_units(rest, 0, tail, 0, BYTES_PER_TOKEN)
-            if shared > (best.num_tokens if best else 0):
-                best = Partial(blocks[tail], shared, len(tail) // BYTES_PER_TOKEN)
+        for order in (tails[at:], tails[:at][::-1]):
+            for tail in order:
+                shared = common_units(rest, 0, tail, 0, BYTES_PER_TOKEN)
+                shared = min(shared, written.get(blocks[tail], shared))
+                if shared > (best.num_tokens if best else 0):
+                    best = Partial(blocks[tail], shared, len(tail) // BYTES_PER_TOKEN)
+                if blocks[tail] not in written:
+                    break
         return Match(tuple(found), best)
 
     def _beside(self, namespace: Namespace, before: bytes) -> list[bytes]:

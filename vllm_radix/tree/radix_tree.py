@@ -19,10 +19,10 @@ Costs below: L bytes compared, d nodes on the path, n nodes in the tree.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heappop
 
-from vllm_radix.tree.base import Match, Namespace, Partial, Stats
+from vllm_radix.tree.base import _ALL, Match, Namespace, Partial, Stats
 from vllm_radix.tree.explain import Miss, explain
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode
 from vllm_radix.tree.node import HOLE, Node
@@ -78,11 +78,11 @@ class RadixTree(Structure):
         limit: int | None = None,
         *,
         partial: bool = False,
-        skip: Collection[int] = (),
+        written: Mapping[int, int] = _ALL,
     ) -> Match:
         """Return the longest cached prefix: O(L in memcmp + d log fan-out).
 
-        A partial match costs one more search, and O(fan-out) blocks of ``skip``.
+        A partial match costs one more search, and each block of ``written`` beside it.
         """
         tokens = len(key) // BYTES_PER_TOKEN
         if limit is not None and limit < tokens:
@@ -110,40 +110,41 @@ class RadixTree(Structure):
         if partial and depth * self.block_size < tokens:
             rest = key[depth * self.block_bytes : tokens * BYTES_PER_TOKEN]
             rest = rest[: self.block_bytes]
-            return Match(tuple(found), self._inside(node, depth, rest, skip))
+            return Match(tuple(found), self._inside(node, depth, rest, written))
         return Match(tuple(found))
 
     def _inside(
-        self, node: Node, depth: int, rest: bytes, skip: Collection[int]
+        self, node: Node, depth: int, rest: bytes, written: Mapping[int, int]
     ) -> Partial | None:
         """Return the block at ``depth`` that shares most of ``rest``, if any."""
         size = self.block_bytes
         at = depth - node.start
         if at < len(node.blocks):
-            if node.blocks[at] == HOLE or node.blocks[at] in skip:
-                return None
             here = node.key[at * size : (at + 1) * size]
-            return self._as_partial(rest, here, node.blocks[at])
+            return self._as_partial(rest, here, node.blocks[at], written)
         best: Partial | None = None
         index = bisect_left(node.first, rest)
         for order in (range(index, len(node.first)), range(index - 1, -1, -1)):
             for i in order:
                 self.visited += 1
                 block = node.children[i].blocks[0]
-                if block != HOLE and block not in skip:
-                    found = self._as_partial(rest, node.first[i], block)
-                    if found and (not best or found.num_tokens > best.num_tokens):
-                        best = found
-                    break
+                found = self._as_partial(rest, node.first[i], block, written)
+                if found and (not best or found.num_tokens > best.num_tokens):
+                    best = found
+                if block != HOLE and block not in written:
+                    break  # those farther away share less
         return best
 
     @staticmethod
-    def _as_partial(rest: bytes, tokens: bytes, block: int) -> Partial | None:
-        if rest[:BYTES_PER_TOKEN] != tokens[:BYTES_PER_TOKEN]:
+    def _as_partial(
+        rest: bytes, tokens: bytes, block: int, written: Mapping[int, int]
+    ) -> Partial | None:
+        if block == HOLE or rest[:BYTES_PER_TOKEN] != tokens[:BYTES_PER_TOKEN]:
             return None  # as for most neighbours
         shared = common_units(rest, 0, tokens, 0, BYTES_PER_TOKEN)
+        shared = min(shared, written.get(block, shared))
         valid = len(tokens) // BYTES_PER_TOKEN
-        return Partial(block, shared, valid)
+        return Partial(block, shared, valid) if shared else None
 
     def probe(
         self,
