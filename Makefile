@@ -3,7 +3,7 @@ PYTHON ?= python3
 .NOTPARALLEL:
 BIN := .venv/bin
 
-.PHONY: help setup test unit lint ab ab-quick lock clean
+.PHONY: help setup test unit lint soak conformance bench ab ab-quick lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -21,6 +21,17 @@ unit: lint  ## Linters and the tests that start no engine (a minute)
 
 test: lint  ## Everything CI runs
 	$(BIN)/pytest -q
+
+soak: export PYTHONPATH = tests:tests/engine:tests/tree
+soak:  ## A million random operations, every invariant after each (15 minutes)
+	$(BIN)/python tests/soak.py $(OPERATIONS)
+
+conformance:  ## vLLM's own tests, stock against ours (5 minutes)
+	$(BIN)/python tests/conformance/run.py
+
+bench:  ## What cache and scheduler cost the host, beside vLLM's (2 minutes)
+	$(BIN)/pytest -q benchmarks/bench_tree.py --benchmark-only
+	$(BIN)/python tests/bench_host.py
 
 ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
 	$(BIN)/vllm-radix ab

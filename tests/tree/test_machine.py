@@ -17,14 +17,21 @@ from hypothesis.stateful import (
 from vllm_radix.tree import FlatCache, RadixTree, encode
 
 POOL = 24
-TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+SYMBOLS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+TEXT = st.tuples(SYMBOLS, st.integers(0, 15))
 SPACE = st.sampled_from([None, "salt"])
 
 
 class Both(RuleBasedStateMachine):
-    """Runs each action on both caches and compares what they answer."""
+    """Runs each action on both caches and compares what they answer.
 
-    @initialize(block_size=st.sampled_from([1, 2, 3, 4]))
+    Attributes:
+        actions: how many were run, by all machines of this process.
+    """
+
+    actions = 0
+
+    @initialize(block_size=st.sampled_from([1, 2, 3, 4, 16, 32]))
     def start(self, block_size):
         self.size = block_size
         self.tree = RadixTree(block_size)
@@ -33,6 +40,13 @@ class Both(RuleBasedStateMachine):
         self.uses = [0] * POOL
         self.requests = []  # [tokens, namespace, blocks, published, partial tokens]
         self.probes = {}
+
+    def tokens(self, text):
+        """A few symbols, long enough to fill blocks; cut off at any token."""
+        symbols, cut = text
+        stretch = max(1, self.size // 2)
+        tokens = [symbol for symbol in symbols for _ in range(stretch)]
+        return tokens[: max(1, len(tokens) - cut % stretch)]
 
     def both(self, action):
         mine, theirs = action(self.tree), action(self.flat)
@@ -53,6 +67,7 @@ class Both(RuleBasedStateMachine):
     @rule(tokens=TEXT, namespace=SPACE, read=st.booleans(), keep=st.integers(0, 9))
     def admit(self, tokens, namespace, read, keep):
         """A request: match, hold, compute the rest, and publish part of it."""
+        tokens = self.tokens(tokens)
         key = encode(tokens)
         needed = -(-len(tokens) // self.size)
         hit = ()
@@ -128,21 +143,22 @@ class Both(RuleBasedStateMachine):
     @rule(
         tokens=TEXT,
         namespace=SPACE,
-        limit=st.none() | st.integers(0, 9),
+        limit=st.none() | st.integers(0, 99),
         written=st.dictionaries(
-            st.integers(0, POOL - 1), st.integers(0, 3), max_size=6
+            st.integers(0, POOL - 1), st.integers(0, 31), max_size=6
         ),
     )
     def match_inside(self, tokens, namespace, limit, written):
-        key = encode(tokens)
+        key = encode(self.tokens(tokens))
         self.both(
             lambda cache: cache.match(
                 key, namespace, limit, partial=True, written=written
             )
         )
 
-    @rule(tokens=TEXT, namespace=SPACE, limit=st.none() | st.integers(0, 9))
+    @rule(tokens=TEXT, namespace=SPACE, limit=st.none() | st.integers(0, 99))
     def match(self, tokens, namespace, limit):
+        tokens = self.tokens(tokens)
         key = encode(tokens)
         found = self.both(lambda cache: cache.match(key, namespace, limit).blocks)
         place = tuple(tokens), namespace, limit
@@ -173,6 +189,7 @@ class Both(RuleBasedStateMachine):
     def sound(self):
         if not hasattr(self, "tree"):
             return
+        Both.actions += 1
         self.tree.check()
         self.flat.check()
         mine, theirs = self.tree.stats(), self.flat.stats()

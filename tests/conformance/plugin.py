@@ -1,0 +1,239 @@
+"""The pytest plugin that lets vLLM's own tests run against our classes.
+
+Loaded with ``-p`` into the pytest of one arm. Environment variables tell it what
+to do; without them it does nothing.
+
+Each test module takes the classes it tests from the vLLM modules that define
+them. So the names are bound to ours there and nowhere else, before any test
+module is imported and after all modules of vLLM that derive from them or build
+them: within vLLM, and within our own modules, the names stay vLLM's.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARM = "RADIX_CONFORMANCE_ARM"
+REPORT = "RADIX_CONFORMANCE_REPORT"
+CACHING = "RADIX_CONFORMANCE_CACHING"
+
+STOCK = "stock"
+ARMS = {STOCK: None, "mirrored": True, "hashfree": False}
+"""By arm: whether our pool mirrors vLLM's map of hashes; None is without ours."""
+
+# What of ours the running test has built, and its phases' reports so far.
+_built: set[str] = set()
+_phases: list[pytest.TestReport] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Bind vLLM's names, before pytest imports anything of the tests."""
+    if ARM in os.environ:
+        _bind(ARMS[os.environ[ARM]], bool(os.environ.get(CACHING)))
+
+
+def _bind(mirror: bool | None, caching: bool) -> None:
+    """Bind the names of vLLM's classes to what stands in for them.
+
+    Args:
+        mirror: whether our pool mirrors vLLM's map; None is without ours.
+        caching: turn prefix caching on where that makes a scheduler one that we
+            serve. vLLM's helpers leave it off, and a test of a scheduler that we
+            do not serve compares vLLM with itself.
+    """
+    # Imported for their sake: they derive from the classes, or build them, under
+    # vLLM's names.
+    import vllm.v1.core.kv_cache_coordinator
+    import vllm.v1.core.sched.diffusion_scheduler
+    import vllm.v1.hisparse.block_pool
+    import vllm.v1.simple_kv_offload.manager  # noqa: F401
+    from vllm.v1.core import block_pool, kv_cache_manager
+    from vllm.v1.core.sched import async_scheduler, scheduler
+
+    from vllm_radix.engine.block_pool import RadixBlockPool
+    from vllm_radix.engine.manager import RadixKVCacheManager
+    from vllm_radix.engine.scheduler import AsyncRadixScheduler, RadixScheduler
+    from vllm_radix.engine.support import config_problem, layout_problem
+
+    class LoneKVCacheManager(RadixKVCacheManager):
+        """A manager without a scheduler, which would tell it of each step.
+
+        A request that leaves in the step that it came in has computed nothing,
+        and ours takes back what it has published. Tests of the manager alone
+        free requests whose prefix they then look for.
+        """
+
+        def free(self, request: Any) -> None:
+            self.new_step_starts()
+            super().free(request)
+
+    def serves_pool(*args: Any, **kwargs: Any) -> bool:
+        return mirror is not None
+
+    def serves_manager(
+        kv_cache_config: Any, *args: Any, enable_caching: bool = True, **kwargs: Any
+    ) -> bool:
+        refused = not enable_caching or layout_problem(kv_cache_config)
+        return mirror is not None and not refused
+
+    def serves_scheduler(
+        vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any
+    ) -> bool:
+        cache_config = vllm_config.cache_config
+        asked_for = cache_config.enable_prefix_caching
+        cache_config.enable_prefix_caching = asked_for or caching
+        refused = config_problem(vllm_config) or layout_problem(kv_cache_config)
+        if refused:
+            cache_config.enable_prefix_caching = asked_for
+        return mirror is not None and not refused
+
+    if mirror is not None:
+        RadixBlockPool.mirror_by_default = mirror
+    if mirror:
+        # With hashes and hits at block boundaries there is nothing to tell apart.
+        os.environ["RADIX_SUB_BLOCK"] = "false"
+    for module, name, ours, serves in (
+        (block_pool, "BlockPool", RadixBlockPool, serves_pool),
+        (kv_cache_manager, "KVCacheManager", LoneKVCacheManager, serves_manager),
+        (scheduler, "Scheduler", RadixScheduler, serves_scheduler),
+        (async_scheduler, "AsyncScheduler", AsyncRadixScheduler, serves_scheduler),
+    ):
+        stock = getattr(module, name)
+        base = stock if mirror is None else ours
+        setattr(module, name, _substitute(stock, ours, base, serves))
+    _give_back_pools()
+
+
+def _give_back_pools() -> None:
+    """Make a pool vLLM's again once it serves a layout that we refuse.
+
+    Tests build pools by themselves, and a pool is not told what it is for; the
+    manager of a group of layers, built upon it next, is.
+    """
+    from vllm.v1.core.single_type_kv_cache_manager import (
+        FullAttentionManager,
+        SingleTypeKVCacheManager,
+    )
+
+    from vllm_radix.engine.block_pool import RadixBlockPool
+    from vllm_radix.engine.compat import BlockPool
+
+    initialize = SingleTypeKVCacheManager.__init__
+
+    @functools.wraps(initialize)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        pool = self.block_pool
+        if type(pool) is RadixBlockPool and type(self) is not FullAttentionManager:
+            pool.__class__ = BlockPool
+            _built.discard(RadixBlockPool.__name__)
+
+    SingleTypeKVCacheManager.__init__ = init
+
+
+def _substitute(
+    stock: type, ours: type, base: type, serves: Callable[..., bool]
+) -> type:
+    """Return what stands in for a class of vLLM.
+
+    Args:
+        stock: vLLM's class.
+        ours: our class for it.
+        base: where methods come from that tests call unbound, or on a bare
+            instance from ``object.__new__``.
+        serves: whether ours is to serve what is asked for.
+    """
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not serves(*args, **kwargs):
+            return stock(*args, **kwargs)
+        _built.add(ours.__name__)
+        # No instance of cls, so Python does not initialize it a second time.
+        return ours(*args, **kwargs)
+
+    return type(stock.__name__, (base,), {"__new__": new, "__module__": __name__})
+
+
+@pytest.fixture
+def caplog_vllm(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """``caplog`` for vLLM's logger, which does not propagate.
+
+    The one fixture that the tests take from vLLM's conftest, which itself asks
+    for packages that have nothing to do with them.
+    """
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    return caplog
+
+
+# -- outcomes ------------------------------------------------------------------
+
+
+def pytest_runtest_logstart() -> None:
+    """Begin with a new test."""
+    _built.clear()
+    _phases.clear()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep the report of a phase: set-up, call or tear-down."""
+    _phases.append(report)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """Write down how a test ended."""
+    outcome, message = "passed", ""
+    for report in _phases:
+        if report.failed:
+            outcome = "failed" if report.when == "call" else "error"
+            message = _reason(report)
+        elif report.skipped:
+            outcome = "xfailed" if hasattr(report, "wasxfail") else "skipped"
+            message = _reason(report)
+    seconds = sum(report.duration for report in _phases)
+    _write(nodeid, outcome, message, seconds, sorted(_built))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Write down a module that cannot be collected, in place of its tests."""
+    if report.failed:
+        _write(report.nodeid, "error", _reason(report), 0.0, [])
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return the line that says what happened."""
+    text = report.longrepr
+    if isinstance(text, tuple):
+        return str(text[2])
+    crash = getattr(text, "reprcrash", None)
+    if crash is not None:
+        return str(crash.message)
+    lines = [line for line in str(text).splitlines() if line.startswith("E ")]
+    return lines[-1][1:].strip() if lines else str(text)
+
+
+def _write(
+    test: str, outcome: str, message: str, seconds: float, ours: list[str]
+) -> None:
+    path = os.environ.get(REPORT)
+    if path is None:
+        return
+    line = {
+        "test": test,
+        "outcome": outcome,
+        "message": next(iter(message.splitlines()), ""),
+        "seconds": round(seconds, 3),
+        "ours": ours,
+    }
+    # Test by test, so that a crash leaves what was known before it.
+    with Path(path).open("a") as file:
+        file.write(json.dumps(line) + "\n")

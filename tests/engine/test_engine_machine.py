@@ -1,0 +1,280 @@
+"""Tree, pool, manager and scheduler together, driven by hypothesis.
+
+Every action leaves pool and tree consistent, every step reads right, and in the
+end every request is answered and every block is free.
+"""
+
+from engine_double import EngineDouble, make_scheduler
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.interface import PauseState
+
+from vllm_radix.tree import encode
+
+SYMBOLS = st.lists(st.integers(3, 5), min_size=1, max_size=10)
+COUNT = st.integers(1, 24)
+
+
+class Engine(RuleBasedStateMachine):
+    """All that a server's clients, operators and connectors may do.
+
+    Attributes:
+        actions: how many were run, by all machines of this process.
+    """
+
+    actions = 0
+
+    @initialize(
+        size=st.sampled_from([1, 2, 16, 32]),
+        lag=st.integers(0, 1),
+        policy=st.sampled_from(["fcfs", "fcfs", "priority"]),
+        overtakes=st.sampled_from([0, 3, 99]),
+        room=st.integers(6, 20),
+        budget=st.sampled_from([32, 256]),
+    )
+    def start(self, size, lag, policy, overtakes, room, budget):
+        self.size = size
+        self.stretch = max(2, size // 2)
+        made = make_scheduler(
+            asynchronous=bool(lag),
+            block_size=size,
+            num_blocks=max(8, room * 16 // size),
+            max_num_seqs=3,
+            max_num_batched_tokens=budget,
+            max_model_len=max(64, 3 * size),
+            scheduling_policy=policy,
+            scheduler_reserve_full_isl=False,
+            radix={"max_overtakes": overtakes, "min_sub_block_tokens": 1},
+        )
+        self.engine = EngineDouble(made, lag)
+        self.scheduler = made
+        self.manager = made.kv_cache_manager
+        self.pool = self.manager.block_pool
+        self.longest = min(
+            made.max_model_len - 30, (self.pool.num_gpu_blocks - 2) * size - 26
+        )
+        self.number = 0
+        self.alive, self.answered = {}, []
+        self.pinned, self.taken = [], []
+
+    # -- clients ---------------------------------------------------------------
+
+    def text(self, symbols):
+        tokens = [symbol for symbol in symbols for _ in range(self.stretch)]
+        return tokens[: max(1, self.longest)]
+
+    def send(self, tokens, count, **fields):
+        self.number += 1
+        name = str(self.number)
+        tokens = tokens[: max(1, self.longest)]
+        self.alive[name] = tokens
+        self.engine.add(name, tokens, count, **fields)
+        return name
+
+    @rule(symbols=SYMBOLS, count=COUNT)
+    def ask(self, symbols, count):
+        self.send(self.text(symbols), count)
+
+    @rule(symbols=SYMBOLS, count=COUNT, salt=st.sampled_from("ab"))
+    def ask_with_salt(self, symbols, count, salt):
+        self.send(self.text(symbols), count, cache_salt=salt)
+
+    @rule(symbols=SYMBOLS, count=COUNT)
+    def ask_an_adapter(self, symbols, count):
+        lora = LoRARequest("adapter", 1, "/adapter")
+        self.send(self.text(symbols), count, lora_request=lora)
+
+    @rule(symbols=SYMBOLS, count=COUNT)
+    def ask_for_prompt_logprobs(self, symbols, count):
+        """Looks nothing up, and so computes duplicates."""
+        self.send(self.text(symbols), count, prompt_logprobs=1)
+
+    @rule(symbols=SYMBOLS, count=COUNT, urgency=st.integers(0, 2))
+    def ask_urgently(self, symbols, count, urgency):
+        self.send(self.text(symbols), count, priority=urgency)
+
+    @rule(symbols=SYMBOLS, count=COUNT, n=st.integers(2, 4))
+    def ask_for_several_answers(self, symbols, count, n):
+        """Parallel sampling reaches the scheduler as n requests of one prompt."""
+        for _ in range(n):
+            self.send(self.text(symbols), count)
+
+    @precondition(lambda self: self.answered)
+    @rule(data=st.data(), symbols=SYMBOLS, count=COUNT)
+    def go_on(self, data, symbols, count):
+        """The next turn of a conversation."""
+        said = data.draw(st.sampled_from(self.answered))
+        self.send(said + self.text(symbols[:3]), count)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), cut=st.integers(1, 200), count=COUNT)
+    def branch(self, data, cut, count):
+        """Another way on from inside a prompt, at any token."""
+        stem = self.alive[data.draw(st.sampled_from(sorted(self.alive)))]
+        self.send([*stem[: 1 + cut % len(stem)], 7, 8, 9], count)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), count=COUNT)
+    def repeat(self, data, count):
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        self.send(self.alive[name], count)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def abort_any(self, data):
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        self.engine.abort(name)
+        del self.alive[name]
+
+    @precondition(lambda self: self.scheduler.running)
+    @rule()
+    def abort_running(self):
+        name = self.scheduler.running[-1].request_id
+        self.engine.abort(name)
+        self.alive.pop(name, None)
+
+    @precondition(lambda self: len(self.scheduler.waiting))
+    @rule()
+    def abort_waiting(self):
+        name = self.scheduler.waiting.peek_request().request_id
+        self.engine.abort(name)
+        self.alive.pop(name, None)
+
+    # -- the engine ------------------------------------------------------------
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count):
+        for _ in range(count):
+            self.engine.step()
+
+    @rule()
+    def finish_all(self):
+        self.unpause()
+        self.give_back()
+        self.engine.run()
+        for name, tokens in self.alive.items():
+            self.answered.append(tokens + self.engine.outputs[name])
+        self.alive.clear()
+        del self.answered[:-6]
+
+    @rule()
+    def pause(self):
+        self.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+
+    @rule()
+    def unpause(self):
+        self.scheduler.set_pause_state(PauseState.UNPAUSED)
+
+    # -- operators -------------------------------------------------------------
+
+    @rule()
+    def reset_if_idle(self):
+        idle = self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
+        assert self.scheduler.reset_prefix_cache() == idle
+        assert not idle or not self.pool.tree.stats().cached_blocks
+
+    @precondition(lambda self: not (self.engine.lag or self.pinned or self.taken))
+    @rule()
+    def reset_with_running(self):
+        assert self.scheduler.reset_prefix_cache(reset_running_requests=True)
+        assert not self.pool.tree.stats().cached_blocks
+
+    @rule()
+    def read_statistics(self):
+        stats = self.scheduler.make_stats()
+        seen = stats.prefix_cache_stats
+        assert 0 <= seen.hits <= seen.queries
+        used = self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()
+        expected = used / (self.pool.num_gpu_blocks - 1)
+        assert abs(stats.kv_cache_usage - expected) < 1e-9
+
+    @rule(symbols=SYMBOLS)
+    def look(self, symbols):
+        """Changes nothing, whatever is asked."""
+        before = self.pool.tree.dump(), self.pool.tree.stats()
+        key = encode(self.text(symbols))
+        self.pool.tree.match(key, partial=True)
+        self.pool.tree.probe(key)
+        self.pool.tree.explain(key, "a")
+        assert (self.pool.tree.dump(), self.pool.tree.stats()) == before
+
+    # -- connectors and others who hold blocks ---------------------------------
+
+    @rule(blocks=st.sets(st.integers(1, 40), min_size=1, max_size=4))
+    def lose_blocks(self, blocks):
+        """As after a failed load of KV."""
+        known = {block for block in blocks if block < self.pool.num_gpu_blocks}
+        self.manager.evict_blocks(known)
+        assert not any(block in self.pool.tree for block in known)
+
+    @rule(symbols=SYMBOLS)
+    def pin(self, symbols):
+        """Hold what is cached of a prompt, as a connector does that sends it."""
+        found = self.pool.tree.match(encode(self.text(symbols))).blocks
+        if found and len(self.pinned) < 2:
+            blocks = [self.pool.blocks[block] for block in found]
+            self.pool.touch(blocks)
+            self.pinned.append(blocks)
+
+    @precondition(lambda self: self.pinned)
+    @rule()
+    def unpin(self):
+        self.pool.free_blocks(reversed(self.pinned.pop()))
+
+    @precondition(lambda self: self.pinned)
+    @rule()
+    def unpin_until_reuse(self):
+        self.pool.unpin_blocks(self.pinned.pop()[::-1], lambda block: None)
+
+    @rule(count=st.integers(1, 3))
+    def take_blocks(self, count):
+        if count <= self.pool.get_num_free_blocks() and len(self.taken) < 2:
+            self.taken.append(self.pool.get_new_blocks(count))
+
+    @precondition(lambda self: self.taken)
+    @rule()
+    def free_blocks(self):
+        self.pool.free_blocks(self.taken.pop())
+
+    def give_back(self):
+        while self.pinned:
+            self.unpin()
+        while self.taken:
+            self.free_blocks()
+
+    # -- what holds ------------------------------------------------------------
+
+    @invariant()
+    def sound(self):
+        if hasattr(self, "pool"):
+            Engine.actions += 1
+            self.pool.check()
+
+    def teardown(self):
+        if hasattr(self, "pool"):
+            self.finish_all()
+            assert self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
+            assert not self.pool.tree.stats().spare_blocks
+            assert not (self.scheduler._queued or self.scheduler._cold)
+            assert not (self.scheduler._warm or self.pool.open_tails)
+
+
+TestEngine = Engine.TestCase
+TestEngine.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_there_are_at_least_twenty_kinds_of_action():
+    assert len(Engine().rules) >= 20
