@@ -30,7 +30,7 @@ conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 	$(BIN)/python tests/conformance/run.py
 
 bench:  ## What cache and scheduler cost the host, beside vLLM's (2 minutes)
-	$(BIN)/pytest -q benchmarks/bench_tree.py --benchmark-only
+	$(BIN)/pytest -q -s benchmarks/bench_tree.py --benchmark-quiet --benchmark-disable-gc
 	$(BIN)/python tests/bench_host.py
 
 ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)

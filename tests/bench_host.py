@@ -1,10 +1,11 @@
 """CPU time of the scheduler where nothing is shared: stock and radix in turns.
 
-    .venv/bin/python tests/bench_host.py
+    make bench
 
 Drives vLLM's real scheduler on the model-free engine and sums the thread's CPU
-time in `add_request`, `schedule` and `update_from_output`. Prints the medians and
-the ratio of each pair of runs.
+time in `add_request`, `schedule` and `update_from_output`; and, beside it, the same
+with the making of the request, where stock hashes the prompt. Prints medians of
+the ratios of interleaved pairs.
 """
 
 import random
@@ -12,52 +13,71 @@ import time
 from statistics import median
 
 from engine_double import EngineDouble, make_scheduler
+from rich.console import Console
+from rich.table import Table
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
 
 PAIRS = 9
 REQUESTS = 60
+CASES = [(16, 300), (16, 1000), (16, 3000), (128, 1000)]
+"""Block size and tokens of a prompt; 16 tokens are generated."""
 
 
-def cpu_ms(cls: type) -> tuple[float, int]:
-    """Return CPU time in ms and engine steps, for requests of 300 tokens."""
+def cpu_ms(cls: type, size: int, length: int) -> tuple[float, float, int]:
+    """Return CPU ms of the three calls, of all, and engine steps."""
     made = make_scheduler(
-        cls, num_blocks=129, max_num_seqs=8, max_num_batched_tokens=1024
+        cls,
+        block_size=size,
+        num_blocks=10 * length // size + 2,
+        max_num_seqs=8,
+        max_num_batched_tokens=1024,
     )
     engine = EngineDouble(made, check=False)
-    spent = 0.0
+    calls = 0.0
     for name in ("add_request", "schedule", "update_from_output"):
         method = getattr(made, name)
 
         def timed(*args, method=method, **kwargs):
-            nonlocal spent
+            nonlocal calls
             start = time.thread_time()
             try:
                 return method(*args, **kwargs)
             finally:
-                spent += time.thread_time() - start
+                calls += time.thread_time() - start
 
         setattr(made, name, timed)
     rng = random.Random(0)
-    for i in range(REQUESTS):
-        engine.add(str(i), [rng.randrange(3, 50) for _ in range(300)], 16)
+    prompts = [[rng.randrange(3, 50) for _ in range(length)] for _ in range(REQUESTS)]
+    start = time.thread_time()
+    for number, prompt in enumerate(prompts):
+        engine.add(str(number), prompt, 16)
+    making = time.thread_time() - start - calls
     engine.run()
-    return spent * 1e3, engine.steps
+    return calls * 1e3, (calls + making) * 1e3, engine.steps
 
 
 def main() -> None:
     """Print the comparison."""
-    runs = [(cpu_ms(Scheduler), cpu_ms(RadixScheduler)) for _ in range(PAIRS)]
-    stock, radix = ([pair[i][0] for pair in runs] for i in (0, 1))
-    ratios = sorted(r / s for s, r in zip(stock, radix, strict=True))
-    steps = runs[0][0][1]
-    assert runs[0][1][1] == steps, "radix took other steps"
-    print(
-        f"stock {median(stock):.0f} ms, radix {median(radix):.0f} ms in {steps} steps; "
-        f"ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
-        f"{(median(radix) - median(stock)) / REQUESTS:+.2f} ms a request"
-    )
+    table = Table(title="scheduler CPU, nothing shared: radix over stock")
+    for name in ("block", "prompt", "stock ms", "its three calls", "with the request"):
+        table.add_column(name, justify="right")
+    for size, length in CASES:
+        pairs = []
+        for _ in range(PAIRS):
+            stock = cpu_ms(Scheduler, size, length)
+            radix = cpu_ms(RadixScheduler, size, length)
+            assert radix[2] == stock[2], "radix took other steps"
+            pairs.append((stock, radix))
+        ratios = [sorted(radix[i] / stock[i] for stock, radix in pairs) for i in (0, 1)]
+        table.add_row(
+            str(size),
+            str(length),
+            f"{median(stock[0] for stock, _ in pairs):.0f}",
+            *(f"{median(r):.2f} ({r[0]:.2f}-{r[-1]:.2f})" for r in ratios),
+        )
+    Console(width=88).print(table)
 
 
 if __name__ == "__main__":

@@ -300,3 +300,75 @@ def test_inserting_reads_only_the_new_ids():
     tree.insert(key("a" * 1000), list(range(1000)))
     tree.insert(key("a" * 1001), Ids(range(1001)), start=1000)
     assert Ids.read <= 10
+
+
+def test_a_match_may_end_inside_a_block(cache):
+    cache.insert(key("aabbcc"), [1, 2, 3])
+    assert cache.match(key("aabx")).blocks == (1,)
+    assert cache.match(key("aabx"), partial=True).partial == (2, 1, 2)
+    assert cache.match(key("aab"), partial=True).partial == (2, 1, 2)
+    assert cache.match(key("ax"), partial=True) == ((), (1, 1, 2))
+    assert cache.match(key("aabb"), limit=3, partial=True) == ((1,), (2, 1, 2))
+    assert cache.match(key("xx"), partial=True) == ((), None)
+    assert cache.match(key("aabx"), partial=True, written={2: 0}).partial is None
+
+
+def test_a_partial_block_serves_as_far_as_it_goes(cache):
+    cache.insert(key("aa"), [1])
+    assert cache.insert_partial(key("aab"), [1, 2]) == (True, [])
+    assert cache.match(key("aabb"), partial=True) == ((1,), (2, 1, 1))
+    assert cache.match(key("aabb")).blocks == (1,)
+    assert cache.stats().partial_blocks == 1
+    cache.check()
+    cache.release([2, 1])
+    assert cache.evict(2) == [2, 1], "the tail goes first"
+
+
+def test_a_partial_block_gets_full(cache):
+    cache.insert(key("aa"), [1])
+    cache.insert_partial(key("aab"), [1, 2])
+    assert cache.insert(key("aabb"), [1, 2], start=1) == []
+    assert cache.match(key("aabb")).blocks == (1, 2)
+    assert cache.stats().partial_blocks == 0
+    cache.check()
+
+
+def test_a_partial_block_is_not_kept_beside_one_that_says_as_much(cache):
+    cache.insert(key("aabb"), [1, 2])
+    assert cache.insert_partial(key("aab"), [1, 3]) == (False, [])
+    assert 3 not in cache
+    cache.insert_partial(key("aac"), [1, 4])
+    cache.release([4])
+    assert cache.insert(key("aacc"), [1, 5], start=1) == [4], "it says no more"
+    cache.check()
+
+
+def test_a_partial_block_needs_what_is_before_it(cache):
+    cache.insert(key("aabb"), [1, 2])
+    cache.discard(1)
+    assert cache.insert_partial(key("aax"), [9, 3]) == (False, [])
+    assert cache.insert_partial(key("xxy"), [9, 3]) == (False, [])
+    cache.check()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "blocks", "message"),
+    [
+        ("aa", [1], "do not end inside the last of 1 blocks of 2"),
+        ("aab", [1], "do not end inside the last of 1 blocks of 2"),
+        ("aab", [1, 1], "block 1 is cached already"),
+        ("aac", [1, 2], "block 2 is cached already, with other tokens"),
+    ],
+)
+def test_bad_partial_blocks_are_refused(cache, tokens, blocks, message):
+    cache.insert(key("aa"), [1])
+    cache.insert_partial(key("aab"), [1, 2])
+    with pytest.raises(ValueError, match=message):
+        cache.insert_partial(key(tokens), blocks)
+    cache.check()
+
+
+def test_dump_shows_partial_blocks():
+    tree = RadixTree(4)
+    tree.insert_partial(encode([1, 2]), [7])
+    assert tree.dump() == "namespace None\n  [1 2] blocks 7, held, 2 of 4 tokens"

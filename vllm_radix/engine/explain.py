@@ -80,10 +80,10 @@ class Explainer:
         _, miss, num_cached, other = self._looked
         self._running[request.request_id] = request
         self._looked = None
-        self.last = request.request_id, miss, num_cached
         missed = request.num_tokens - 1 - num_cached
         if miss.reason == "none" and missed > 0:
             miss = Miss(UNUSED, num_cached)
+        self.last = request.request_id, miss, num_cached
         self.missed_tokens[miss.reason] += max(0, missed)
         why = _WORDS[miss.reason]
         age = time.monotonic() - (miss.evicted_at or 0.0)

@@ -311,10 +311,11 @@ class RadixScheduler(Scheduler):
         )
         if not admitted:
             return
+        # In order of arrival, as they were put in.
         for queued in self._queued.values():
-            if queued.arrival < admitted[-1]:
-                later = len(admitted) - bisect_right(admitted, queued.arrival)
-                queued.overtaken += later
+            if queued.arrival > admitted[-1]:
+                break
+            queued.overtaken += len(admitted) - bisect_right(admitted, queued.arrival)
 
 
 @dataclass(slots=True)

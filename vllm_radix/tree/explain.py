@@ -49,13 +49,16 @@ def explain(
         if when is not None:
             return Miss("evicted", token, when)
     node = tree._node[match.blocks[-1]] if depth else root
+    if match.partial is not None:
+        # At its end, or inside it: nothing else shares as much.
+        ends = shared == match.partial.num_valid
+        return Miss("unseen" if ends else "diverged", token)
     if token and node is not None:
         inside = depth - node.start
-        held = [*node.blocks[inside : inside + 1]]
-        held += [child.blocks[0] for child in node.children] * (not held)
-        if shared or any(block != HOLE for block in held):
-            return Miss("diverged", token)
-        return Miss("unseen", token)
+        below = node.blocks[inside : inside + 1]
+        below = below or [child.blocks[0] for child in node.children]
+        known = any(block != HOLE for block in below)
+        return Miss("diverged" if known else "unseen", token)
     for other in islice(tree._roots, _NAMESPACES):
         if other != namespace and tree.match(key, other, limit).blocks:
             return Miss("apart", 0)
