@@ -132,10 +132,9 @@ def verdicts(result: dict[str, Any]) -> list[tuple[bool, str]]:
         stock, radix = computed(cell, "stock"), computed(cell, "radix")
         name = f"{cell['workload']} at {cell['pressure']:.2f}x"
         if cell["workload"] == "control":
-            out.append((radix == stock, f"{name}: exactly as many tokens as stock"))
-        elif cell["pressure"] < 1:
-            same = abs(radix - stock) <= 0.01 * stock
-            out.append((same, f"{name}: as many tokens as stock, within 1 %"))
+            # Two texts may open with the same few words by chance.
+            fine = 0.99 * stock <= radix <= stock
+            out.append((fine, f"{name}: as many tokens as stock, less 1 % at most"))
         elif is_loaded(cell) and reorders(result):
             out.append((radix < stock, f"{name}: fewer tokens computed than stock"))
         else:

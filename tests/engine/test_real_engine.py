@@ -48,18 +48,23 @@ def test_under_pressure_fewer_tokens_are_computed(run, name):
     assert report.computed(cell, "radix") < report.computed(cell, "stock")
 
 
-def test_the_control_computes_exactly_as_many(run):
+def test_the_control_computes_as_many(run):
     for loaded in (True, False):
         cell = dict(cells(run[1], loaded))["control"]
-        assert report.computed(cell, "radix") == report.computed(cell, "stock")
+        stock, radix = (report.computed(cell, arm) for arm in ab.ARMS)
+        assert 0.99 * stock <= radix <= stock, "shares no more than chance openings"
         steps = {cell["runs"][arm][0]["engine_steps"] for arm in ab.ARMS}
         assert len(steps) == 1
 
 
-def test_what_fits_computes_as_many_within_a_percent(run):
+def test_what_fits_computes_no_more_and_where_prefixes_end_in_blocks_less(run):
+    fewer = set()
     for name, cell in cells(run[1], loaded=False):
         stock, radix = (report.computed(cell, arm) for arm in ab.ARMS)
-        assert abs(radix - stock) <= 0.01 * stock, name
+        assert radix <= stock, name
+        if radix < stock:
+            fewer.add(name)
+    assert {"chat", "agents"} <= fewer, "no hits inside blocks"
 
 
 def test_the_same_prompts_get_the_same_answers(run):
