@@ -63,6 +63,7 @@ class Engine(RuleBasedStateMachine):
         )
         self.number = 0
         self.alive, self.answered = {}, []
+        self.sessions = []
         self.pinned, self.taken = [], []
 
     # -- clients ---------------------------------------------------------------
@@ -127,6 +128,29 @@ class Engine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.alive)))
         self.send(self.alive[name], count)
 
+    @rule(symbols=SYMBOLS, count=COUNT)
+    def open_session(self, symbols, count):
+        """Streaming input: what is said next comes in later, under one id."""
+        if len(self.sessions) < 2:
+            self.number += 1
+            name = f"session {self.number}"
+            self.sessions.append(name)
+            tokens = self.text(symbols)[: self.longest // 4 + 1]
+            self.engine.add(name, tokens, count, resumable=True)
+
+    @precondition(lambda self: self.sessions)
+    @rule(symbols=SYMBOLS, count=st.integers(1, 4), close=st.booleans())
+    def feed_session(self, symbols, count, close):
+        name = self.sessions[-1]
+        known = self.scheduler.requests.get(name)
+        if known is None or close or known.num_tokens > self.longest // 2:
+            self.sessions.pop()
+            if known is not None:
+                self.engine.add(name, [3], 1, resumable=False)
+        else:
+            tokens = self.text(symbols)[: self.longest // 8 + 1]
+            self.engine.add(name, tokens, count, resumable=True)
+
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def abort_any(self, data):
@@ -159,6 +183,9 @@ class Engine(RuleBasedStateMachine):
     def finish_all(self):
         self.unpause()
         self.give_back()
+        for name in self.sessions:
+            self.engine.abort(name)
+        self.sessions.clear()
         self.engine.run()
         for name, tokens in self.alive.items():
             self.answered.append(tokens + self.engine.outputs[name])

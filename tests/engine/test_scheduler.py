@@ -341,3 +341,20 @@ def test_random_traffic_ends_once_and_reads_right(seed, asynchronous):
     pool = engine.scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
     assert not pool.tree.stats().spare_blocks
+
+
+@pytest.mark.parametrize("more", [True, False], ids=["goes on", "is closed"])
+def test_a_streaming_session_is_queued_once(more):
+    """Its next input, or its end, comes as a request of the same id."""
+    engine = EngineDouble(make_scheduler())
+    engine.add("session", prompt("a", 40), resumable=True)
+    engine.add("session", prompt("b", 40) if more else [3], resumable=more)
+    engine.add("other", prompt("a", 50))
+    for _ in range(20):
+        engine.step()
+    assert len(engine.outputs["session"]) == 4 + 4 * more
+    engine.abort("session")
+    engine.run()
+    assert len(engine.outputs["other"]) == 4
+    scheduler = engine.scheduler
+    assert not (scheduler._queued or scheduler._cold or scheduler._warm)

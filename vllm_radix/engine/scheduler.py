@@ -157,7 +157,8 @@ class RadixScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Add a request; its key is made now, not in the middle of a step."""
         super().add_request(request)
-        if self._may_order and request.request_id in self.requests:
+        # The next input of a streaming session comes under the session's id.
+        if self._may_order and self.requests.get(request.request_id) is request:
             self._enqueue(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
