@@ -3,7 +3,8 @@ PYTHON ?= python3
 .NOTPARALLEL:
 BIN := .venv/bin
 
-.PHONY: help setup test unit lint soak conformance bench ab ab-quick lock clean
+.PHONY: help setup test unit lint soak conformance bench ab ab-quick sub-block \
+	lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,6 +24,7 @@ test: lint  ## Everything CI runs
 	$(BIN)/pytest -q
 
 soak: export PYTHONPATH = tests:tests/engine:tests/tree
+soak bench: export VLLM_LOGGING_LEVEL = ERROR
 soak:  ## A million random operations, every invariant after each (15 minutes)
 	$(BIN)/python tests/soak.py $(OPERATIONS)
 
@@ -38,6 +40,14 @@ ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
 
 ab-quick:  ## The same in under 3 minutes
 	$(BIN)/vllm-radix ab --quick
+
+sub-block:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
+	@for size in 32 128; do for on in true false; do \
+	  echo "== blocks of $$size, sub_block=$$on"; \
+	  $(BIN)/vllm-radix ab --no-texts --repeats 1 --pressure 4 --workloads chat agents \
+	    --block-size $$size --blocks $$((4096 / $$size)) \
+	    --radix "{\"sub_block\": $$on}" --output results/sub-block-$$size-$$on.json \
+	    || exit 1; done; done
 
 lock:  ## Resolve tools/lock.in again
 	$(BIN)/python tools/lock.py

@@ -2,6 +2,7 @@
 
 import pytest
 from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
 
 from vllm_radix.plugin import patches
 from vllm_radix_patches.record import (
@@ -17,6 +18,8 @@ NAMES = [patch.name for patch in patches()]
 @pytest.fixture
 def patch(request):
     """A patch by name; vLLM is left as it was found, all others off."""
+    # vLLM loads plugins once, at the latest when a probe makes a configuration.
+    load_general_plugins()
     applied = [p for p in patches() if p.is_applied]
     for p in applied:
         p.revert()

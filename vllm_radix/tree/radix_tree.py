@@ -23,8 +23,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heappop
 
 from vllm_radix.tree.base import _ALL, Match, Namespace, Partial, Stats
+from vllm_radix.tree.dump import dump
 from vllm_radix.tree.explain import Miss, explain
-from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode
+from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.structure import HELD, Structure
 
@@ -571,33 +572,7 @@ class RadixTree(Structure):
             [3 4] blocks 1, held
             [5 6] blocks 2, held
         """
-        lines = []
-        for namespace, root in self._roots.items():
-            lines.append(f"namespace {namespace!r}")
-            stack = [(node, 1) for node in root.children[::-1]]
-            while stack:
-                node, level = stack.pop()
-                lines.append("  " * level + self._describe(node, tokens))
-                stack.extend((child, level + 1) for child in node.children[::-1])
-        return "\n".join(lines) or "empty"
-
-    def _describe(self, node: Node, tokens: int) -> str:
-        shown = decode(node.key[: BYTES_PER_TOKEN * tokens])
-        more = " ..." if len(node.blocks) * self.block_size > tokens else ""
-        edge = " ".join(str(token) for token in shown) + more
-        if self._is_partial(node):
-            edge = f"{' '.join(map(str, shown))}"
-            if len(node.key) > BYTES_PER_TOKEN * tokens:
-                edge += " ..."
-        blocks = ",".join("-" if b == HOLE else str(b) for b in node.blocks[:8])
-        if len(node.blocks) > 8:
-            blocks += f",... {len(node.blocks)} in all"
-        idle = sum(self.is_idle(block) for block in node.blocks)
-        state = f"{idle} idle" if idle else "held"
-        if self._is_partial(node):
-            valid = len(node.key) // BYTES_PER_TOKEN
-            state += f", {valid} of {self.block_size} tokens"
-        return f"[{edge}] blocks {blocks}, {state}"
+        return dump(self, tokens)
 
     def explain(
         self,
