@@ -44,6 +44,9 @@ def parse(model_folder):
         (["--radix", '{"max_overtakes": 3}'], {"max_overtakes": 3}),
         (["--radix.policy=fcfs", "--radix.max_overtakes=3"],
          {"policy": "fcfs", "max_overtakes": 3}),
+        (["--radix.sub-block", "false"], {"sub_block": False}),
+        (["--radix", '{"explain": true}', "--radix", '{"policy": "fcfs"}'],
+         {"explain": True, "policy": "fcfs"}),
     ],
 )  # fmt: skip
 def test_the_flag_turns_it_on(parse, words, options):

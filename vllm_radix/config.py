@@ -181,6 +181,8 @@ def parse_flag(text: str) -> dict[str, Any]:
             f"--radix takes nothing or a JSON object such as "
             f'\'{{"policy": "prefix"}}\', not {text!r}; the model goes before it'
         )
+    # On a command line words are joined by dashes as well.
+    options = {name.replace("-", "_"): value for name, value in options.items()}
     RadixConfig.resolve(options)
     return options
 

@@ -121,7 +121,9 @@ class _RadixFlag(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Choose radix's scheduler class."""
-        namespace.scheduler_cls = Chosen(values)
+        given = getattr(namespace, "scheduler_cls", None)
+        before = given.options if isinstance(given, Chosen) else {}
+        namespace.scheduler_cls = Chosen({**before, **values})
 
 
 def _add_flag(parser: argparse.ArgumentParser) -> None:

@@ -114,6 +114,6 @@ def test_the_history_is_bounded():
         history.note(parent, b"x")
     known = [p for p in range(10) if history.evicted_at(p, b"x") is not None]
     assert known == [7, 8, 9]
-    for tokens in range(10):
+    for tokens in range(30):
         history.note(7, bytes([tokens]))
-    assert len(history._after[7]) == 3
+    assert len(history._after[7]) == 16

@@ -51,9 +51,11 @@ def test_blank_blocks_go_before_cached_ones():
     assert pool.num_blank_blocks == 6
     taken = pool.get_new_blocks(6)
     assert pool.tree.stats().idle_blocks == 9
-    pool.get_new_blocks(2)  # now the oldest tail goes, block by block
+    pool.get_new_blocks(2)  # now the partial blocks, which nobody has hit
     assert pool.tree.stats().idle_blocks == 7
-    assert pool.tree.stats().partial_blocks == 1
+    assert pool.tree.stats().partial_blocks == 0
+    pool.get_new_blocks(2)  # and now the oldest tail goes, block by block
+    assert pool.tree.stats().idle_blocks == 5
     pool.check()
     pool.free_blocks(taken)
     pool.check()

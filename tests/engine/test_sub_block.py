@@ -11,6 +11,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.block_pool import RadixBlockPool
+from vllm_radix.tree import RadixTree
 
 
 def prompt(seed, length):
@@ -175,6 +176,36 @@ def test_priorities_may_preempt_what_was_scheduled_in_the_same_step(lag):
     one.run()
     assert one.resumed
     assert len(one.outputs) == 24
+
+
+@pytest.mark.parametrize("room", [36, 40, 60])
+def test_tails_that_nobody_hits_displace_nothing(room):
+    """8 prompts of 4 blocks, over and over, each with an end of its own."""
+    cached = {}
+    for sub_block in (False, True):
+        one = engine(num_blocks=room, radix={"sub_block": sub_block})
+        for number in range(40):
+            tokens = prompt(number % 8, 128) + prompt(f"end {number}", 20)
+            serve(one, str(number), tokens)
+        cached[sub_block] = sum(one.cached.values())
+    assert cached[True] == cached[False] == 32 * 128
+
+
+def test_a_tail_that_was_hit_stays_like_any_block(monkeypatch):
+    """Ten blocks: 2 of an old prompt, 3 of a, the end of b; then 6 are needed."""
+
+    def cached():
+        one = engine(num_blocks=11)
+        serve(one, "old", prompt("old", 64), max_tokens=1)
+        serve(one, "a", prompt("a", 90), max_tokens=1)
+        serve(one, "b", [*prompt("a", 80), 2], max_tokens=1)  # copies 16 tokens
+        serve(one, "other", prompt("other", 180), max_tokens=1)
+        serve(one, "c", [*prompt("a", 80), 1], max_tokens=1)
+        return one.cached["c"]
+
+    assert cached() == 80
+    monkeypatch.setattr(RadixTree, "note_hit", lambda *_: None)
+    assert cached() == 64
 
 
 def preempt_what_is_scheduled(cls=RadixScheduler):

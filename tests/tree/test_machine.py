@@ -136,6 +136,12 @@ class Both(RuleBasedStateMachine):
         self.blank += self.both(lambda cache: cache.evict(count))
 
     @rule(block=st.integers(0, POOL - 1))
+    def note_hit(self, block):
+        # Only of partial blocks it is remembered until the next release.
+        if self.tree.partial_tokens(block):
+            self.both(lambda cache: cache.note_hit(block))
+
+    @rule(block=st.integers(0, POOL - 1))
     def discard(self, block):
         if self.both(lambda cache: cache.discard(block)) and not self.uses[block]:
             self.blank.append(block)

@@ -31,7 +31,7 @@ class Explainer:
         pool: whose cache it explains.
 
     Attributes:
-        missed_tokens: prompt tokens that were not cached, by reason: those of
+        missed_tokens: tokens to compute that were not cached, by reason: those of
             ``vllm_radix.tree.Miss``, ``pending`` and ``unused``.
         last: the last request admitted, its miss, and its cached tokens.
     """

@@ -48,3 +48,4 @@ class RadixFullAttentionManager(FullAttentionManager):
         )
         if new_computed_blocks and new_computed_blocks[-1] is self.taken:
             self.num_cached_block[request_id] -= 1
+            self.taken = None

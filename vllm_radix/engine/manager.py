@@ -140,6 +140,7 @@ class RadixKVCacheManager(KVCacheManager):
         needed += sum(not block.ref_cnt for block in blocks) + _ROOM
         if needed + self.watermark_blocks >= pool.get_num_free_blocks():
             return None
+        pool.tree.note_hit(source.block_id)
         return source
 
     def record_prefix_cache_stats(
@@ -173,9 +174,9 @@ class RadixKVCacheManager(KVCacheManager):
         """Publish what an ending or preempted request has computed, and no more."""
         if self.explainer is not None:
             self.explainer.leave(request)
+        self.block_pool.open_tails.leave(request)
         blocks = self._group.req_to_blocks.get(request.request_id)
         if blocks and self.enable_caching:
             self.block_pool.retract(blocks, request.num_computed_tokens)
             if self._may_end_inside(request):
-                self.block_pool.open_tails.leave(request)
                 self.block_pool.cache_partial(request, blocks)

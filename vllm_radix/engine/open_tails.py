@@ -6,6 +6,7 @@ the block before, and its tail is published when a look-up ends right there.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 
 from vllm_radix.engine.compat import KVCacheBlock, Request
 
@@ -79,6 +80,6 @@ class OpenTails:
         """
         requests = self._after.get(before)
         if requests:
-            for request in list(requests.values())[:_MOST]:
-                if request.request_id not in self._new:
-                    yield request, self._of[request.request_id][1]
+            old = (r for r in requests.values() if r.request_id not in self._new)
+            for request in tuple(islice(old, _MOST)):
+                yield request, self._of[request.request_id][1]

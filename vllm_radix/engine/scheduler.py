@@ -125,14 +125,17 @@ class RadixScheduler(Scheduler):
         if not config.sub_block:
             return None
         reason = None
+        speculative = self.vllm_config.speculative_config
         if self.connector is not None:
             reason = "a KV connector, which knows whole blocks"
         elif self.aux_output_connector is not None:
             reason = "outputs kept beside the KV, which are not copied"
-        elif self.num_prefill_lookahead or self.use_eagle_block_drop:
-            reason = "a draft model, which computes cached tokens again"
+        elif speculative is not None and speculative.uses_draft_kv_cache():
+            reason = "a draft model, which has KV of its own"
         elif self.dcp_world_size > 1:
             reason = "context parallelism, which spreads a block over devices"
+        elif not str(self.parallel_config.worker_cls).startswith("vllm.v1.worker."):
+            reason = "a worker that is not vLLM's own and may not copy blocks"
         if reason is not None:
             self._left_to_stock.append(f"hits inside a block ({reason})")
             return None
@@ -245,16 +248,24 @@ class RadixScheduler(Scheduler):
         if first_blocks:
             for first in first_blocks:
                 for request_id in self._cold.pop(first, ()):
-                    self._look_up(request_id, self._queued[request_id])
+                    queued = self._queued.get(request_id)
+                    if queued is not None:
+                        self._look_up(request_id, queued)
             first_blocks.clear()
 
     # -- in which order --------------------------------------------------------
+
+    @property
+    def _unused_blocks(self) -> int:
+        """Free blocks whose content nobody will miss."""
+        pool = self.kv_cache_manager.block_pool
+        return pool.num_blank_blocks + pool.tree.num_tails
 
     def _order_state(self) -> object:
         """What the order depends on: tree, free blocks, and who waits."""
         pool = self.kv_cache_manager.block_pool
         ends = self.waiting[0].request_id, self.waiting[-1].request_id
-        return pool.tree.version, pool.num_blank_blocks, len(self.waiting), *ends
+        return pool.tree.version, self._unused_blocks, len(self.waiting), *ends
 
     def _order_waiting(self) -> None:
         """Order the queue in place: O(n log n), O(1) tree nodes per warm request.
@@ -272,7 +283,7 @@ class RadixScheduler(Scheduler):
         first = [request for request in requests if self._keeps_place(request)]
         movable = [request for request in requests if not self._keeps_place(request)]
         queued = [self._seen(request) for request in movable]
-        if needs_order(queued, self.kv_cache_manager.block_pool.num_blank_blocks):
+        if needs_order(queued, self._unused_blocks):
             order = prefix_order(queued, self.radix_config.max_overtakes)
             self._reordered = True
         else:

@@ -32,8 +32,9 @@ caches it behind the whole blocks before it, for hits that end inside a block::
 Such a hit shares no memory: who finds it copies the block, because the tokens
 after the hit are its own. Any block serves as the source of such a copy, as far
 as its tokens go; a partial one is just the case that serves nothing else. It is
-not cached beside a block that says all it says, and when it is idle it goes as
-soon as such a block comes.
+not cached where a block already says all it says. Most are never asked for, so an
+idle one goes before any full block, as if it were blank, until ``note_hit`` says that
+somebody has copied from it.
 """
 
 from abc import ABC, abstractmethod
@@ -89,6 +90,7 @@ class Stats(NamedTuple):
         idle_blocks: those of them that nobody uses.
         spare_blocks: duplicates, not among the cached.
         partial_blocks: partial ones among the cached.
+        tail_blocks: partial ones that are idle and were never hit.
     """
 
     namespaces: int
@@ -97,6 +99,7 @@ class Stats(NamedTuple):
     idle_blocks: int
     spare_blocks: int
     partial_blocks: int
+    tail_blocks: int
 
 
 class PrefixCache(ABC):
@@ -191,6 +194,13 @@ class PrefixCache(ABC):
         Raises:
             ValueError: ``key`` does not end inside the last block, or that block
                 is cached elsewhere.
+        """
+
+    @abstractmethod
+    def note_hit(self, block: int) -> None:
+        """Note that somebody copies from a block.
+
+        From its next release on, a partial one is evicted in the order of all.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vllm_radix.tree.base import _ALL, Match, Namespace, Partial, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
+from vllm_radix.tree.structure import TAIL
 
 _Place = tuple[Namespace, bytes]
 
@@ -32,6 +33,7 @@ class FlatCache(PrefixCache):
         self._blocks: dict[_Place, list[int]] = {}
         self._place: dict[int, _Place] = {}
         self._rank: dict[int, int] = {}
+        self._hit: set[int] = set()
         self._clock = 0
         self.version += 1
 
@@ -125,13 +127,16 @@ class FlatCache(PrefixCache):
         self._refuse_partial(key, len(blocks))
         block, depth = blocks[-1], len(blocks) - 1
         known = self._partial_at(block, depth)
+        was_hit = False
         if known is None:
             self._refuse(block)
         else:
             self._refuse_other(known, key, block)
             if known == key:
                 return True, []
+            was_hit = block in self._hit
             self._forget(block)
+            self.version += 1
         before = key[: depth * self.block_bytes]
         if depth and (namespace, before) not in self._blocks:
             return False, []
@@ -143,8 +148,15 @@ class FlatCache(PrefixCache):
         self._outdate(namespace, before, key, freed)
         self._blocks[namespace, key] = [block]
         self._place[block] = namespace, key
+        if was_hit:
+            self._hit.add(block)
         self.version += 1
         return True, freed
+
+    def note_hit(self, block: int) -> None:
+        """Note that somebody copies from a block."""
+        if block in self._place:
+            self._hit.add(block)
 
     def _partial_at(self, block: int, depth: int) -> bytes | None:
         key = self._place[block][1] if block in self._place else b""
@@ -182,6 +194,8 @@ class FlatCache(PrefixCache):
                 continue
             depth = (len(place[1]) - 1) // self.block_bytes
             self._rank[block] = self.policy.rank(self._clock, depth)
+            if len(place[1]) % self.block_bytes and block not in self._hit:
+                self._rank[block] += TAIL
             self._clock += 1
         return freed
 
@@ -210,6 +224,7 @@ class FlatCache(PrefixCache):
     def _forget(self, block: int) -> None:
         place = self._place.pop(block)
         self._rank.pop(block, None)
+        self._hit.discard(block)
         self._blocks[place].remove(block)
         if not self._blocks[place]:
             del self._blocks[place]
@@ -233,6 +248,7 @@ class FlatCache(PrefixCache):
             cached_blocks=len(self._blocks),
             idle_blocks=len(self._rank),
             spare_blocks=len(self._place) - len(self._blocks),
+            tail_blocks=sum(rank < 0 for rank in self._rank.values()),
             partial_blocks=sum(len(k) % self.block_bytes > 0 for _, k in self._blocks),
         )
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 _CAPACITY = 4096
+_FOLLOWERS = 16
 
 
 class History:
@@ -14,8 +15,8 @@ class History:
     an answer is never wrong, and a missing one means unknown.
 
     Args:
-        capacity: cached blocks and roots for which followers are remembered;
-            those noted longest ago are forgotten first.
+        capacity: cached blocks and roots for which up to 16 followers each are
+            remembered; those noted longest ago are forgotten first.
 
     Attributes:
         now: the time that evictions are stamped with; its owner sets it.
@@ -30,7 +31,7 @@ class History:
         """Remember that the block ``tokens`` after ``parent`` is evicted. O(1)."""
         followers = self._after.setdefault(parent, {})
         followers[tokens] = self.now
-        if len(followers) > self._capacity:
+        if len(followers) > _FOLLOWERS:
             del followers[next(iter(followers))]
         self._after.move_to_end(parent)
         if len(self._after) > self._capacity:

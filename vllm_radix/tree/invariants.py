@@ -60,6 +60,8 @@ def check_tree(tree: RadixTree) -> None:
         assert place or tree._rank[block] == HELD, f"block {block} idle, blank"
     idle = sum(rank != HELD for rank in tree._rank)
     assert idle == tree._num_idle, "idle blocks are miscounted"
+    tails = sum(rank < HELD for rank in tree._rank)
+    assert tails == tree._num_tails, "tails are miscounted"
     for there, spares in tree._spares.items():
         assert there in seen and not tree.is_idle(there), "spares of no block"
         assert spares and all(tree._spare_of[s] == there for s in spares)

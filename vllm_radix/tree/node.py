@@ -18,6 +18,7 @@ class Node:
         first: the first block of each child's key.
         holes: how many of ``blocks`` are holes.
         alive: False once the node has left the tree.
+        hit: of a partial block: somebody has copied from it.
         trimmed: eviction has shortened this leaf since it last grew.
     """
 
@@ -26,6 +27,7 @@ class Node:
         "blocks",
         "children",
         "first",
+        "hit",
         "holes",
         "key",
         "parent",
@@ -42,6 +44,7 @@ class Node:
         self.start = start
         self.children: list[Node] = []
         self.first: list[bytes] = []
+        self.hit = False
         self.holes = 0
         self.alive = True
         self.trimmed = False

@@ -27,7 +27,10 @@ from vllm_radix.tree.dump import dump
 from vllm_radix.tree.explain import Miss, explain
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
 from vllm_radix.tree.node import HOLE, Node
-from vllm_radix.tree.structure import HELD, Structure
+from vllm_radix.tree.structure import HELD, TAIL, Structure
+
+_NEIGHBOURS = 64
+"""Blocks looked at on each side, while they may not be copied from yet."""
 
 
 class Probe:
@@ -83,7 +86,8 @@ class RadixTree(Structure):
     ) -> Match:
         """Return the longest cached prefix: O(L in memcmp + d log fan-out).
 
-        A partial match costs one more search, and each block of ``written`` beside it.
+        A partial match costs one more search, and a look at the blocks of
+        ``written`` beside it, 64 on each side at most.
         """
         tokens = len(key) // BYTES_PER_TOKEN
         if limit is not None and limit < tokens:
@@ -121,26 +125,34 @@ class RadixTree(Structure):
         size = self.block_bytes
         at = depth - node.start
         if at < len(node.blocks):
+            if node.blocks[at] == HOLE:
+                return None
             here = node.key[at * size : (at + 1) * size]
             return self._as_partial(rest, here, node.blocks[at], written)
         best: Partial | None = None
         index = bisect_left(node.first, rest)
-        for order in (range(index, len(node.first)), range(index - 1, -1, -1)):
-            for i in order:
+        right = range(index, min(len(node.first), index + _NEIGHBOURS))
+        left = range(index - 1, max(-1, index - 1 - _NEIGHBOURS), -1)
+        for side in (right, left):
+            for i in side:
                 self.visited += 1
                 block = node.children[i].blocks[0]
-                found = self._as_partial(rest, node.first[i], block, written)
-                if found and (not best or found.num_tokens > best.num_tokens):
-                    best = found
+                found = self._as_partial(rest, node.first[i], block, _ALL)
+                # Those farther away share no more.
+                if found is None or (best and found.num_tokens <= best.num_tokens):
+                    break
+                usable = min(found.num_tokens, written.get(block, found.num_tokens))
+                if block != HOLE and usable > (best.num_tokens if best else 0):
+                    best = found._replace(num_tokens=usable)
                 if block != HOLE and block not in written:
-                    break  # those farther away share less
+                    break
         return best
 
     @staticmethod
     def _as_partial(
         rest: bytes, tokens: bytes, block: int, written: Mapping[int, int]
     ) -> Partial | None:
-        if block == HOLE or rest[:BYTES_PER_TOKEN] != tokens[:BYTES_PER_TOKEN]:
+        if rest[:BYTES_PER_TOKEN] != tokens[:BYTES_PER_TOKEN]:
             return None  # as for most neighbours
         shared = common_units(rest, 0, tokens, 0, BYTES_PER_TOKEN)
         shared = min(shared, written.get(block, shared))
@@ -288,6 +300,7 @@ class RadixTree(Structure):
             if known.key == tokens:
                 return True, []
             self._unfile(known)
+            self.version += 1
         node: Node | None
         if depth == 0:
             node = self._root(namespace)
@@ -307,8 +320,16 @@ class RadixTree(Structure):
         else:
             self._regrow(node)
             self._outdate(node, tokens, freed)
-        self._own(block, self._link(node, tokens, [block], depth), depth)
+        child = self._link(node, tokens, [block], depth)
+        child.hit = known is not None and known.hit
+        self._own(block, child, depth)
         return True, freed
+
+    def note_hit(self, block: int) -> None:
+        """Note that somebody copies from a block, O(1)."""
+        node = self._node[block] if 0 <= block < len(self._node) else None
+        if node is not None:
+            node.hit = True
 
     def _refuse_all(self, ids: list[int]) -> None:
         nodes, spares = self._node, self._spare_of
@@ -377,8 +398,7 @@ class RadixTree(Structure):
         """Make idle blocks held, O(1) each."""
         for block in blocks:
             if block < len(self._rank) and self._rank[block] != HELD:
-                self._rank[block] = HELD
-                self._num_idle -= 1
+                self._hold(block)
 
     def release(self, blocks: Iterable[int]) -> list[int]:
         """Make held blocks idle, O(1) each and O(log n) per leaf."""
@@ -401,6 +421,9 @@ class RadixTree(Structure):
             ranks[block] = rank(clock, depths[block])
             clock += 1
             if node.blocks[-1] == block and not node.children:
+                if len(node.key) < self.block_bytes and not node.hit:
+                    ranks[block] += TAIL
+                    self._num_tails += 1
                 self._offer(block)
         self._num_idle += clock - self._clock
         self._clock = clock
@@ -423,6 +446,7 @@ class RadixTree(Structure):
             following = self._heap[0][0] if self._heap else None
             run, before = node.blocks, len(out)
             while True:
+                self._num_tails -= rank < HELD
                 self._node[block] = None
                 self._rank[block] = HELD
                 out.append(block)
@@ -537,6 +561,11 @@ class RadixTree(Structure):
         """How many blocks are cached and used by nobody."""
         return self._num_idle
 
+    @property
+    def num_tails(self) -> int:
+        """How many idle blocks are partial ones that nobody has hit."""
+        return self._num_tails
+
     def stats(self) -> Stats:
         """Return the sizes, O(1)."""
         return Stats(
@@ -546,6 +575,7 @@ class RadixTree(Structure):
             idle_blocks=self._num_idle,
             spare_blocks=len(self._spare_of),
             partial_blocks=self._num_partial,
+            tail_blocks=self._num_tails,
         )
 
     def _nodes(self) -> Iterator[Node]:

@@ -17,6 +17,9 @@ from vllm_radix.tree.node import HOLE, Node
 HELD = -1
 """In place of a rank: the block is held, or blank."""
 
+TAIL = -(1 << 62)
+"""Added to the rank of a partial block that nobody has hit: it goes before all."""
+
 _MIN_HEAP = 64
 
 
@@ -65,6 +68,7 @@ class Structure(PrefixCache):
         self._num_cached = 0
         self._num_idle = 0
         self._num_partial = 0
+        self._num_tails = 0
         if self.history is not None:
             self.history.clear()
 
@@ -145,10 +149,15 @@ class Structure(PrefixCache):
         self._node[block] = None
         self._num_cached -= 1
         if self._rank[block] != HELD:
-            self._rank[block] = HELD
-            self._num_idle -= 1
+            self._hold(block)
         if self.history is not None:
             self.history.forget(block)
+
+    def _hold(self, block: int) -> None:
+        """Make an idle block held."""
+        self._num_tails -= self._rank[block] < HELD
+        self._rank[block] = HELD
+        self._num_idle -= 1
 
     def _drop_spare(self, block: int) -> None:
         there = self._spare_of.pop(block)
