@@ -351,6 +351,16 @@ def test_a_partial_block_needs_what_is_before_it(cache):
     cache.check()
 
 
+def test_nothing_is_cached_below_a_partial_block(cache):
+    """Accepted drafts may fill a block that was cached as partial, and one more."""
+    cache.insert(key("aa"), [1])
+    cache.insert_partial(key("aab"), [1, 2])
+    assert cache.insert_partial(key("aabbc"), [1, 2, 3]) == (False, [])
+    cache.insert(key("aabbcc"), [1, 2, 3], start=2)
+    cache.check()
+    assert cache.match(key("aabbcc")).blocks == (1,)
+
+
 @pytest.mark.parametrize(
     ("tokens", "blocks", "message"),
     [

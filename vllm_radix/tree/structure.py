@@ -102,7 +102,8 @@ class Structure(PrefixCache):
         # Not if the id has since been given to another place of another path.
         if node is None or self._depth[blocks[start - 1]] != start - 1:
             return None
-        return node
+        # Nor if the block was never published as the full one it is by now.
+        return None if self._is_partial(node) else node
 
     def _path_end(self, key: bytes, namespace: Namespace, depth: int) -> Node | None:
         """Return the node at which a path of ``depth`` blocks ends, if known."""
