@@ -10,7 +10,6 @@ from engine_double import WrongReadError
 from traffic import traffic
 
 from vllm_radix.engine.block_pool import RadixBlockPool
-from vllm_radix.engine.full_attention import RadixFullAttentionManager
 from vllm_radix.engine.keys import RequestKeys
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.tree import HOLE, RadixTree
@@ -162,11 +161,6 @@ def a_hit_ends_in_the_wrong_block(patch):
         return found
 
     patch.setattr(RadixTree, "_inside", wrong)
-
-
-@mutant(caught_by=AssertionError)
-def a_block_that_was_taken_over_counts_as_full(patch):
-    patch.delattr(RadixFullAttentionManager, "add_local_computed_blocks")
 
 
 @mutant(caught_by=AssertionError)

@@ -56,6 +56,16 @@ def test_an_idle_block_is_taken_over_and_found_by_the_next():
     assert pool.tree.stats().idle_blocks >= before
 
 
+def test_a_block_that_was_taken_over_is_cached_as_full_when_it_is():
+    one = engine()
+    said = serve(one, "a", prompt("a", 40), max_tokens=1)
+    serve(one, "b", said + prompt("b", 60), max_tokens=1)
+    stats = one.scheduler.kv_cache_manager.block_pool.tree.stats()
+    assert (stats.cached_blocks, stats.partial_blocks) == (4, 1)
+    serve(one, "c", said + prompt("b", 60), max_tokens=1)
+    assert one.cached["c"] >= 96
+
+
 def test_two_in_one_step_share_the_source_and_copy_it():
     """The first takes the block over, so the second must copy it in that step."""
     one = engine()

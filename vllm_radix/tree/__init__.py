@@ -11,7 +11,8 @@ from vllm_radix.tree.flat import FlatCache
 from vllm_radix.tree.history import History
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode, encode
 from vllm_radix.tree.node import HOLE
-from vllm_radix.tree.radix_tree import Probe, RadixTree
+from vllm_radix.tree.probe import Probe
+from vllm_radix.tree.radix_tree import RadixTree
 
 __all__ = [
     "BYTES_PER_TOKEN",

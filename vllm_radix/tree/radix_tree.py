@@ -27,25 +27,11 @@ from vllm_radix.tree.dump import dump
 from vllm_radix.tree.explain import Miss, explain
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
 from vllm_radix.tree.node import HOLE, Node
+from vllm_radix.tree.probe import Probe
 from vllm_radix.tree.structure import HELD, TAIL, Structure
 
 _NEIGHBOURS = 64
 """Blocks looked at on each side, while they may not be copied from yet."""
-
-
-class Probe:
-    """The answer to ``RadixTree.probe``, and where to resume from.
-
-    Attributes:
-        num_blocks: length of the cached prefix in blocks.
-    """
-
-    __slots__ = ("_epoch", "_node", "num_blocks")
-
-    def __init__(self, node: Node, num_blocks: int, epoch: int) -> None:
-        self._node = node
-        self.num_blocks = num_blocks
-        self._epoch = epoch
 
 
 class RadixTree(Structure):
@@ -337,18 +323,6 @@ class RadixTree(Structure):
         for block in ids:
             if block < 0 or block in spares or (block < known and nodes[block]):
                 self._refuse(block)
-
-    def _partial_at(self, block: int, depth: int) -> Node | None:
-        """Return the node of a block that is cached as a partial one there."""
-        node = self._node[block] if 0 <= block < len(self._node) else None
-        if node is None or not self._is_partial(node) or node.start != depth:
-            return None
-        return node
-
-    def _unfile(self, node: Node) -> None:
-        """Take a partial block out of the tree."""
-        self._disown(node.blocks[0])
-        self._settle(self._unlink(node))
 
     def _inside_says(self, node: Node, depth: int, tokens: bytes) -> bool:
         """Whether some block at ``depth`` starts with all of ``tokens``."""

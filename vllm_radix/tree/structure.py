@@ -298,6 +298,18 @@ class Structure(PrefixCache):
         child.parent = None
         self._num_nodes -= 1
 
+    def _partial_at(self, block: int, depth: int) -> Node | None:
+        """Return the node of a block that is cached as a partial one there."""
+        node = self._node[block] if 0 <= block < len(self._node) else None
+        if node is None or not self._is_partial(node) or node.start != depth:
+            return None
+        return node
+
+    def _unfile(self, node: Node) -> None:
+        """Take a partial block out of the tree."""
+        self._disown(node.blocks[0])
+        self._settle(self._unlink(node))
+
     # -- what may be evicted ---------------------------------------------------
 
     def _offer(self, block: int) -> None:
