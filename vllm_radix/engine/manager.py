@@ -46,7 +46,8 @@ class RadixKVCacheManager(KVCacheManager):
         Args:
             manager: vLLM's.
             policy: ranks idle blocks for eviction.
-            options: ``mirror``, ``min_sub_block_tokens`` and ``explain``.
+            options: ``mirror``, ``min_sub_block_tokens``, ``explain`` and
+                ``num_draft_tokens``, for which slots are allocated as well.
         """
         manager.__class__ = cls
         manager._adopt(policy, **options)
@@ -58,6 +59,7 @@ class RadixKVCacheManager(KVCacheManager):
         mirror: bool = False,
         min_sub_block_tokens: int | None = None,
         explain: bool = False,
+        num_draft_tokens: int = 0,
     ) -> None:
         RadixBlockPool.adopt(self.block_pool, policy, mirror)
         (group,) = self.coordinator.single_type_managers
@@ -65,6 +67,8 @@ class RadixKVCacheManager(KVCacheManager):
         if not self.enable_caching or 0 in self.coordinator.eagle_group_ids:
             min_sub_block_tokens = None
         self.min_sub_block_tokens = min_sub_block_tokens
+        drafts = -(-num_draft_tokens // self.block_pool.hash_block_size)
+        self._room = _ROOM + drafts
         self.explainer = Explainer(self.block_pool) if explain else None
 
     def new_step_starts(self) -> None:
@@ -137,7 +141,7 @@ class RadixKVCacheManager(KVCacheManager):
         # Until the copy is made both blocks are in use. A request that fits
         # without must not wait for that.
         needed = -(-request.num_tokens // pool.hash_block_size) - len(blocks)
-        needed += sum(not block.ref_cnt for block in blocks) + _ROOM
+        needed += sum(not block.ref_cnt for block in blocks) + self._room
         if needed + self.watermark_blocks >= pool.get_num_free_blocks():
             return None
         pool.tree.note_hit(source.block_id)

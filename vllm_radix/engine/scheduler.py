@@ -95,6 +95,7 @@ class RadixScheduler(Scheduler):
             mirror=mirror,
             min_sub_block_tokens=self._min_sub_block_tokens(config),
             explain=config.explain,
+            num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
         )
         # Requests seen waiting, by id; kept while they wait.
         self._queued: dict[str, _Queued] = {}
