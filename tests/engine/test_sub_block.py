@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import pytest
 from engine_double import EngineDouble, WrongReadError, make_scheduler
+from traffic import words as prompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -12,11 +13,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.tree import RadixTree
-
-
-def prompt(seed, length):
-    rng = random.Random(str(seed))
-    return [rng.randrange(3, 50) for _ in range(length)]
 
 
 def engine(cls=RadixScheduler, lag=0, **options):

@@ -216,9 +216,7 @@ class RadixBlockPool(BlockPool):
             _Ids(blocks, depth, depth + 1),
             self.keys.namespace(request),
         )
-        if freed:
-            self._retire(freed)
-            self._put_first(freed)
+        self._reuse(freed)
         block.reset_hash()
         if cached:
             block.set_block_hash(self._marks[block.block_id], num_tokens)
@@ -278,9 +276,7 @@ class RadixBlockPool(BlockPool):
             for block_id in ids.new:
                 end += size
                 self.blocks[block_id].set_block_hash(marks[block_id], end)
-        if freed:
-            self._retire(freed)
-            self._put_first(freed)
+        self._reuse(freed)
         self.open_tails.move(request, blocks[num_full_blocks - 1])
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
@@ -388,6 +384,12 @@ class RadixBlockPool(BlockPool):
                 if self.cached_block_hash_to_block.get_one_block(block_hash) is None
             ]
             self._emit_block_removed_events(gone)
+
+    def _reuse(self, block_ids: list[int]) -> None:
+        """Take idle blocks that went blank, to be reused first."""
+        if block_ids:
+            self._retire(block_ids)
+            self._put_first(block_ids)
 
     def _put_next(self, block_ids: list[int], blank: int) -> None:
         """Move free blocks to where they are reused after ``blank`` others.

@@ -254,11 +254,10 @@ class RadixTree(Structure):
                 node = below
                 continue
             tokens = key[depth * size : total * size]
-            if depth >= start:
-                self._outdate(node, tokens[:size], freed)
             if depth < start:
                 new = [HOLE] * (start - depth) + ids
             else:
+                self._outdate(node, tokens[:size], freed)
                 new = ids[depth - start :]
             if node.parent is not None and not node.children:
                 self._regrow(node)
@@ -313,7 +312,7 @@ class RadixTree(Structure):
 
     def note_hit(self, block: int) -> None:
         """Note that somebody copies from a block, O(1)."""
-        node = self._node[block] if 0 <= block < len(self._node) else None
+        node = self._node_of(block)
         if node is not None:
             node.hit = True
 
@@ -525,7 +524,7 @@ class RadixTree(Structure):
 
     def partial_tokens(self, block: int) -> int:
         """Return how many tokens a partial block holds; 0 for all others. O(1)."""
-        node = self._node[block] if 0 <= block < len(self._node) else None
+        node = self._node_of(block)
         if node is None or not self._is_partial(node):
             return 0
         return len(node.key) // BYTES_PER_TOKEN

@@ -118,6 +118,10 @@ class Structure(PrefixCache):
                     return None
         return node
 
+    def _node_of(self, block: int) -> Node | None:
+        """Return the node that a block is in, if any."""
+        return self._node[block] if 0 <= block < len(self._node) else None
+
     def _is_partial(self, node: Node) -> bool:
         return 0 < len(node.key) < self.block_bytes
 
@@ -300,7 +304,7 @@ class Structure(PrefixCache):
 
     def _partial_at(self, block: int, depth: int) -> Node | None:
         """Return the node of a block that is cached as a partial one there."""
-        node = self._node[block] if 0 <= block < len(self._node) else None
+        node = self._node_of(block)
         if node is None or not self._is_partial(node) or node.start != depth:
             return None
         return node
