@@ -8,7 +8,7 @@ requests one of single nodes.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,11 +22,25 @@ REFERENCE_CACHE = 8192
 
 @dataclass
 class Turn:
-    """One request: tokens added to the path so far, and how much to generate."""
+    """One request: what it adds to the path so far, and how much to generate.
 
-    tokens: list[int]
+    Attributes:
+        tokens: added to what was said before on the path.
+        max_tokens: to generate, exactly.
+        children: turns sent when this one is answered.
+        arrival: seconds after the start before which it is not sent.
+        tenant: who sends it; empty where that does not matter.
+        priority: of vLLM's priority policy.
+        salt: of the cache; None shares with all who have none.
+    """
+
+    tokens: Sequence[int]
     max_tokens: int
     children: list["Turn"] = field(default_factory=list)
+    arrival: float = 0.0
+    tenant: str = ""
+    priority: int = 0
+    salt: str | None = None
 
 
 @dataclass
@@ -118,7 +132,7 @@ def chat(write: Writer, group: int) -> list[Turn]:
     """One user of one of 4 system prompts, 3 turns."""
     system = Writer(random.Random(group % 4), write.encode, write.scale).passage(400)
     turns = [Turn(write.passage(150), 24) for _ in range(3)]
-    turns[0].tokens = system + turns[0].tokens
+    turns[0].tokens = [*system, *turns[0].tokens]
     for turn, following in pairwise(turns):
         turn.children = [following]
     return [turns[0]]
@@ -140,7 +154,7 @@ def documents(write: Writer, group: int) -> list[Turn]:
     sessions = []
     for _ in range(2):
         turns = [Turn(write.question(), 24) for _ in range(3)]
-        turns[0].tokens = document + turns[0].tokens
+        turns[0].tokens = [*document, *turns[0].tokens]
         for turn, following in pairwise(turns):
             turn.children = [following]
         sessions.append(turns[0])
@@ -184,7 +198,7 @@ class BlockCounter:
             first = self._answers + 1
             self._answers += turn.max_tokens
             answer = [-i for i in range(first, first + turn.max_tokens)]
-            rest = rest + turn.tokens + answer
+            rest = [*rest, *turn.tokens, *answer]
             whole = len(rest) // self._size * self._size
             for at in range(0, whole, self._size):
                 key = block, tuple(rest[at : at + self._size])

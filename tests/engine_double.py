@@ -7,36 +7,27 @@ that holds something else: stale, foreign, or never written. Nothing else stands
 between a wrong block table and a wrong answer.
 """
 
-import json
 from collections import deque
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-from vllm import SamplingParams
-from vllm.engine.arg_utils import EngineArgs
-from vllm.utils.hashing import get_hash_fn_by_name
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
-)
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.request import RequestStatus
 
 from vllm_radix import RadixScheduler
-from vllm_radix.engine.hashes import LazyHasher
-from vllm_radix_patches.records import SMALLEST_MODEL
+from vllm_radix_bench import model_free
+from vllm_radix_bench.model_free import (
+    VOCABULARY,
+    RequestMaker,
+    make_kv_cache_config,
+    make_vllm_config,
+)
 
-VOCABULARY = 50
-_MODEL = {
-    **SMALLEST_MODEL,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 4096,
-}
+__all__ = [
+    "EngineDouble",
+    "WrongReadError",
+    "make_kv_cache_config",
+    "make_scheduler",
+    "make_vllm_config",
+]
 
 
 class WrongReadError(AssertionError):
@@ -47,57 +38,9 @@ def _chain(before, token):
     return hash((before, token))
 
 
-@cache
-def _model_folder():
-    folder = TemporaryDirectory()
-    (Path(folder.name) / "config.json").write_text(json.dumps(_MODEL))
-    return folder
-
-
-def make_vllm_config(block_size=32, num_blocks=16, radix=None, **engine_args):
-    """Return a configuration; ``num_blocks`` counts the null block."""
-    config = EngineArgs(
-        model=_model_folder().name,
-        skip_tokenizer_init=True,
-        load_format="dummy",
-        dtype="float32",
-        block_size=block_size,
-        max_model_len=engine_args.pop("max_model_len", 4096),
-        additional_config={"radix": radix or {}},
-        **engine_args,
-    ).create_engine_config()
-    config.cache_config.num_gpu_blocks = num_blocks
-    return config
-
-
-def make_kv_cache_config(block_size=32, num_blocks=16, specs=None):
-    """Return the layout of one full-attention group, or of the given specs."""
-    full = FullAttentionSpec(
-        block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32
-    )
-    groups = [
-        KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs or [full])
-    ]
-    return KVCacheConfig(
-        num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups
-    )
-
-
-def make_scheduler(
-    cls=RadixScheduler, block_size=32, num_blocks=16, asynchronous=False, **options
-):
-    """Return a scheduler; ``options`` are radix's and, failing that, vLLM's."""
-    radix = options.pop("radix", {})
-    config = make_vllm_config(block_size, num_blocks, radix, **options)
-    # The CPU platform turns it off; the scheduler does not mind.
-    config.scheduler_config.async_scheduling = asynchronous
-    return cls(
-        vllm_config=config,
-        kv_cache_config=make_kv_cache_config(block_size, num_blocks),
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=block_size,
-        log_stats=True,
-    )
+def make_scheduler(cls=RadixScheduler, **options):
+    """Return a scheduler, ours by default; see ``model_free.make_scheduler``."""
+    return model_free.make_scheduler(cls, **options)
 
 
 class EngineDouble:
@@ -129,37 +72,15 @@ class EngineDouble:
         self.computed = self.steps = self.copied = 0
         self.outputs, self.cached = {}, {}
         self.admitted, self.resumed = [], []
-        hash_fn = get_hash_fn_by_name("sha256")
-        init_none_hash(hash_fn)
-        hasher = get_request_block_hasher(self.block_size, hash_fn)
-        self.hashed = 0
+        self._maker = RequestMaker(scheduler)
 
-        def counted(request):
-            hashes = hasher(request)
-            self.hashed += len(hashes)
-            return hashes
-
-        self._hasher = counted
-        if getattr(scheduler, "wants_lazy_hashes", False):
-            self._hasher = LazyHasher(counted, self.block_size)
+    @property
+    def hashed(self):
+        return self._maker.hashed
 
     def add(self, request_id, prompt, max_tokens=4, **fields):
         """Add a request; ``fields`` as of vLLM's ``Request``."""
-        sampling = SamplingParams(
-            max_tokens=max_tokens,
-            ignore_eos=True,
-            temperature=0,
-            prompt_logprobs=fields.pop("prompt_logprobs", None),
-        )
-        sampling.update_from_generation_config({}, 2)
-        request = Request(
-            request_id,
-            list(prompt),
-            sampling,
-            None,
-            block_hasher=self._hasher,
-            **fields,
-        )
+        request = self._maker.make(request_id, prompt, max_tokens, **fields)
         self.scheduler.add_request(request)
         return request
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 
 SECTION = "radix"
@@ -23,12 +24,17 @@ SECTION = "radix"
 ENV_PREFIX = "RADIX_"
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "policy": ("prefix", "fcfs"),
+    "policy": tuple(ORDERS),
     "eviction": tuple(POLICIES),
     "on_unsupported": ("error", "stock"),
 }
-_LEAST = {"max_overtakes": 0, "min_sub_block_tokens": 1}
-_SWITCHES = ("sub_block", "explain")
+_LEAST = {"max_overtakes": 0, "fair_quantum": 1, "min_sub_block_tokens": 1}
+_RANGES = {
+    "max_extra_wait": (0.0, 1e9),
+    "patience": (0.0, 1e9),
+    "pin_quota": (0.0, 1.0),
+}
+_SWITCHES = ("hold", "sub_block", "explain")
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,25 @@ class RadixConfig:
 
     Attributes:
         policy: order of waiting requests. ``prefix``: longest cached prefix
-            first, within the bound of ``max_overtakes``, and first come, first
-            served when everything that waits fits. ``fcfs``: vLLM's own order.
+            first, then the group whose shared work is split among most, within the
+            bounds below; first come, first served when everything that waits fits.
+            ``fcfs``: vLLM's own order. The others are there to compare with:
+            ``lpm``, ``k-lpm``, ``dfs``, ``hrrn``, ``shortest``, ``horn``.
+        patience: how long the order may let a request wait, as a multiple of what
+            a newcomer would wait, first come, first served. Larger computes less
+            and serves most sooner, and the slowest later; 0 is first come, first
+            served. Of ``prefix`` only.
         max_overtakes: most requests that arrived later and may be admitted
-            before a waiting one. 0 is first come, first served; larger computes
-            less and lets the slowest requests wait longer.
+            before a waiting one. 0 is first come, first served.
+        max_extra_wait: most seconds that a request waits beyond its turn, first
+            come, first served.
+        hold: let requests wait while another one computes, in chunks, what they
+            share with it.
+        pin_quota: share of the cache that may be kept for what the queue needs
+            next; it is evicted last.
+        tenant: whom requests are counted for, to be fair between them: the name of
+            a field of ``vllm_xargs``, or ``cache_salt``. Empty: no matter who.
+        fair_quantum: tokens that a tenant may compute before the others' turn.
         sub_block: let a cached prefix end inside a block, which is then copied;
             False looks at block boundaries only, as stock vLLM does.
         min_sub_block_tokens: fewest tokens inside a block that are worth a copy
@@ -59,7 +79,13 @@ class RadixConfig:
     """
 
     policy: str = "prefix"
-    max_overtakes: int = 16
+    patience: float = 1.0
+    max_overtakes: int = 1000
+    max_extra_wait: float = 30.0
+    hold: bool = True
+    pin_quota: float = 0.5
+    tenant: str = ""
+    fair_quantum: int = 8192
     sub_block: bool = True
     min_sub_block_tokens: int = 8
     eviction: str = "lru"
@@ -81,6 +107,19 @@ class RadixConfig:
                     f"radix option {name!r}: {value!r} is not a whole number "
                     f"of at least {least}"
                 )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high:
+                raise ValueError(
+                    f"radix option {name!r}: {value!r} is not a number from {low:g} "
+                    f"to {high:g}"
+                )
+        if not isinstance(self.tenant, str):
+            raise ValueError(
+                f"radix option 'tenant': {self.tenant!r} is not a name: give "
+                "'cache_salt', the name of a field of vllm_xargs, or ''"
+            )
         for name in _SWITCHES:
             value = getattr(self, name)
             if not isinstance(value, bool):

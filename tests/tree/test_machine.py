@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from vllm_radix.tree import FlatCache, RadixTree, encode
+from vllm_radix.tree import FlatCache, News, RadixTree, encode
 
 POOL = 24
 SYMBOLS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
@@ -40,6 +40,8 @@ class Both(RuleBasedStateMachine):
         self.uses = [0] * POOL
         self.requests = []  # [tokens, namespace, blocks, published, partial tokens]
         self.probes = {}
+        self.tree.news = News()
+        self.ends = {}  # place -> where its look-up ended
 
     def tokens(self, text):
         """A few symbols, long enough to fill blocks; cut off at any token."""
@@ -135,6 +137,10 @@ class Both(RuleBasedStateMachine):
     def evict(self, count):
         self.blank += self.both(lambda cache: cache.evict(count))
 
+    @rule(blocks=st.lists(st.integers(0, POOL + 2), max_size=6))
+    def pin(self, blocks):
+        self.both(lambda cache: cache.pin(blocks))
+
     @rule(block=st.integers(0, POOL - 1))
     def note_hit(self, block):
         # Only of partial blocks it is remembered until the next release.
@@ -190,6 +196,29 @@ class Both(RuleBasedStateMachine):
     def reset(self):
         self.both(lambda cache: cache.reset())
         self.blank = list(range(POOL))
+
+    def end_of(self, tokens, namespace, limit):
+        """Where a look-up ends: blocks, the last one, and the tokens of the next."""
+        key = encode(tokens)
+        found = self.flat.match(key, namespace, limit).blocks
+        wanted = len(tokens) if limit is None else min(limit, len(tokens))
+        at = len(found) * self.size
+        following = encode(tokens[at : at + self.size]) if at < wanted else b""
+        last = found[-1] if found else News.root(namespace)
+        return len(found), last, following
+
+    @invariant()
+    def no_change_goes_unreported(self):
+        if not hasattr(self, "tree"):
+            return
+        news = self.tree.news
+        for place, before in self.ends.items():
+            if self.end_of(*place) == before:
+                continue
+            _, last, following = before
+            assert news.reshaped or last in news.gone or (last, following) in news.grown
+        news.clear()
+        self.ends = {place: self.end_of(*place) for place in self.probes}
 
     @invariant()
     def sound(self):

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.compat import Request, logger
@@ -24,6 +25,38 @@ _WORDS = {
 }
 
 
+_PLACED = {
+    "turn": "it was its turn",
+    "prefix": "its prefix was cached",
+    "group": "it opens a group that shares a prefix",
+    "overtakes": "it had been overtaken max_overtakes times",
+    "wait": "its turn had been max_extra_wait ago",
+    "every": "every few admissions the oldest goes",
+    "guard": "another order would have made it wait too long",
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Why a request was put where it was in the queue.
+
+    Attributes:
+        why: see ``vllm_radix.policy.Pick``.
+        arrival: its place in order of arrival.
+        waited: seconds since it arrived.
+        held: seconds of them that it waited for a prefix to be computed.
+    """
+
+    why: str
+    arrival: int
+    waited: float
+    held: float
+
+    def __str__(self) -> str:
+        held = f", {self.held:.2f} s of them held" if self.held else ""
+        return f"waited {self.waited:.2f} s{held}; {_PLACED[self.why]}"
+
+
 class Explainer:
     """Finds the reason of each miss when a request is admitted, and logs it.
 
@@ -34,6 +67,8 @@ class Explainer:
         missed_tokens: tokens to compute that were not cached, by reason: those of
             ``vllm_radix.tree.Miss``, ``pending`` and ``unused``.
         last: the last request admitted, its miss, and its cached tokens.
+        placements: why each request was last put where it was, by id, until it is
+            admitted.
     """
 
     def __init__(self, pool: RadixBlockPool) -> None:
@@ -43,6 +78,7 @@ class Explainer:
         self.last: tuple[str, Miss, int] | None = None
         self._looked: tuple[str, Miss, int, str] | None = None
         self._running: dict[str, Request] = {}
+        self.placements: dict[str, Placement] = {}
 
     def new_step_starts(self) -> None:
         """Stamp what is evicted from now on."""
@@ -87,15 +123,18 @@ class Explainer:
         self.missed_tokens[miss.reason] += max(0, missed)
         why = _WORDS[miss.reason]
         age = time.monotonic() - (miss.evicted_at or 0.0)
+        placement = self.placements.pop(request.request_id, None)
         logger.info(
-            "Request %s: %d of %d tokens cached; %s (from token %d on)",
+            "Request %s: %d of %d tokens cached; %s (from token %d on)%s",
             request.request_id,
             num_cached,
             request.num_tokens,
             why.format(age=age, other=other),
             miss.token,
+            f"; {placement}" if placement is not None else "",
         )
 
     def leave(self, request: Request) -> None:
         """Forget a request that ended or was preempted."""
+        self.placements.pop(request.request_id, None)
         self._running.pop(request.request_id, None)

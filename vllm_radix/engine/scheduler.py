@@ -4,19 +4,19 @@ Before vLLM's ``schedule()`` runs, unchanged, the waiting requests are ordered
 by what of them is cached. vLLM then admits from the front, as always.
 """
 
-from bisect import bisect_right
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
 from typing import Any
 
 import vllm_radix
 from vllm_radix.config import RadixConfig
+from vllm_radix.engine.admission import Admission
 from vllm_radix.engine.compat import (
     AsyncScheduler,
     FCFSRequestQueue,
     KVCacheConfig,
     PauseState,
     Request,
-    RequestStatus,
     Scheduler,
     SchedulerOutput,
     SchedulingPolicy,
@@ -30,8 +30,8 @@ from vllm_radix.engine.support import (
     layout_problem,
     stock_scheduler_cls,
 )
-from vllm_radix.policy import Waiting, needs_order, prefix_order
-from vllm_radix.tree import POLICIES, Namespace, Probe
+from vllm_radix.policy import Room
+from vllm_radix.tree import POLICIES
 
 
 class RadixScheduler(Scheduler):
@@ -97,23 +97,17 @@ class RadixScheduler(Scheduler):
             explain=config.explain,
             num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
         )
-        # Requests seen waiting, by id; kept while they wait.
-        self._queued: dict[str, _Queued] = {}
-        # Those with a cached prefix; the others by the first block they look for.
-        self._warm: set[str] = set()
-        self._cold: dict[tuple[Namespace, bytes], set[str]] = {}
-        self._reordered = False
-        self._arrivals = 0
-        # What the last order was made from; the same again needs no new one.
-        self._ordered_at: object = None
+        self.clock: Callable[[], float] = time.monotonic
+        self.admission: Admission | None = None
         # A priority queue's order is a promise to the user: left alone.
-        self._may_order = (
-            self.radix_config.policy == "prefix"
+        if (
+            config.policy != "fcfs"
             and self.policy == SchedulingPolicy.FCFS
             and isinstance(self.waiting, FCFSRequestQueue)
-        )
-        if self._may_order:
-            self.kv_cache_manager.block_pool.tree.first_blocks = []
+        ):
+            self.admission = Admission(
+                self.kv_cache_manager, config, self._inflight_prefills
+            )
         self._announce()
 
     @property
@@ -162,184 +156,47 @@ class RadixScheduler(Scheduler):
         """Add a request; its key is made now, not in the middle of a step."""
         super().add_request(request)
         # The next input of a streaming session comes under the session's id.
-        if self._may_order and self.requests.get(request.request_id) is request:
-            self._enqueue(request)
+        known = self.requests.get(request.request_id) is request
+        if self.admission is not None and known:
+            self.admission.add(request, self.clock())
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Put the waiting queue in order, then let vLLM schedule."""
-        if self._may_order:
-            self._wake()
-            if len(self.waiting) > 1 and self._can_admit():
-                self._order_waiting()
+        admission = self.admission
+        if admission is None:
+            return super().schedule(*args, **kwargs)
+        now = self.clock()
+        admission.start_step(now)
+        room = self._room()
+        held: list[Request] = []
+        if room is not None:
+            held = admission.arrange(self.waiting, room, now)
         output = super().schedule(*args, **kwargs)
-        if self._queued:
-            self._note_admissions(output)
+        self.waiting.extend(held)
+        admission.end_step(output, self.kv_holding_waiting, now)
         return output
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
-        self._dequeue(request.request_id)
+        if self.admission is not None:
+            self.admission.remove(request, self.clock())
         return super()._free_request(request, *args, **kwargs)
 
-    def _can_admit(self) -> bool:
-        """Whether vLLM could admit a request in this step at all."""
+    def _room(self) -> Room | None:
+        """Return what the next step can admit; None when that is nobody."""
         active = len(self.running) + self.num_waiting_for_streaming_input
-        return (
-            active < self.max_num_active_reqs
-            and self.pause_state == PauseState.UNPAUSED
-            and self.kv_cache_manager.block_pool.get_num_free_blocks() > 0
+        room = Room(
+            slots=self.max_num_active_reqs - active,
+            # Each running request takes a token, or more.
+            tokens=self.max_num_scheduled_tokens - len(self.running),
+            blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
         )
-
-    # -- who waits -------------------------------------------------------------
-
-    def _enqueue(self, request: Request) -> "_Queued":
-        """Note a waiting request, after all that are noted."""
-        size = self.block_size
-        keys = self.kv_cache_manager.block_pool.keys
-        limit = request.num_tokens - 1
-        if not self.kv_cache_manager.prefix_cache_lookup_enabled(request):
-            limit = 0
-        queued = _Queued(
-            arrival=self._arrivals,
-            total=-(-request.num_tokens // size),
-            limit=limit,
-            namespace=keys.namespace(request),
-        )
-        self._arrivals += 1
-        self._queued[request.request_id] = queued
-        if limit >= size:
-            queued.key = keys.key(request, limit)
-            self._look_up(request.request_id, queued)
-        return queued
-
-    def _dequeue(self, request_id: str) -> "_Queued | None":
-        """Forget a request that does not wait any more."""
-        queued = self._queued.pop(request_id, None)
-        if queued is not None:
-            if request_id in self._warm:
-                self._warm.discard(request_id)
-            elif queued.first is not None:
-                waiting = self._cold[queued.first]
-                waiting.discard(request_id)
-                if not waiting:
-                    del self._cold[queued.first]
-        return queued
-
-    def _look_up(self, request_id: str, queued: "_Queued") -> None:
-        """Look up the prefix of a request, and file it as warm or cold."""
-        tree = self.kv_cache_manager.block_pool.tree
-        queued.probe = probe = tree.probe(
-            queued.key, queued.namespace, queued.limit, queued.probe
-        )
-        queued.cached = probe.num_blocks if probe else 0
-        if queued.cached:
-            self._warm.add(request_id)
-            return
-        self._warm.discard(request_id)
-        if queued.first is None:
-            queued.first = queued.namespace, queued.key[: tree.block_bytes]
-        self._cold.setdefault(queued.first, set()).add(request_id)
-
-    def _wake(self) -> None:
-        """Look up the cold requests whose first block has come into the cache.
-
-        O(requests inserted since): the others are as cold as they were.
-        """
-        first_blocks = self.kv_cache_manager.block_pool.tree.first_blocks
-        if first_blocks:
-            for first in first_blocks:
-                for request_id in self._cold.pop(first, ()):
-                    queued = self._queued.get(request_id)
-                    if queued is not None:
-                        self._look_up(request_id, queued)
-            first_blocks.clear()
-
-    # -- in which order --------------------------------------------------------
-
-    @property
-    def _unused_blocks(self) -> int:
-        """Free blocks whose content nobody will miss."""
-        pool = self.kv_cache_manager.block_pool
-        return pool.num_blank_blocks + pool.tree.num_tails
-
-    def _order_state(self) -> object:
-        """What the order depends on: tree, free blocks, and who waits."""
-        pool = self.kv_cache_manager.block_pool
-        ends = self.waiting[0].request_id, self.waiting[-1].request_id
-        return pool.tree.version, self._unused_blocks, len(self.waiting), *ends
-
-    def _order_waiting(self) -> None:
-        """Order the queue in place: O(n log n), O(1) tree nodes per warm request.
-
-        O(1) while nothing is cached for anybody who waits.
-        """
-        if not self._warm and not self._reordered:
-            return
-        if self._order_state() == self._ordered_at:
-            return
-        for request_id in list(self._warm):
-            self._look_up(request_id, self._queued[request_id])
-        requests = list(self.waiting)
-        # Preempted requests keep the head of the queue.
-        first = [request for request in requests if self._keeps_place(request)]
-        movable = [request for request in requests if not self._keeps_place(request)]
-        queued = [self._seen(request) for request in movable]
-        if needs_order(queued, self._unused_blocks):
-            order = prefix_order(queued, self.radix_config.max_overtakes)
-            self._reordered = True
-        else:
-            order = sorted(range(len(queued)), key=lambda i: queued[i].arrival)
-            self._reordered = False
-        ordered = first + [movable[index] for index in order]
-        if ordered != requests:
-            self.waiting.clear()
-            self.waiting.extend(ordered)
-        self._ordered_at = self._order_state()
-
-    def _seen(self, request: Request) -> Waiting:
-        """Return what the order needs to know of a waiting request."""
-        queued = self._queued.get(request.request_id) or self._enqueue(request)
-        if request.status != RequestStatus.WAITING:
-            # Its grammar is not ready: no reason to go first.
-            return replace(queued, cached=0)
-        return queued
-
-    @staticmethod
-    def _keeps_place(request: Request) -> bool:
-        """Whether vLLM put a request at the head, where it is to stay."""
-        return (
-            request.status == RequestStatus.PREEMPTED or request.num_computed_tokens > 0
-        )
-
-    def _note_admissions(self, output: SchedulerOutput) -> None:
-        """Count, for each waiting request, who was admitted before it."""
-        gone = [new.req_id for new in output.scheduled_new_reqs]
-        gone += output.scheduled_cached_reqs.resumed_req_ids
-        # An asynchronous KV load takes its blocks without being scheduled yet.
-        gone += [request.request_id for request in self.kv_holding_waiting]
-        if not gone:
-            return
-        admitted = sorted(
-            queued.arrival for queued in map(self._dequeue, gone) if queued is not None
-        )
-        if not admitted:
-            return
-        # In order of arrival, as they were put in.
-        for queued in self._queued.values():
-            if queued.arrival > admitted[-1]:
-                break
-            queued.overtaken += len(admitted) - bisect_right(admitted, queued.arrival)
-
-
-@dataclass(slots=True)
-class _Queued(Waiting):
-    """A waiting request, and how to look up its prefix again."""
-
-    limit: int = 0
-    namespace: Namespace = None
-    key: bytes = b""
-    first: tuple[Namespace, bytes] | None = None
-    probe: Probe | None = None
+        alone = len(self.waiting) < 2 and not self._inflight_prefills
+        if alone or min(room.slots, room.tokens, room.blocks) <= 0:
+            return None
+        if not self.waiting or self.pause_state != PauseState.UNPAUSED:
+            return None
+        return room
 
 
 class AsyncRadixScheduler(RadixScheduler, AsyncScheduler):

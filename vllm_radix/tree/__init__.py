@@ -10,6 +10,7 @@ from vllm_radix.tree.explain import Miss
 from vllm_radix.tree.flat import FlatCache
 from vllm_radix.tree.history import History
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode, encode
+from vllm_radix.tree.news import News
 from vllm_radix.tree.node import HOLE
 from vllm_radix.tree.probe import Probe
 from vllm_radix.tree.radix_tree import RadixTree
@@ -25,6 +26,7 @@ __all__ = [
     "Match",
     "Miss",
     "Namespace",
+    "News",
     "Partial",
     "PrefixCache",
     "Probe",

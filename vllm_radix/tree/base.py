@@ -216,6 +216,18 @@ class PrefixCache(ABC):
         """
 
     @abstractmethod
+    def pin(self, blocks: Sequence[int]) -> None:
+        """Evict these idle blocks last, and so the blocks before them.
+
+        A bias, not a lock: they go when nothing else is left, the last one first.
+        Blocks that are held, blank or unhit tails are passed over. Forgets the pins
+        before.
+
+        Args:
+            blocks: those to keep, the one to be kept longest first.
+        """
+
+    @abstractmethod
     def evict(self, count: int) -> list[int]:
         """Let go of up to ``count`` idle blocks, in order of eviction.
 

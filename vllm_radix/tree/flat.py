@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from vllm_radix.tree.base import _ALL, Match, Namespace, Partial, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
-from vllm_radix.tree.structure import TAIL
+from vllm_radix.tree.structure import PIN, TAIL
 
 _Place = tuple[Namespace, bytes]
 
@@ -34,6 +34,7 @@ class FlatCache(PrefixCache):
         self._place: dict[int, _Place] = {}
         self._rank: dict[int, int] = {}
         self._hit: set[int] = set()
+        self._pinned: dict[int, int] = {}
         self._clock = 0
         self.version += 1
 
@@ -198,6 +199,17 @@ class FlatCache(PrefixCache):
                 self._rank[block] += TAIL
             self._clock += 1
         return freed
+
+    def pin(self, blocks: Sequence[int]) -> None:
+        """Evict these blocks last."""
+        for block, rank in self._pinned.items():
+            if self._rank.get(block, 0) >= PIN:
+                self._rank[block] = rank
+        self._pinned = {}
+        for place, block in enumerate(blocks):
+            if self._rank.get(block, -1) >= 0 and block not in self._pinned:
+                self._pinned[block] = self._rank[block]
+                self._rank[block] = 2 * PIN - 1 - place
 
     def evict(self, count: int) -> list[int]:
         """Evict the lowest rank among blocks with nothing below, one by one."""

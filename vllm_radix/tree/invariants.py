@@ -2,7 +2,7 @@
 
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.radix_tree import RadixTree
-from vllm_radix.tree.structure import HELD
+from vllm_radix.tree.structure import HELD, PIN
 
 
 def check_tree(tree: RadixTree) -> None:
@@ -62,6 +62,8 @@ def check_tree(tree: RadixTree) -> None:
     assert idle == tree._num_idle, "idle blocks are miscounted"
     tails = sum(rank < HELD for rank in tree._rank)
     assert tails == tree._num_tails, "tails are miscounted"
+    for block, rank in enumerate(tree._rank):
+        assert rank < PIN or block in tree._pinned, f"block {block} stays pinned"
     for there, spares in tree._spares.items():
         assert there in seen and not tree.is_idle(there), "spares of no block"
         assert spares and all(tree._spare_of[s] == there for s in spares)

@@ -16,3 +16,13 @@ class Probe:
         self._node = node
         self.num_blocks = num_blocks
         self._epoch = epoch
+
+    @property
+    def last_block(self) -> int | None:
+        """The block that the prefix ends with, asked before the tree changes again.
+
+        None when nothing is cached.
+        """
+        if not self.num_blocks:
+            return None
+        return self._node.blocks[self.num_blocks - 1 - self._node.start]

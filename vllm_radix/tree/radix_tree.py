@@ -230,8 +230,6 @@ class RadixTree(Structure):
         freed: list[int] = []
         if known is not None:
             self._unfile(known)
-        if start == 0 and self.first_blocks is not None:
-            self.first_blocks.append((namespace, key[:size]))
 
         node, depth = self._node_before(blocks, start), start
         if node is None:
@@ -259,6 +257,9 @@ class RadixTree(Structure):
             else:
                 self._outdate(node, tokens[:size], freed)
                 new = ids[depth - start :]
+                if self.news is not None:
+                    end = node.blocks[-1] if depth else self.news.root(namespace)
+                    self.news.grown.append((end, tokens[:size]))
             if node.parent is not None and not node.children:
                 self._regrow(node)
                 node.key += tokens
@@ -355,6 +356,8 @@ class RadixTree(Structure):
         there = node.blocks[index]
         if there == HOLE:
             node.holes -= 1
+            if self.news is not None:
+                self.news.reshaped = True
         elif self._rank[there] == HELD:
             self._spares.setdefault(there, []).append(block)
             self._spare_of[block] = there
@@ -437,6 +440,8 @@ class RadixTree(Structure):
             if self.history is not None:
                 for block in out[before:]:
                     self.history.forget(block)
+            if self.news is not None:
+                self.news.gone += out[before:]
             node.trimmed = True
             if self.history is not None:
                 self._remember(node)
@@ -478,6 +483,8 @@ class RadixTree(Structure):
         node.blocks[self._depth[block] - node.start] = HOLE
         node.holes += 1
         self._epoch += 1
+        if self.news is not None:
+            self.news.reshaped = True
         self._settle(node)
         return True
 

@@ -12,6 +12,7 @@ from vllm_radix.tree.base import Namespace, PrefixCache
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
 from vllm_radix.tree.history import History
 from vllm_radix.tree.keys import common_units
+from vllm_radix.tree.news import News
 from vllm_radix.tree.node import HOLE, Node
 
 HELD = -1
@@ -19,6 +20,9 @@ HELD = -1
 
 TAIL = -(1 << 62)
 """Added to the rank of a partial block that nobody has hit: it goes before all."""
+
+PIN = 1 << 61
+"""Ranks from here on are of pinned blocks."""
 
 _MIN_HEAP = 64
 
@@ -34,8 +38,8 @@ class Structure(PrefixCache):
         visited: nodes that operations have looked at, for tests of cost.
         history: what was evicted, when somebody wants to know why a prompt was
             not found; None keeps nothing.
-        first_blocks: the namespace and first block of each prompt inserted since
-            its reader emptied it; None, as at first, keeps nothing.
+        news: what changed since its reader cleared it; None, as at first, notes
+            nothing.
     """
 
     def __init__(self, block_size: int, policy: EvictionPolicy | None = None) -> None:
@@ -43,7 +47,7 @@ class Structure(PrefixCache):
         self.policy = policy or LRU()
         self.visited = 0
         self.history: History | None = None
-        self.first_blocks: list[tuple[Namespace, bytes]] | None = None
+        self.news: News | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -61,6 +65,9 @@ class Structure(PrefixCache):
         self._spares: dict[int, list[int]] = {}
         self._spare_of: dict[int, int] = {}
         self._clock = 0
+        # Rank without the pin, of blocks pinned; an entry is stale when the block's
+        # rank is not that of a pinned one.
+        self._pinned: dict[int, int] = {}
         # Grows when probes taken before may have become wrong: a hole appears,
         # or a trimmed leaf grows again, into other tokens.
         self._epoch = 0
@@ -71,6 +78,8 @@ class Structure(PrefixCache):
         self._num_tails = 0
         if self.history is not None:
             self.history.clear()
+        if self.news is not None:
+            self.news.reshaped = True
 
     # -- finding ---------------------------------------------------------------
 
@@ -157,6 +166,8 @@ class Structure(PrefixCache):
             self._hold(block)
         if self.history is not None:
             self.history.forget(block)
+        if self.news is not None:
+            self.news.gone.append(block)
 
     def _hold(self, block: int) -> None:
         """Make an idle block held."""
@@ -315,6 +326,37 @@ class Structure(PrefixCache):
         self._settle(self._unlink(node))
 
     # -- what may be evicted ---------------------------------------------------
+
+    def pin(self, blocks: Sequence[int]) -> None:
+        """Evict these blocks last, and with them what is before them on their paths.
+
+        A bias, not a lock: when nothing else is left they go, the last one first.
+        Blocks that are not idle are passed over. The pins before are forgotten, and
+        those blocks get back the ranks they had. O(n log n), n the pins before and
+        now.
+
+        Args:
+            blocks: those to keep, the one to be kept longest first.
+        """
+        before, self._pinned = self._pinned, {}
+        ranks, known = self._rank, len(self._rank)
+        for place, block in enumerate(blocks):
+            rank = ranks[block] if 0 <= block < known else HELD
+            if rank < 0 or block in self._pinned:
+                continue
+            self._pinned[block] = before.pop(block, rank) if rank >= PIN else rank
+            self._rerank(block, 2 * PIN - 1 - place)
+        for block, rank in before.items():
+            if block < known and ranks[block] >= PIN and block not in self._pinned:
+                self._rerank(block, rank)
+
+    def _rerank(self, block: int, rank: int) -> None:
+        """Give an idle block another rank."""
+        self._rank[block] = rank
+        node = self._node[block]
+        assert node is not None
+        if not node.children and node.blocks[-1] == block:
+            self._offer(block)
 
     def _offer(self, block: int) -> None:
         """Note that a block is evictable."""

@@ -1,0 +1,438 @@
+"""The order in which vLLM sees the waiting requests, decided before each step.
+
+Keeps the tree of waiting requests beside vLLM's queue: each is looked up in the
+cache once, and again only when the tree's news concern it. When a step can admit
+anybody, the queue is put in order, requests whose shared prefix is being computed
+are held back, and what the queue will need is pinned.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import chain, islice
+
+from vllm_radix.config import RadixConfig
+from vllm_radix.engine.compat import (
+    FCFSRequestQueue,
+    Request,
+    RequestStatus,
+    SchedulerOutput,
+)
+from vllm_radix.engine.explain import Placement
+from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.policy import (
+    ORDERS,
+    Backlog,
+    Bounds,
+    Deficits,
+    FirstCome,
+    Pace,
+    Pick,
+    Planner,
+    Room,
+    Turns,
+    View,
+    Waiting,
+    unique_uncached,
+    view_of,
+)
+from vllm_radix.tree import News
+
+_BLOCKED = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+_LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
+_HORIZON = 256
+"""Requests whose prefixes are pinned at most."""
+
+
+class Admission:
+    """Orders a first-come queue of vLLM's.
+
+    Args:
+        manager: of the cache.
+        config: options.
+        computing: requests that are computing their prompts in chunks, or loading
+            them; vLLM's own set.
+
+    Attributes:
+        reordered: steps for which the queue was put in another order.
+        passed_over: requests that cannot go in this step, whatever the order.
+    """
+
+    def __init__(
+        self,
+        manager: RadixKVCacheManager,
+        config: RadixConfig,
+        computing: set[Request],
+    ) -> None:
+        self._manager = manager
+        self._pool = manager.block_pool
+        self._tree = manager.block_pool.tree
+        self._tree.news = News()
+        self._size = self._pool.hash_block_size
+        self._config = config
+        self._prefilling = computing
+        self._backlog = Backlog(self._tree.block_bytes)
+        # All who wait, in order of arrival; filed ones are in the backlog, and by
+        # the block their cached prefix ends with and the tokens that come next.
+        self._waiting: dict[str, Waiting] = {}
+        self._requests: dict[str, Request] = {}
+        self._unfiled: list[str] = []
+        self._ends: dict[Hashable, dict[bytes, set[str]]] = {}
+        self._end_of: dict[str, tuple[Hashable, bytes]] = {}
+        self._computing: dict[str, Waiting] = {}
+        self._num_warm = 0
+        self._arrivals = 0
+        self._order = ORDERS[config.policy]()
+        bounds = Bounds(config.max_overtakes, config.max_extra_wait, config.patience)
+        self._planner = Planner(self._order, bounds, self._pool.num_gpu_blocks)
+        self._deficits = Deficits(config.fair_quantum) if config.tenant else None
+        self._pace = Pace()
+        self._turns = Turns()
+        # While nothing is to be gained but fairness is asked for.
+        self._in_turn = Planner(FirstCome(), bounds, self._pool.num_gpu_blocks)
+        self._saved: dict[str, int] = {}
+        self._pinned = False
+        self._held: set[str] = set()
+        self._in_order = True
+        self._arranged_at: object = None
+        self.reordered = 0
+        self.passed_over: set[str] = set()
+        self._barred_before: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    # -- who waits -------------------------------------------------------------
+
+    def add(self, request: Request, now: float) -> Waiting:
+        """Note a request that waits, after all that are noted."""
+        keys = self._pool.keys
+        # At least one token is computed, for its logits.
+        whole = (request.num_tokens - 1) // self._size
+        if not self._manager.prefix_cache_lookup_enabled(request):
+            whole = 0
+        key = keys.key(request, whole * self._size) if whole else b""
+        entry = Waiting(
+            request.request_id,
+            self._arrivals,
+            now,
+            key[: whole * self._tree.block_bytes],
+            keys.namespace(request),
+            request.num_tokens,
+            -(-request.num_tokens // self._size),
+            tenant=self._tenant(request),
+        )
+        self._arrivals += 1
+        self._waiting[entry.id] = entry
+        self._requests[entry.id] = request
+        self._unfiled.append(entry.id)
+        return entry
+
+    def remove(self, request: Request, now: float) -> None:
+        """Forget a request that ended, if it is known."""
+        request_id = request.request_id
+        if request_id in self._computing:
+            self._backlog.remove(self._computing.pop(request_id))
+        elif self._take(request_id) is not None:
+            self._depart(now, 1)
+        if self._deficits is not None:
+            self._deficits.charge(self._tenant(request), request.num_output_tokens)
+
+    def _take(self, request_id: str, keep: bool = False) -> Waiting | None:
+        """Take a request off the queue; ``keep`` it in the backlog."""
+        entry = self._waiting.pop(request_id, None)
+        self._requests.pop(request_id, None)
+        if entry is None:
+            return None
+        filed = self._unfile(entry)
+        if keep and not filed:
+            self._backlog.add(entry)
+        elif filed and not keep:
+            self._backlog.remove(entry)
+        return entry
+
+    def _unfile(self, entry: Waiting) -> bool:
+        """Stop listening for one; return whether it was filed."""
+        end = self._end_of.pop(entry.id, None)
+        if end is None:
+            return False
+        self._num_warm -= entry.cached > 0
+        before, following = end
+        here = self._ends[before]
+        here[following].discard(entry.id)
+        if not here[following]:
+            del here[following]
+            if not here:
+                del self._ends[before]
+        return True
+
+    def _tenant(self, request: Request) -> str:
+        name = self._config.tenant
+        if not name:
+            return ""
+        if name == "cache_salt":
+            return request.cache_salt or ""
+        params = request.sampling_params or request.pooling_params
+        return str((getattr(params, "extra_args", None) or {}).get(name, ""))
+
+    def _depart(self, now: float, count: int) -> None:
+        oldest = next(iter(self._waiting.values()), None)
+        arrival = oldest.arrival if oldest is not None else self._arrivals
+        self._turns.depart(now, count, arrival)
+
+    # -- what of them is cached ------------------------------------------------
+
+    def _look_up(self, entry: Waiting) -> None:
+        """Look up the cached prefix of one, and file it where that ends."""
+        entry.probe = self._tree.probe(entry.key, entry.namespace, None, entry.probe)
+        entry.cached = entry.probe.num_blocks if entry.probe else 0
+        self._num_warm += entry.cached > 0
+        last = entry.probe.last_block if entry.probe else None
+        end = News.root(entry.namespace) if last is None else last
+        at = entry.cached * self._tree.block_bytes
+        following = entry.key[at : at + self._tree.block_bytes]
+        self._ends.setdefault(end, {}).setdefault(following, set()).add(entry.id)
+        self._end_of[entry.id] = end, following
+
+    def _catch_up(self) -> None:
+        """File who is new, and look up again whom the tree's news concern.
+
+        O(the news, and those concerned).
+        """
+        news = self._tree.news
+        assert news is not None
+        if self._end_of and news:
+            if news.reshaped:
+                concerned = set(self._end_of)
+            else:
+                concerned = set()
+                for block in news.gone:
+                    for ids in self._ends.get(block, {}).values():
+                        concerned |= ids
+                for before, following in news.grown:
+                    concerned |= self._ends.get(before, {}).get(following, set())
+            for request_id in concerned:
+                entry = self._waiting[request_id]
+                self._unfile(entry)
+                self._look_up(entry)
+        news.clear()
+        for request_id in self._unfiled:
+            new = self._waiting.get(request_id)
+            if new is not None and request_id not in self._end_of:
+                self._backlog.add(new)
+                self._look_up(new)
+        self._unfiled.clear()
+
+    # -- before a step ---------------------------------------------------------
+
+    def start_step(self, now: float) -> None:
+        """Note that a step is about to be scheduled."""
+        self._pace.start_step(now)
+        self.passed_over = set()
+        if self._computing:
+            ids = {request.request_id for request in self._prefilling}
+            for request_id in [i for i in self._computing if i not in ids]:
+                self._backlog.remove(self._computing.pop(request_id))
+        if not self._waiting:
+            if self._tree.news:
+                self._tree.news.clear()
+            self._pin(())
+
+    def arrange(self, queue: FCFSRequestQueue, room: Room, now: float) -> list[Request]:
+        """Put vLLM's queue in order: O(n log n), and O(1) if nothing can be gained.
+
+        Args:
+            queue: vLLM's waiting requests.
+            room: what the step can admit.
+            now: the time, in seconds.
+
+        Returns:
+            Requests that were taken out of the queue, because another one is
+            computing what they share with it. They wait behind the others.
+        """
+        self._pace.watch(now, len(queue))
+        # An order that was made is good until something changes.
+        state = self._state(queue)
+        if state == self._arranged_at:
+            self.passed_over = self._barred_before
+            return []
+        for request in queue:
+            if request.request_id not in self._waiting and not _keeps_place(request):
+                self.add(request, now)
+        self._catch_up()
+        related = self._num_warm or self._backlog.num_related or self._deficits
+        if not related and self._in_order:
+            return []
+        requests = list(queue)
+        first = [request for request in requests if _keeps_place(request)]
+        movable = {r.request_id: r for r in requests if not _keeps_place(r)}
+        view = view_of(self._backlog, now, self._size, self._pace.seconds)
+        places = {entry.id: at for at, entry in enumerate(self._backlog.entries)}
+        for at, entry in enumerate(self._backlog.entries):
+            if entry.id not in movable:
+                view.left[at] = False
+        unused = self._pool.num_blank_blocks + self._tree.num_tails
+        pressed = unique_uncached(view) > unused
+        held = self._hold(movable, now)
+        barred = [
+            request_id
+            for request_id, request in movable.items()
+            if request.status == _BLOCKED and not _grammar_is_ready(request)
+        ]
+        self.passed_over = held.union(barred)
+        self._barred_before = self.passed_over
+        for request_id in self.passed_over:
+            view.left[places[request_id]] = False
+        picks: list[Pick] = []
+        if pressed or self._deficits is not None:
+            planner = self._planner if pressed else self._in_turn
+            picks = planner.plan(
+                view, room, self._turns, now, self._pace.limit, self._barred(view)
+            )
+        entries = self._backlog.entries
+        self._saved = {entries[pick.place].id: pick.saved for pick in picks}
+        self._explain(picks, now)
+        picked = [entries[pick.place].id for pick in picks]
+        self._pin(self._needed(picked, planner.ranked) if pressed else ())
+        chosen = set(picked)
+        rest = [i for i in movable if i not in chosen and i not in held]
+        rest.sort(key=lambda i: self._waiting[i].arrival)
+        ordered = first + [movable[i] for i in picked + rest]
+        if ordered != requests:
+            queue.clear()
+            queue.extend(ordered)
+        self._in_order = not picked and not held
+        self.reordered += not self._in_order
+        self._arranged_at = None if held else self._state(queue)
+        return [
+            movable[i] for i in sorted(held, key=lambda i: self._waiting[i].arrival)
+        ]
+
+    def _state(self, queue: FCFSRequestQueue) -> object:
+        """Return what an order depends on: cache, free blocks, and who waits."""
+        unused = self._pool.num_blank_blocks + self._tree.num_tails
+        ends = queue[0].request_id, queue[-1].request_id
+        return self._tree.version, unused, len(queue), *ends
+
+    def _hold(self, movable: dict[str, Request], now: float) -> set[str]:
+        """Return who waits for blocks that another request is computing.
+
+        Nobody is held for longer than ``max_extra_wait``, however long a prefill
+        or a load takes.
+        """
+        held: set[str] = set()
+        if self._computing and self._config.hold:
+            for request in self._prefilling:
+                leader = self._computing.get(request.request_id)
+                if leader is None:
+                    continue
+                published = request.num_computed_tokens // self._size
+                if request.status == _LOADING:
+                    published = leader.cached
+                for entry in self._backlog.waiting_for(leader, published):
+                    if entry.held is None:
+                        entry.held = now
+                    waited = entry.held_for + now - entry.held
+                    if entry.id in movable and waited <= self._config.max_extra_wait:
+                        held.add(entry.id)
+        for request_id in self._held - held:
+            before = self._waiting.get(request_id)
+            if before is not None and before.held is not None:
+                before.held_for += now - before.held
+                before.held = None
+        self._held = held
+        return held
+
+    def _barred(self, view: View) -> list[int]:
+        """Return the places of tenants who stand back for the others."""
+        if self._deficits is None:
+            return []
+        entries = self._backlog.entries
+        free = [int(at) for at in view.left.nonzero()[0]]
+        barred = self._deficits.barred(entries[at].tenant for at in free)
+        return [at for at in free if entries[at].tenant in barred]
+
+    def _needed(self, picked: list[str], ranked: Iterable[int]) -> list[int]:
+        """Return the blocks that end what the queue needs next, nearest first."""
+        quota = int(self._config.pin_quota * self._pool.num_gpu_blocks)
+        entries = self._backlog.entries
+        needed: dict[int, None] = {}
+        rest = (entries[at].id for at in islice(ranked, _HORIZON))
+        for request_id in chain(picked, rest):
+            entry = self._waiting.get(request_id)
+            if entry is None or not entry.cached:
+                continue
+            last, _ = self._end_of[request_id]
+            if not isinstance(last, int) or last in needed:
+                continue
+            quota -= entry.cached
+            if quota < 0:
+                break
+            needed[last] = None
+        return list(needed)
+
+    def _pin(self, blocks: Sequence[int]) -> None:
+        if blocks or self._pinned:
+            self._tree.pin(blocks)
+            self._pinned = bool(blocks)
+
+    def _explain(self, picks: list[Pick], now: float) -> None:
+        """Write down why each was placed where it is, for who asks."""
+        explainer = self._manager.explainer
+        if explainer is None:
+            return
+        for pick in picks:
+            entry = self._backlog.entries[pick.place]
+            held = entry.held_for + (now - entry.held if entry.held else 0.0)
+            explainer.placements[entry.id] = Placement(
+                pick.why, entry.arrival, now - entry.since, held
+            )
+
+    # -- after a step ----------------------------------------------------------
+
+    def end_step(
+        self, output: SchedulerOutput, loading: Iterable[Request], now: float
+    ) -> None:
+        """Note who was admitted.
+
+        Args:
+            output: of the step.
+            loading: requests that hold blocks and wait for their KV.
+            now: when it was scheduled.
+        """
+        gone = [new.req_id for new in output.scheduled_new_reqs]
+        gone += output.scheduled_cached_reqs.resumed_req_ids
+        gone += [request.request_id for request in loading]
+        saved: list[int] = []
+        prefilling = None
+        for request_id in gone:
+            if request_id not in self._waiting:
+                continue
+            free = (i for i in self._waiting if i not in self.passed_over)
+            oldest = next(free, request_id)
+            self._planner.admitted(request_id == oldest)
+            if prefilling is None:
+                prefilling = {request.request_id for request in self._prefilling}
+            entry = self._take(request_id, keep=request_id in prefilling)
+            if entry is None:
+                continue
+            if request_id in prefilling:
+                entry.computing = True
+                self._computing[request_id] = entry
+            saved.append(self._saved.get(request_id, 0))
+            if self._deficits is not None:
+                computed = output.num_scheduled_tokens.get(request_id, 0)
+                self._deficits.charge(entry.tenant, computed)
+        if saved:
+            self._depart(now, len(saved))
+        tokens = output.total_num_scheduled_tokens
+        self._pace.end_step(now, tokens, len(self._waiting), saved)
+
+
+def _keeps_place(request: Request) -> bool:
+    """Whether vLLM put a request at the head, where it is to stay."""
+    return request.status == RequestStatus.PREEMPTED or request.num_computed_tokens > 0
+
+
+def _grammar_is_ready(request: Request) -> bool:
+    """Whether a request that waited for its grammar need not any more."""
+    structured = request.structured_output_request
+    return structured is not None and structured.grammar is not None

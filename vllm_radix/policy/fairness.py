@@ -1,0 +1,47 @@
+"""Fairness between tenants: deficit counters, as in DLPM.
+
+Each tenant may compute a quantum of tokens per round; whoever has used up its own
+stands back until nobody else waits who has some left (Cao et al., "Locality-aware
+fair scheduling in LLM serving", 2025). Within that, the order is free.
+"""
+
+from collections.abc import Iterable
+
+
+class Deficits:
+    """What each tenant may still compute in this round.
+
+    Args:
+        quantum: tokens that a tenant may compute in a round.
+    """
+
+    def __init__(self, quantum: int) -> None:
+        self._quantum = quantum
+        self._left: dict[str, float] = {}
+
+    def barred(self, tenants: Iterable[str]) -> set[str]:
+        """Return those who stand back now; starts a new round when all would.
+
+        Args:
+            tenants: of all who wait.
+        """
+        waiting = set(tenants)
+        if not waiting:
+            return waiting
+        for tenant in waiting:
+            self._left.setdefault(tenant, self._quantum)
+        while all(self._left[tenant] <= 0 for tenant in waiting):
+            # Rounds that nobody waiting could use pass at once.
+            rounds = -max(self._left[tenant] for tenant in waiting) // self._quantum + 1
+            for tenant in list(self._left):
+                left = self._left[tenant] + rounds * self._quantum
+                if left >= self._quantum and tenant not in waiting:
+                    # Gone, and owes nothing: as good as new.
+                    del self._left[tenant]
+                else:
+                    self._left[tenant] = min(left, self._quantum)
+        return {tenant for tenant in waiting if self._left[tenant] <= 0}
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        """Note tokens computed for a tenant, O(1)."""
+        self._left[tenant] = self._left.get(tenant, self._quantum) - tokens

@@ -1,0 +1,171 @@
+"""Orders of waiting requests: who would go first, were there no bounds.
+
+Each order gives every waiting request a tuple of scores, the lowest first; ties go
+to the request that came first. What keeps an order from starving anybody is not
+here but in ``plan``, and is the same for all of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_radix.policy.backlog import View
+from vllm_radix.policy.groups import shares
+
+Scores = Sequence[npt.NDArray[np.generic]]
+
+
+class Order(ABC):
+    """An order of waiting requests.
+
+    Attributes:
+        name: the value of the option ``policy``.
+        guarded: whether the tail guard (see ``Pace``) keeps requests from waiting
+            much longer than first come, first served; the hard bounds hold anyway.
+        every: every so many admissions the oldest request is served, 0 for never.
+    """
+
+    name: str
+    guarded = False
+    every = 0
+
+    @abstractmethod
+    def scores(self, view: View) -> Scores:
+        """Return arrays of scores, the one that matters most first.
+
+        Args:
+            view: the waiting requests.
+        """
+
+
+class FirstCome(Order):
+    """First come, first served: vLLM's own order."""
+
+    name = "fcfs"
+
+    def scores(self, view: View) -> Scores:
+        """Return nothing: ties go to who came first."""
+        return ()
+
+
+class LongestPrefix(Order):
+    """Longest cached prefix first, as SGLang's "lpm" (Zheng et al., 2024)."""
+
+    name = "lpm"
+
+    def scores(self, view: View) -> Scores:
+        """Return the cached blocks, negative."""
+        return (-view.cached,)
+
+
+class KLongestPrefix(LongestPrefix):
+    """Longest cached prefix first, and every eighth admission the oldest request.
+
+    k-LPM (Dexter et al., "LLM query scheduling with prefix reuse and latency
+    constraints", 2025), with k = 8.
+    """
+
+    name = "k-lpm"
+    every = 8
+
+
+class DepthFirst(Order):
+    """Along the tree of waiting requests: the best order when all wait at once.
+
+    Theorem 3.1 of Zheng et al. (2024). The subtree of what is cached comes first.
+    """
+
+    name = "dfs"
+
+    def scores(self, view: View) -> Scores:
+        """Return the place in the backlog, counted from the longest cached prefix."""
+        count = len(view.cached)
+        if not count:
+            return ()
+        warmest = int(np.argmax(np.where(view.left, view.cached, -1)))
+        return ((np.arange(count) - warmest) % count,)
+
+
+class ResponseRatio(Order):
+    """Highest response ratio next (Brinch Hansen, 1971): work, aged by waiting.
+
+    The ratio of waiting and serving to serving, in tokens at the pace of late.
+    """
+
+    name = "hrrn"
+
+    def scores(self, view: View) -> Scores:
+        """Return the ratio, negative."""
+        left = view.uncached[view.left]
+        mean = float(left.mean()) if len(left) else 1.0
+        waited = view.age / view.pace * mean if view.pace > 0 else view.age
+        return (-waited / view.uncached,)
+
+
+class ShortestWork(Order):
+    """Fewest uncached tokens first."""
+
+    name = "shortest"
+
+    def scores(self, view: View) -> Scores:
+        """Return the uncached tokens."""
+        return (view.uncached,)
+
+
+class Horn(Order):
+    """Horn's rule (1972): the group with the least work per request first."""
+
+    name = "horn"
+
+    def scores(self, view: View) -> Scores:
+        """Return the rate of the best group, then one's own part."""
+        part, rate = shares(view)
+        return rate, part
+
+
+class Prefix(Order):
+    """The default: longest cached prefix, then the group that costs each least.
+
+    What is cached is used before it is evicted; when nothing better is cached, the
+    group is opened whose shared work is split among most. Guarded, and every eighth
+    admission is the oldest request's, so that a stream of one hot prefix cannot
+    hold up the others.
+    """
+
+    name = "prefix"
+    guarded = True
+    every = 8
+
+    def scores(self, view: View) -> Scores:
+        """Return cached blocks, negative, and the part of the work."""
+        part, _ = shares(view)
+        return -view.cached, part
+
+
+ORDERS: dict[str, type[Order]] = {
+    order.name: order
+    for order in (
+        Prefix,
+        FirstCome,
+        LongestPrefix,
+        KLongestPrefix,
+        DepthFirst,
+        ResponseRatio,
+        ShortestWork,
+        Horn,
+    )
+}
+
+
+def ranking(order: Order, view: View) -> npt.NDArray[np.int64]:
+    """Return all places, best first: O(n log n).
+
+    Args:
+        order: how to score.
+        view: the waiting requests.
+    """
+    keys = [view.arrival, *reversed(order.scores(view))]
+    ranked: npt.NDArray[np.int64] = np.lexsort(keys)
+    return ranked

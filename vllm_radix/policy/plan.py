@@ -1,0 +1,240 @@
+"""Which waiting requests to admit next, within bounds.
+
+An order (``orders``) says who would go first; the plan walks down it and serves the
+oldest request instead whenever a bound says so:
+
+- ``max_overtakes`` later ones were admitted before it: a hard bound;
+- its turn, first come, first served, is ``max_extra_wait`` seconds ago: a hard bound;
+- the order serves every k-th time the oldest (k-LPM, Dexter et al., 2025);
+- else some request would wait longer than first come, first served makes a newcomer
+  wait (``Pace``), times ``patience``: the tail guard.
+
+Only the oldest request needs watching for the hard bounds: whoever overtakes a
+younger one that it has not passed has overtaken the older one too.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_radix.policy.backlog import Ints, View
+from vllm_radix.policy.groups import mates
+from vllm_radix.policy.orders import Order, ranking
+from vllm_radix.policy.pace import Turns
+
+_TRIES = 16
+"""Requests passed over because they do not fit, before the plan gives up."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far an order may go.
+
+    Attributes:
+        max_overtakes: most later requests admitted before a waiting one.
+        max_extra_wait: most seconds that a request waits beyond its turn, first
+            come, first served.
+        patience: of the tail guard, as a multiple of the wait that it allows.
+    """
+
+    max_overtakes: int = 1000
+    max_extra_wait: float = 30.0
+    patience: float = 1.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is to give away in a step.
+
+    Attributes:
+        slots: requests that may be admitted.
+        tokens: that may be computed.
+        blocks: that are free.
+    """
+
+    slots: int
+    tokens: int
+    blocks: int
+
+
+@dataclass
+class Pick:
+    """A request to admit.
+
+    Attributes:
+        place: in the view.
+        why: ``turn``: it is the oldest; ``prefix``: the order says so; ``group``:
+            it opens a group; ``overtakes``, ``wait``, ``every``, ``guard``: it is
+            the oldest, and that bound called for it.
+        saved: tokens that are cached now and would not be at its own turn.
+    """
+
+    place: int
+    why: str
+    saved: int = 0
+
+
+@dataclass
+class Planner:
+    """Plans admissions; what it keeps between steps is who was served last.
+
+    Attributes:
+        order: who would go first.
+        bounds: how far that may go.
+        pool_blocks: blocks of the cache.
+        overtaking: admissions since the oldest request was served.
+        ranked: places in the order of the last plan, bounds aside.
+    """
+
+    order: Order
+    bounds: Bounds
+    pool_blocks: int
+    overtaking: int = field(default=0, init=False)
+    ranked: Ints = field(default_factory=lambda: np.empty(0, np.int64), init=False)
+
+    def plan(
+        self,
+        view: View,
+        room: Room,
+        turns: Turns,
+        now: float,
+        limit: float,
+        barred: Collection[int] = (),
+    ) -> list[Pick]:
+        """Return who to admit, in order, until the room is used up.
+
+        O(n log n), and again for each request that opens a group; O(n) in numpy
+        for each other pick.
+
+        Args:
+            view: the waiting requests; its ``left`` and ``cached`` are used up.
+            room: what a step can admit.
+            turns: when each request's turn came.
+            now: the time, in seconds.
+            limit: the wait that the guard allows, in seconds; see ``Pace``.
+            barred: places not to be picked, by fairness.
+        """
+        for place in barred:
+            view.left[place] = False
+        by_age = np.argsort(view.arrival)
+        waits = _Waits(view, by_age, limit * self.bounds.patience)
+        lost = np.where(self._lost(view, by_age), view.cached, 0) * view.block_size
+        # Held and barred ones wait as well.
+        ahead = np.cumsum(~view.left[by_age])
+        picks: list[Pick] = []
+        overtaking = self.overtaking
+        ranked = ranking(self.order, view)
+        best = oldest = used = 0
+        blocks = room.blocks
+        while len(picks) < room.slots and used < room.tokens:
+            while oldest < len(by_age) and not view.left[by_age[oldest]]:
+                oldest += 1
+            if oldest == len(by_age):
+                break
+            first = int(by_age[oldest])
+            while not view.left[ranked[best]]:
+                best += 1
+            chosen = self._fitting(view, ranked, best, blocks)
+            why = "prefix"
+            if chosen == first:
+                why = "turn"
+            else:
+                arrival = int(view.arrival[first])
+                overtaken = len(picks) + turns.overtaken(arrival, int(ahead[oldest]))
+                since = turns.since(arrival)
+                if overtaken >= self.bounds.max_overtakes:
+                    why = "overtakes"
+                elif since is not None and now - since > self.bounds.max_extra_wait:
+                    why = "wait"
+                elif self.order.every and overtaking + 1 >= self.order.every:
+                    why = "every"
+                elif self.order.guarded and not waits.allow(chosen):
+                    why = "guard"
+                if why != "prefix":
+                    chosen = first
+            overtaking = 0 if chosen == first else overtaking + 1
+            view.left[chosen] = False
+            waits.pick(chosen)
+            used += int(view.uncached[chosen])
+            blocks -= int(view.blocks[chosen] - view.cached[chosen])
+            pick = Pick(chosen, why, int(lost[chosen]))
+            picks.append(pick)
+            if self._open(view, chosen):
+                if why == "prefix":
+                    pick.why = "group"
+                ranked = ranking(self.order, view)
+                best = 0
+        self.ranked = ranked
+        return picks
+
+    def admitted(self, oldest: bool) -> None:
+        """Note an admission, and whether it was the oldest request's."""
+        self.overtaking = 0 if oldest else self.overtaking + 1
+
+    def _lost(self, view: View, by_age: Ints) -> npt.NDArray[np.bool_]:
+        """Return for each place whether its prefix would be gone at its turn.
+
+        By then all older ones have taken their blocks: half a pool of them, and
+        the prefix has been evicted.
+        """
+        needed = (view.blocks - view.cached)[by_age]
+        before = np.cumsum(needed) - needed
+        lost = np.zeros(len(by_age), np.bool_)
+        lost[by_age] = before > self.pool_blocks
+        return lost
+
+    @staticmethod
+    def _fitting(view: View, ranked: Ints, best: int, blocks: int) -> int:
+        """Return the first that fits into the free blocks, or else the first."""
+        tries = 0
+        for at in range(best, len(ranked)):
+            place = int(ranked[at])
+            if not view.left[place]:
+                continue
+            if view.blocks[place] - view.cached[place] <= blocks:
+                return place
+            tries += 1
+            if tries == _TRIES:
+                break
+        return int(ranked[best])
+
+    @staticmethod
+    def _open(view: View, place: int) -> bool:
+        """Note that what a picked request shares will be cached: O(its group)."""
+        found = mates(view.shared, place, view.cached)
+        for other, common in found:
+            view.cached[other] = common
+        return bool(found)
+
+
+class _Waits:
+    """Whether the others can wait until one more has overtaken them.
+
+    Args:
+        view: the waiting requests.
+        by_age: places in order of arrival.
+        limit: longest wait, in seconds.
+    """
+
+    def __init__(self, view: View, by_age: Ints, limit: float) -> None:
+        self._pace = view.pace
+        alive = view.left[by_age]
+        position: Ints = np.cumsum(alive) - alive
+        # Seconds that each can spare, if all are served by age from now on.
+        self._spare = limit - view.age[by_age] - position * view.pace
+        self._spare[~alive] = np.inf
+        self._at = np.empty(len(by_age), np.int64)
+        self._at[by_age] = np.arange(len(by_age))
+
+    def allow(self, place: int) -> bool:
+        """Return whether a request may overtake all older ones: O(n) in numpy."""
+        older = self._spare[: self._at[place]]
+        return self._pace <= 0 or not len(older) or bool(older.min() >= self._pace)
+
+    def pick(self, place: int) -> None:
+        """Note that a request goes next."""
+        at = self._at[place]
+        self._spare[at] = np.inf
+        self._spare[:at] -= self._pace
