@@ -101,6 +101,8 @@ class EngineDouble:
                 self._take_in(*self.in_flight.popleft())
         if self._check:
             self.scheduler.kv_cache_manager.block_pool.check()
+            if self.scheduler.admission is not None:
+                self.scheduler.admission.check()
 
     def run(self, limit=10_000):
         """Step until nothing is left."""

@@ -23,8 +23,15 @@ def test_options_come_from_additional_config():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"polcy": "prefix"}, "unknown radix option 'polcy'; options: policy, max_"),
-        ({"policy": "lpm"}, "'policy': 'lpm' is not one of 'prefix', 'fcfs'"),
+        ({"polcy": "prefix"}, "unknown radix option 'polcy'; options: policy, pat"),
+        ({"policy": "sjf"}, "'policy': 'sjf' is not one of 'prefix', 'fcfs'"),
+        ({"patience": -0.1}, "'patience': -0.1 is not a number from 0 to 1e"),
+        ({"patience": True}, "'patience': True is not a number"),
+        ({"max_extra_wait": float("nan")}, "'max_extra_wait': nan is not a number"),
+        ({"pin_quota": 1.5}, "'pin_quota': 1.5 is not a number from 0 to 1"),
+        ({"tenant": 7}, "'tenant': 7 is not a name: give 'cache_salt', "),
+        ({"fair_quantum": 0}, "'fair_quantum': 0 is not a whole number"),
+        ({"hold": 1}, "'hold': 1 is not one of true, false"),
         ({"eviction": 3}, "'eviction': 3 is not one of 'lru'"),
         ({"on_unsupported": ""}, "'on_unsupported': '' is not one of 'error', 'stock'"),
         ({"max_overtakes": -1}, "'max_overtakes': -1 is not a whole number"),
@@ -58,5 +65,5 @@ def test_frozen_and_printable():
     config = RadixConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.policy = "fcfs"
-    assert str(config).startswith("policy=prefix, max_overtakes=")
+    assert str(config).startswith("policy=prefix, patience=")
     assert RadixConfig(**config.to_dict()) == config

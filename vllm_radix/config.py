@@ -43,8 +43,8 @@ class RadixConfig:
 
     Attributes:
         policy: order of waiting requests. ``prefix``: longest cached prefix
-            first, then the group whose shared work is split among most, within the
-            bounds below; first come, first served when everything that waits fits.
+            first, groups together, within the bounds below; and first come, first
+            served when everything that waits fits.
             ``fcfs``: vLLM's own order. The others are there to compare with:
             ``lpm``, ``k-lpm``, ``dfs``, ``hrrn``, ``shortest``, ``horn``.
         patience: how long the order may let a request wait, as a multiple of what
@@ -79,7 +79,7 @@ class RadixConfig:
     """
 
     policy: str = "prefix"
-    patience: float = 1.0
+    patience: float = 0.95
     max_overtakes: int = 1000
     max_extra_wait: float = 30.0
     hold: bool = True

@@ -287,14 +287,16 @@ class Engine(RuleBasedStateMachine):
         if hasattr(self, "pool"):
             Engine.actions += 1
             self.pool.check()
+            if self.scheduler.admission is not None:
+                self.scheduler.admission.check()
 
     def teardown(self):
         if hasattr(self, "pool"):
             self.finish_all()
             assert self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
             assert not self.pool.tree.stats().spare_blocks
-            assert not (self.scheduler._queued or self.scheduler._cold)
-            assert not (self.scheduler._warm or self.pool.open_tails)
+            assert self.scheduler.admission is None or not len(self.scheduler.admission)
+            assert not self.pool.open_tails
 
 
 TestEngine = Engine.TestCase

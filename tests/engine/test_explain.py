@@ -43,7 +43,11 @@ def test_the_reasons_of_finished_requests():
 
 
 def test_what_another_request_is_computing_is_pending():
-    one = engine(max_num_batched_tokens=160, long_prefill_token_threshold=32)
+    one = engine(
+        max_num_batched_tokens=160,
+        long_prefill_token_threshold=32,
+        radix={"hold": False},
+    )
     text = words("long", 300)
     one.add("first", text, 1)
     one.step()

@@ -10,7 +10,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
+from vllm_radix.engine.admission import Admission
 from vllm_radix.engine.scheduler import AsyncRadixScheduler
+from vllm_radix.policy import Room
 
 
 def prompt(seed, length):
@@ -199,7 +201,7 @@ def test_a_request_forgotten_while_waiting_leaves_nothing_behind():
     for request_id in [r.request_id for r in engine.scheduler.waiting]:
         engine.abort(request_id)
     engine.run()
-    assert not engine.scheduler._queued
+    assert not len(engine.scheduler.admission)
 
 
 def test_requests_that_load_their_kv_count_as_admitted():
@@ -209,47 +211,49 @@ def test_requests_that_load_their_kv_count_as_admitted():
     for name in ("running", "old", "loading", "young"):
         engine.add(name, prompt("same", 96) + prompt(name, 40))
         engine.step()
-    scheduler.max_num_active_reqs = 4
-    scheduler._order_waiting()
     (loading,) = (r for r in scheduler.waiting if r.request_id == "loading")
     scheduler.waiting.remove(loading)
     scheduler.kv_holding_waiting.add_request(loading)
-    scheduler._note_admissions(SchedulerOutput.make_empty())
-    assert scheduler._queued["old"].overtaken == 1
-    assert scheduler._queued["young"].overtaken == 0
-    assert "loading" not in scheduler._queued
+    admission = scheduler.admission
+    admission.end_step(SchedulerOutput.make_empty(), [loading], 0.0)
+    assert admission.overtaken("old") == 1
+    assert admission.overtaken("young") == 0
+    assert admission.overtaken("loading") is None
 
 
 @pytest.fixture
 def looked_up(monkeypatch):
     """The requests that any scheduler looks up, as it does."""
     seen = []
-    look_up = RadixScheduler._look_up
+    look_up = Admission._look_up
 
-    def watched(self, request_id, queued):
-        seen.append(request_id)
-        return look_up(self, request_id, queued)
+    def watched(self, entry):
+        seen.append(entry.id)
+        return look_up(self, entry)
 
-    monkeypatch.setattr(RadixScheduler, "_look_up", watched)
+    monkeypatch.setattr(Admission, "_look_up", watched)
     return seen
 
 
-def test_nothing_is_ordered_again_while_nothing_has_changed(looked_up):
-    engine = EngineDouble(make_scheduler(**PRESSED))
-    engine.add("first", prompt("group 0", 128))
+def test_a_request_is_looked_up_again_when_the_cache_concerns_it(looked_up):
+    engine = EngineDouble(make_scheduler(num_blocks=60, max_num_seqs=1))
+    engine.add("first", prompt("group 0", 128), 20)
     engine.step()
     for request_id, tokens in grouped(8, 2).items():
         engine.add(request_id, tokens)
-    assert len(looked_up) == 1 + 16
-    scheduler = engine.scheduler
-    assert scheduler._warm == {"0-0", "0-1"}
-    scheduler._order_waiting()
-    assert looked_up[17:] in (["0-0", "0-1"], ["0-1", "0-0"])
-    scheduler._order_waiting()
-    assert len(looked_up) == 19
+    room = Room(slots=1, tokens=256, blocks=20)
+    admission, queue = engine.scheduler.admission, engine.scheduler.waiting
+    admission.arrange(queue, room, 0.0)
+    assert len(looked_up) == 16
+    admission.arrange(queue, room, 0.0)
+    assert len(looked_up) == 16
     engine.add("new", prompt("new", 40))
-    scheduler._order_waiting()
-    assert len(looked_up) == 22
+    admission.arrange(queue, room, 0.0)
+    assert looked_up[16:] == ["new"]
+    # The first request's blocks fill up; nobody who waits goes on there.
+    engine.step()
+    admission.arrange(queue, room, 0.0)
+    assert looked_up[17:] == []
 
 
 def test_requests_that_share_nothing_are_looked_up_once(looked_up):
@@ -257,19 +261,20 @@ def test_requests_that_share_nothing_are_looked_up_once(looked_up):
     for i in range(40):
         engine.add(str(i), prompt(i, 100))
     engine.run()
-    assert len(looked_up) == 40
-    assert not (engine.scheduler._cold or engine.scheduler._warm)
+    assert len(looked_up) == len(set(looked_up)) <= 40
 
 
 def test_a_cold_request_wakes_when_its_first_block_comes(looked_up):
-    engine = EngineDouble(make_scheduler(num_blocks=40, max_num_seqs=1))
-    engine.add("a", prompt("a", 100))
+    engine = EngineDouble(make_scheduler(num_blocks=40, max_num_seqs=2))
+    engine.add("running", prompt("r", 40), 30)
+    engine.step()
+    engine.add("a", prompt("a", 100), 30)
     engine.add("b", prompt("b", 100))
     engine.add("a again", prompt("a", 100), cache_salt="other")
     engine.add("a once more", prompt("a", 100))
     engine.step()
-    engine.scheduler._wake()
-    assert engine.scheduler._warm == {"a once more"}
+    assert sorted(looked_up) == ["a", "a again", "a once more", "b"]
+    engine.scheduler.admission._catch_up()
     assert looked_up[4:] == ["a once more"]
 
 
@@ -357,4 +362,4 @@ def test_a_streaming_session_is_queued_once(more):
     engine.run()
     assert len(engine.outputs["other"]) == 4
     scheduler = engine.scheduler
-    assert not (scheduler._queued or scheduler._cold or scheduler._warm)
+    assert not len(scheduler.admission)

@@ -98,7 +98,55 @@ class Admission:
         self._barred_before: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """Return how many requests are known: waiting, or computing in chunks."""
+        return len(self._waiting) + len(self._computing)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def overtaken(self, request_id: str) -> int | None:
+        """Return by how many later ones a waiting request was overtaken: O(n).
+
+        None if it does not wait.
+        """
+        older = 0
+        for entry in self._waiting.values():
+            if entry.id == request_id:
+                return self._turns.overtaken(entry.arrival, older)
+            older += 1
+        return None
+
+    def check(self) -> None:
+        """Verify that all that is kept of the requests agrees, O(everything).
+
+        Raises:
+            AssertionError: it does not.
+        """
+        self._backlog.check()
+        filed = {entry.id for entry in self._backlog.entries}
+        computing = set(self._computing)
+        assert filed == computing | self._end_of.keys(), "filed where nobody is"
+        assert not computing & self._waiting.keys(), "computes and waits"
+        assert self._end_of.keys() <= self._waiting.keys(), "filed, and does not wait"
+        unfiled = self._waiting.keys() - self._end_of.keys()
+        assert unfiled <= set(self._unfiled), "waits, and is not to be filed"
+        assert self._waiting.keys() == self._requests.keys()
+        arrivals = [entry.arrival for entry in self._waiting.values()]
+        assert arrivals == sorted(arrivals), "not in order of arrival"
+        listed = {
+            request_id: (end, following)
+            for end, here in self._ends.items()
+            for following, ids in here.items()
+            for request_id in ids
+        }
+        assert listed == self._end_of, "not listed where filed"
+        warm = sum(self._waiting[i].cached > 0 for i in self._end_of)
+        assert warm == self._num_warm, "warm requests are miscounted"
+        if not self._tree.news:
+            for request_id in self._end_of:
+                entry = self._waiting[request_id]
+                probe = self._tree.probe(entry.key, entry.namespace)
+                assert entry.cached == (probe.num_blocks if probe else 0), "old news"
 
     # -- who waits -------------------------------------------------------------
 

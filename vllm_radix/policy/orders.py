@@ -125,23 +125,18 @@ class Horn(Order):
         return rate, part
 
 
-class Prefix(Order):
-    """The default: longest cached prefix, then the group that costs each least.
+class Prefix(LongestPrefix):
+    """The default: longest cached prefix first, guarded.
 
-    What is cached is used before it is evicted; when nothing better is cached, the
-    group is opened whose shared work is split among most. Guarded, and every eighth
-    admission is the oldest request's, so that a stream of one hot prefix cannot
-    hold up the others.
+    What those before it in the plan will have cached counts as cached. So a group
+    stays together from its first member on; groups are opened by their oldest.
+    Every eighth admission is the oldest request's at the latest, so that a stream of
+    one hot prefix cannot hold up the others.
     """
 
     name = "prefix"
     guarded = True
     every = 8
-
-    def scores(self, view: View) -> Scores:
-        """Return cached blocks, negative, and the part of the work."""
-        part, _ = shares(view)
-        return -view.cached, part
 
 
 ORDERS: dict[str, type[Order]] = {
