@@ -19,7 +19,7 @@ from typing import Any
 
 from vllm_radix_bench.arm import Settings, as_request
 from vllm_radix_bench.workloads import (
-    BUILDERS,
+    SERVED,
     Encode,
     Workload,
     build,
@@ -40,14 +40,14 @@ class Options:
     model: str
     load_format: str
     text_model: str | None
-    workloads: list[str] = field(default_factory=lambda: list(BUILDERS))
+    workloads: list[str] = field(default_factory=lambda: list(SERVED))
     pressures: list[float] = field(default_factory=lambda: [4.0, 0.5])
     blocks: int = 128
     block_size: int = 32
     text_blocks: int = 24
     text_pressure: float = 2.0
     text_max_tokens: int = 6
-    text_workloads: list[str] = field(default_factory=lambda: list(BUILDERS))
+    text_workloads: list[str] = field(default_factory=lambda: list(SERVED))
     stretch: float = 1.0
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 1024

@@ -161,7 +161,7 @@ class VirtualRun:
     def _send(
         self, sent: float, number: int, path: str, turn: Turn, before: list[int]
     ) -> None:
-        prompt = before + list(turn.tokens)
+        prompt = list(turn.tokens) if turn.whole else [*before, *turn.tokens]
         record = Record(path, turn.tenant, len(prompt), sent)
         record.steps = -self._outcome.engine_steps
         self._outcome.records.append(record)

@@ -32,6 +32,7 @@ class Turn:
         tenant: who sends it; empty where that does not matter.
         priority: of vLLM's priority policy.
         salt: of the cache; None shares with all who have none.
+        whole: whether ``tokens`` are the whole prompt, not an addition to the path.
     """
 
     tokens: Sequence[int]
@@ -41,6 +42,7 @@ class Turn:
     tenant: str = ""
     priority: int = 0
     salt: str | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -72,6 +74,7 @@ def longest_path(workloads: Iterable[Workload]) -> int:
     stack = [(turn, 0) for work in workloads for turn in work.roots]
     while stack:
         turn, before = stack.pop()
+        before = 0 if turn.whole else before
         tokens = before + len(turn.tokens) + turn.max_tokens
         longest = max(longest, tokens)
         stack.extend((child, tokens) for child in turn.children)
@@ -166,13 +169,43 @@ def control(write: Writer, group: int) -> list[Turn]:
     return [Turn(write.passage(600), 16)]
 
 
+def lookups(write: Writer, group: int) -> list[Turn]:
+    """One document, 6 single questions about it."""
+    document = write.passage(1400)
+    return [Turn([*document, *write.question()], 24) for _ in range(6)]
+
+
+def search(write: Writer, group: int) -> list[Turn]:
+    """One tree search: 3 branches of 3 late-branching leaves."""
+    root = write.passage(700)
+    leaves = []
+    for _ in range(3):
+        branch = root + write.passage(300)
+        leaves += [Turn(branch + write.passage(80), 24) for _ in range(3)]
+    return leaves
+
+
+def flood(write: Writer, group: int) -> list[Turn]:
+    """20 requests of one hot prefix, and one of another tenant that shares nothing."""
+    hot = Writer(random.Random(0), write.encode, write.scale).passage(1200)
+    many = [Turn([*hot, *write.passage(300)], 24, tenant="hot") for _ in range(20)]
+    at = write.rng.randrange(len(many))
+    return [*many[:at], Turn(write.passage(1500), 24, tenant="cold"), *many[at:]]
+
+
 BUILDERS: dict[str, Callable[[Writer, int], list[Turn]]] = {
     "few-shot": few_shot,
     "chat": chat,
     "agents": agents,
     "documents": documents,
     "control": control,
+    "lookups": lookups,
+    "search": search,
+    "flood": flood,
 }
+
+SERVED = ("few-shot", "chat", "agents", "documents", "control")
+"""Those that the A/B serves on real engines."""
 
 
 class BlockCounter:
@@ -198,6 +231,8 @@ class BlockCounter:
             first = self._answers + 1
             self._answers += turn.max_tokens
             answer = [-i for i in range(first, first + turn.max_tokens)]
+            if turn.whole:
+                block, rest = 0, []
             rest = [*rest, *turn.tokens, *answer]
             whole = len(rest) // self._size * self._size
             for at in range(0, whole, self._size):

@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vllm_radix
 from vllm_radix.config import RadixConfig, flag_value
+from vllm_radix_bench.numbers import number, pressure, whole
 
 if TYPE_CHECKING:
     from vllm_radix_bench.ab import Options
@@ -32,28 +33,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=vllm_radix.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_ab(commands)
+    _add_replay(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments, parser))
 
 
-def _number(kind: type, least: float, most: float, text: str) -> int | float:
-    try:
-        value: int | float = kind(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:  # nor is "nan"
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not {what} from {least} to {most}"
-        )
-    return value
+def _add_replay(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    from vllm_radix_bench import replay_cli
 
-
-def _whole(least: int) -> Callable[[str], int | float]:
-    return partial(_number, int, least, 1_000_000)
-
-
-_pressure = partial(_number, float, 0.1, 100)
+    replay = commands.add_parser(
+        "replay",
+        help="what radix would do to a trace, without a model",
+        description=replay_cli.__doc__,
+        formatter_class=_WithDefaults,
+    )
+    replay_cli.add_arguments(replay)
+    replay.set_defaults(run=replay_cli.run)
 
 
 class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -67,7 +64,7 @@ class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     from vllm_radix_bench.ab import Options
-    from vllm_radix_bench.workloads import BUILDERS
+    from vllm_radix_bench.workloads import SERVED
 
     ab = commands.add_parser(
         "ab",
@@ -89,15 +86,15 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     add(
         "--workloads",
         nargs="+",
-        choices=list(BUILDERS),
-        default=list(BUILDERS),
+        choices=list(SERVED),
+        default=list(SERVED),
         metavar="NAME",
-        help=f"any of {', '.join(BUILDERS)}",
+        help=f"any of {', '.join(SERVED)}",
     )
     add(
         "--pressure",
         nargs="+",
-        type=_pressure,
+        type=pressure,
         default=[4.0, 0.5],
         metavar="X",
         help="working set as a multiple of the cache, for the counts",
@@ -113,10 +110,10 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         ("seed", 0, "of the workloads"),
     ):
         default = getattr(Options, flag.replace("-", "_"))
-        add(f"--{flag}", type=_whole(least), default=default, metavar="N", help=what)
+        add(f"--{flag}", type=whole(least), default=default, metavar="N", help=what)
     add(
         "--text-pressure",
-        type=_pressure,
+        type=pressure,
         default=Options.text_pressure,
         metavar="X",
         help="the same as --pressure, for the texts",
@@ -124,7 +121,7 @@ def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     add("--radix", type=flag_value, default={}, metavar="JSON", help="options of radix")
     add(
         "--gpu-memory-utilization",
-        type=partial(_number, float, 0.05, 0.5),
+        type=partial(number, float, 0.05, 0.5),
         default=Options.gpu_memory_utilization,
         metavar="SHARE",
         help="of each of the two engines, which are up at once; not used on a CPU",

@@ -109,11 +109,9 @@ class Admission:
 
         None if it does not wait.
         """
-        older = 0
-        for entry in self._waiting.values():
+        for older, entry in enumerate(self._waiting.values()):
             if entry.id == request_id:
                 return self._turns.overtaken(entry.arrival, older)
-            older += 1
         return None
 
     def check(self) -> None:

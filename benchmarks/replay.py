@@ -1,0 +1,341 @@
+"""What radix would do to your traffic with your cache: `vllm-radix replay`.
+
+Runs a trace, or a built-in workload, through vLLM's real scheduler without a model,
+once for each arm and cache size, on a virtual clock. Tokens, steps, hits and
+preemptions are facts; seconds are the cost model's.
+"""
+
+import importlib
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_radix import RadixScheduler
+from vllm_radix.config import RadixConfig
+from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
+from vllm_radix_bench.clock import CostModel
+from vllm_radix_bench.model_free import make_scheduler
+from vllm_radix_bench.virtual import Outcome, Record, VirtualRun
+from vllm_radix_bench.workloads import Turn
+
+KNOWN_ARMS = ("stock", "radix", "apc-off")
+_MADE_UP = 1 << 29
+"""Answers that oracles make up count up from here."""
+
+Progress = Callable[[str, int], None]
+
+
+class InputError(ValueError):
+    """What was asked for cannot be run; the message names the option."""
+
+
+@dataclass
+class Options:
+    """What ``vllm-radix replay`` can be told; see its ``--help``."""
+
+    blocks: list[int]
+    arms: list[str] = field(default_factory=lambda: ["stock", "radix"])
+    block_size: int = 16
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 8192
+    long_prefill_token_threshold: int = 0
+    priorities: bool = False
+    cost: CostModel = field(default_factory=CostModel)
+    known_in_advance: bool = True
+
+
+@dataclass
+class Arm:
+    """A scheduler to run.
+
+    Attributes:
+        name: as it was given.
+        cls: class of the scheduler.
+        radix: options of radix.
+        caching: whether prefix caching is on.
+    """
+
+    name: str
+    cls: Callable[..., Any]
+    radix: dict[str, Any] = field(default_factory=dict)
+    caching: bool = True
+
+
+def parse_arm(text: str) -> Arm:
+    """Return an arm: a known one, ``radix:{JSON}``, or ``module.Class``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "stock":
+        return Arm(text, Scheduler)
+    if text == "apc-off":
+        return Arm(text, Scheduler, caching=False)
+    name, _, options = text.partition(":")
+    if name == "radix":
+        try:
+            chosen = json.loads(options) if options else {}
+            return Arm(text, RadixScheduler, RadixConfig.resolve(chosen).to_dict())
+        except ValueError as error:
+            raise InputError(f"--arms: {text!r}: {error}") from error
+    module, _, attribute = text.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not callable(found):
+        raise InputError(
+            f"--arms: {text!r} is none of {', '.join(KNOWN_ARMS)}, "
+            "radix:{JSON options}, or the qualified name of a scheduler class"
+        )
+    return Arm(text, found)
+
+
+def words(text: str) -> list[int]:
+    """Return a token for each word or mark of a text, without a tokenizer.
+
+    For a replay only which tokens are equal matters, and about how many there are.
+    """
+    return [zlib.crc32(word.encode()) >> 2 for word in re.findall(r"\w+|[^\w\s]", text)]
+
+
+def send_at_rate(roots: Sequence[Turn], rate: float, seed: int) -> None:
+    """Give roots the arrival times of a Poisson process, in shuffled order.
+
+    Args:
+        roots: sent in this order; times are written into them.
+        rate: roots a second.
+        seed: of times.
+    """
+    rng = random.Random(f"arrivals {seed}")
+    now = 0.0
+    for root in roots:
+        now += rng.expovariate(rate)
+        root.arrival = now
+
+
+def shuffle(roots: list[Turn], seed: int) -> None:
+    """Put roots in an order of no meaning, as requests of many users come."""
+    random.Random(f"order {seed}").shuffle(roots)
+
+
+def send_at_load(
+    roots: Sequence[Turn], load: float, seed: int, options: Options
+) -> None:
+    """Give roots Poisson arrivals at a multiple of what stock can serve.
+
+    What it can is measured: all roots at once, in the first cache.
+    """
+    longest = longest_request(roots)
+    outcome = run_arm(parse_arm("stock"), roots, options.blocks[0], options, longest)
+    send_at_rate(roots, load * len(roots) / outcome.seconds, seed)
+
+
+def every_turn(roots: Sequence[Turn]) -> Iterator[tuple[str, Turn, list[int]]]:
+    """Yield id, turn and whole prompt of every request, answers made up.
+
+    The prompts are those of ``VirtualRun``, but for the tokens of the answers.
+    """
+    answers = count(_MADE_UP)
+    stack = [(str(i), root, list[int]()) for i, root in enumerate(roots)][::-1]
+    while stack:
+        name, turn, before = stack.pop()
+        prompt = list(turn.tokens) if turn.whole else [*before, *turn.tokens]
+        yield name, turn, prompt
+        if turn.children:
+            answer = [next(answers) for _ in range(turn.max_tokens)]
+            path = prompt + answer
+            stack += [
+                (f"{name}.{i}", child, path) for i, child in enumerate(turn.children)
+            ][::-1]
+
+
+def longest_request(roots: Sequence[Turn]) -> int:
+    """Return the tokens of the longest prompt with its answer."""
+    return max(len(prompt) + turn.max_tokens for _, turn, prompt in every_turn(roots))
+
+
+def infinite_cache(roots: Sequence[Turn]) -> int:
+    """Return the prompt tokens to compute if nothing were ever evicted.
+
+    The size of the tree of all prompts and answers, less the answers; O(n log n)
+    comparisons of prompts. Blocks have no boundaries here.
+    """
+    keys: dict[str | None, list[bytes]] = {}
+    answered = 0
+    for _, turn, prompt in every_turn(roots):
+        # A parent's answer is in its children's prompts, and only there.
+        keys.setdefault(turn.salt, []).append(encode(prompt))
+        answered += turn.max_tokens if turn.children else 0
+    tokens = 0
+    for same in keys.values():
+        before = b""
+        for key in sorted(same):
+            shared = common_units(before, 0, key, 0, BYTES_PER_TOKEN)
+            tokens += len(key) // BYTES_PER_TOKEN - shared
+            before = key
+    return tokens - answered
+
+
+def known_in_advance(roots: Sequence[Turn]) -> tuple[list[Turn], dict[str, list[int]]]:
+    """Return all requests at once, in depth-first order, and their answers.
+
+    That order is the best there is when all requests are known (Zheng et al., 2024,
+    theorem 3.1); with answers known, a conversation's turns are too.
+    """
+    turns = []
+    for _, turn, prompt in every_turn(roots):
+        flat = Turn(prompt, turn.max_tokens, tenant=turn.tenant, salt=turn.salt)
+        turns.append((turn.salt or "", encode(prompt), flat))
+    turns.sort(key=lambda entry: entry[:2])
+    answers: dict[str, list[int]] = {}
+    for at, (_, key, flat) in enumerate(turns):
+        following = turns[at + 1][1] if at + 1 < len(turns) else b""
+        if following.startswith(key):
+            start = len(flat.tokens)
+            answers[str(at)] = list(turns[at + 1][2].tokens)[start:][: flat.max_tokens]
+    fresh = count(_MADE_UP << 1)
+    for name, known in answers.items():
+        short = turns[int(name)][2].max_tokens - len(known)
+        known += [next(fresh) for _ in range(short)]
+    return [flat for *_, flat in turns], answers
+
+
+def run_arm(
+    arm: Arm,
+    roots: Sequence[Turn],
+    blocks: int,
+    options: Options,
+    longest: int,
+    progress: Callable[[int], None] | None = None,
+    answers: dict[str, list[int]] | None = None,
+) -> Outcome:
+    """Run all requests on one arm."""
+    extra: dict[str, Any] = {}
+    if options.priorities:
+        extra["scheduling_policy"] = "priority"
+    scheduler = make_scheduler(
+        arm.cls,
+        block_size=options.block_size,
+        # One block is vLLM's own, the null block.
+        num_blocks=blocks + 1,
+        radix=arm.radix,
+        max_model_len=longest + 1,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        long_prefill_token_threshold=options.long_prefill_token_threshold,
+        enable_prefix_caching=arm.caching,
+        **extra,
+    )
+    return VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+
+
+def jain(values: Sequence[float]) -> float:
+    """Return Jain's fairness index of what each gets: 1 is fair, 1/n is not."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+
+
+def latencies(records: Sequence[Record]) -> dict[str, float]:
+    """Return mean, percentiles and maximum of the times to first token."""
+    ttfts = np.array([record.ttft for record in records])
+    out = {"mean": float(ttfts.mean())}
+    for share in (50, 90, 99):
+        out[f"p{share}"] = float(np.percentile(ttfts, share))
+    out["max"] = float(ttfts.max())
+    return out
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return what a run did, as one dict; the same input gives the same."""
+    records = outcome.records
+    prompt_tokens = sum(record.prompt_tokens for record in records)
+    tenants: dict[str, list[Record]] = {}
+    for record in records:
+        tenants.setdefault(record.tenant, []).append(record)
+    by_tenant = {name: latencies(mine) for name, mine in sorted(tenants.items())}
+    return {
+        "requests": len(records),
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": sum(record.cached_tokens for record in records),
+        "hit_rate": sum(r.cached_tokens for r in records) / prompt_tokens,
+        "computed_prompt_tokens": outcome.computed_prompt_tokens,
+        "engine_steps": outcome.engine_steps,
+        "preemptions": sum(record.preemptions for record in records),
+        "seconds": outcome.seconds,
+        "requests_per_second": len(records) / outcome.seconds,
+        "ttft": latencies(records),
+        "latency_mean": fmean(record.finished - record.sent for record in records),
+        "overtaken_most": max(record.overtaken for record in records),
+        "jain": jain([1 / lat["mean"] for lat in by_tenant.values()]),
+        "tenants": by_tenant if len(by_tenant) > 1 else {},
+    }
+
+
+def run(roots: Sequence[Turn], options: Options, progress: Progress) -> dict[str, Any]:
+    """Run every arm with every cache size.
+
+    Args:
+        roots: the requests.
+        options: what to run.
+        progress: called with a line when a run starts, and with the requests done
+            since the last call.
+
+    Returns:
+        The result, ready for JSON; only ``machine`` depends on more than the input.
+
+    Raises:
+        InputError: before anything is run.
+    """
+    arms = [parse_arm(text) for text in options.arms]
+    longest = longest_request(roots)
+    for blocks in options.blocks:
+        if longest > blocks * options.block_size:
+            raise InputError(
+                f"--blocks: a request of {longest} tokens does not fit a cache of "
+                f"{blocks} blocks of {options.block_size} tokens"
+            )
+    cells = []
+    cpu: list[dict[str, float]] = []
+    ideal = infinite_cache(roots)
+    for blocks in options.blocks:
+        cell: dict[str, Any] = {"blocks": blocks, "arms": {}}
+        used: dict[str, float] = {}
+        for arm in arms:
+            progress(f"{arm.name}, {blocks} blocks", 0)
+            outcome = run_arm(
+                arm, roots, blocks, options, longest, lambda n: progress("", n)
+            )
+            cell["arms"][arm.name] = summary(outcome)
+            used[arm.name] = outcome.scheduler_cpu / len(outcome.records)
+        if options.known_in_advance:
+            progress(f"known in advance, {blocks} blocks", 0)
+            flat, answers = known_in_advance(roots)
+            best = Arm("", RadixScheduler, {"policy": "fcfs"})
+            outcome = run_arm(
+                best, flat, blocks, options, longest, lambda n: progress("", n), answers
+            )
+            cell["known_in_advance"] = outcome.computed_prompt_tokens
+        cells.append(cell)
+        cpu.append(used)
+    return {
+        "options": asdict(options),
+        "infinite_cache": ideal,
+        "cells": cells,
+        "machine": {"scheduler_cpu_seconds_per_request": cpu},
+    }
+
+
+def total_requests(roots: Sequence[Turn], options: Options) -> int:
+    """Return how many requests all runs together will send."""
+    runs = len(options.blocks) * (len(options.arms) + options.known_in_advance)
+    return runs * sum(1 for _ in every_turn(roots))

@@ -1,0 +1,248 @@
+"""Replay requests through vLLM's scheduler without a model, on a virtual clock.
+
+Give it a trace, or name a built-in workload, and the size of your cache; it tells
+what stock vLLM and radix would compute, and how long requests would wait.
+"""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_radix_bench.clock import CostModel
+from vllm_radix_bench.numbers import number, pressure, whole
+from vllm_radix_bench.workloads import BUILDERS, REFERENCE_CACHE, Turn, build
+
+if TYPE_CHECKING:
+    from vllm_radix_bench.replay import Options
+
+_positive = partial(number, float, 1e-6, 1e6)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``vllm-radix replay``."""
+    add = parser.add_argument
+    add(
+        "trace",
+        nargs="?",
+        type=Path,
+        help="JSON lines: Mooncake's (timestamp, input_length, output_length, "
+        "hash_ids), or prompt or token_ids, arrival, output_length and, if wanted, "
+        "session, tenant, priority, salt",
+    )
+    add("--workload", choices=list(BUILDERS), help="a built-in one instead of a trace")
+    add(
+        "--pressure",
+        type=pressure,
+        default=5.0,
+        metavar="X",
+        help="of a workload: working set as a multiple of the first cache",
+    )
+    add(
+        "--load",
+        type=partial(number, float, 0, 100),
+        default=0.0,
+        metavar="X",
+        help="of a workload: Poisson arrivals at this multiple of what stock serves; "
+        "0 sends all at once",
+    )
+    add(
+        "--stretch",
+        type=_positive,
+        default=1.0,
+        metavar="X",
+        help="of a workload: factor on the lengths of its prompts",
+    )
+    add("--seed", type=whole(0), default=0, metavar="N", help="of a workload")
+    add("--rate", type=_positive, default=1.0, metavar="X", help="of a trace: speed-up")
+    add("--limit", type=whole(1), metavar="N", help="of a trace: only the first N")
+    add(
+        "--closed-loop",
+        action="store_true",
+        help="of a trace with sessions: a turn waits for the answer before it",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="model folder whose tokenizer reads prompts (default: words and marks)",
+    )
+    add(
+        "--arms",
+        nargs="+",
+        default=["stock", "radix"],
+        metavar="ARM",
+        help="stock, radix, radix:{JSON options}, apc-off, or a scheduler class",
+    )
+    add(
+        "--blocks",
+        nargs="+",
+        type=whole(2),
+        default=[25_000],
+        metavar="N",
+        help="blocks of the cache; several are run one after the other",
+    )
+    for flag, default, what in (
+        ("block-size", 16, "tokens in a block"),
+        ("max-num-seqs", 128, "requests running at once"),
+        ("max-num-batched-tokens", 8192, "tokens in a step"),
+    ):
+        add(f"--{flag}", type=whole(1), default=default, metavar="N", help=what)
+    add(
+        "--long-prefill-token-threshold",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="most prompt tokens of one request in a step; 0 for no limit",
+    )
+    add(
+        "--priority",
+        action="store_true",
+        help="serve by the trace's priorities (--scheduling-policy priority)",
+    )
+    add(
+        "--cost",
+        nargs="+",
+        type=_cost,
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the virtual clock, an H100 with an 8B model by default: "
+        + ", ".join(f"{n}={v:g}" for n, v in vars(CostModel()).items()),
+    )
+    add(
+        "--no-oracle",
+        action="store_true",
+        help="skip the run of all requests in the best order, known in advance",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/replay.json"),
+        help="where to write",
+    )
+
+
+def _cost(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    known = vars(CostModel())
+    if not equals or name not in known:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=VALUE with a name of {', '.join(known)}"
+        )
+    try:
+        CostModel(**{name: float(value)})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name, float(value)
+
+
+def _encoder(folder: Path | None) -> Any:
+    from vllm_radix_bench.ab import load_encode
+    from vllm_radix_bench.replay import words
+
+    return words if folder is None else load_encode(folder)
+
+
+def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
+    """Return what is to be sent.
+
+    Raises:
+        ValueError: the trace or an option is wrong; the message names it.
+    """
+    from vllm_radix_bench import replay
+
+    if (arguments.trace is None) == (arguments.workload is None):
+        raise ValueError("give a trace, or --workload, and not both")
+    encode = _encoder(arguments.tokenizer)
+    if arguments.trace is not None:
+        from vllm_radix_bench import trace
+
+        return trace.load(
+            arguments.trace,
+            encode,
+            closed_loop=arguments.closed_loop,
+            limit=arguments.limit,
+            rate=arguments.rate,
+        )
+    for name in ("closed_loop", "limit"):
+        if getattr(arguments, name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is of a trace, not of a workload")
+    tokens = options.blocks[0] * options.block_size
+    made = build(
+        arguments.workload,
+        encode,
+        num_blocks=options.blocks[0],
+        block_size=options.block_size,
+        pressure=arguments.pressure,
+        seed=arguments.seed,
+        # Lengths do not grow with the cache, as those of the A/B do.
+        stretch=arguments.stretch * REFERENCE_CACHE / tokens,
+    )
+    replay.shuffle(made.roots, arguments.seed)
+    if arguments.load:
+        replay.send_at_load(made.roots, arguments.load, arguments.seed, options)
+    return made.roots
+
+
+def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the command.
+
+    Returns:
+        0; 130 when interrupted. Bad input ends with 2 and writes nothing.
+    """
+    import os
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from vllm_radix_bench import replay, replay_report
+
+    output: Path = arguments.output
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    bar = tqdm(unit="request", leave=False, disable=None)
+    try:
+        options = replay.Options(
+            blocks=list(dict.fromkeys(arguments.blocks)),
+            arms=list(dict.fromkeys(arguments.arms)),
+            block_size=arguments.block_size,
+            max_num_seqs=arguments.max_num_seqs,
+            max_num_batched_tokens=arguments.max_num_batched_tokens,
+            long_prefill_token_threshold=arguments.long_prefill_token_threshold,
+            priorities=arguments.priority,
+            cost=CostModel(**dict(arguments.cost)),
+            known_in_advance=not arguments.no_oracle,
+        )
+        for arm in options.arms:
+            replay.parse_arm(arm)
+        if output.is_dir():
+            raise ValueError(f"--output: {output} is a folder, not a file")
+        roots = _requests(arguments, options)
+        bar.reset(replay.total_requests(roots, options))
+
+        def progress(line: str, done: int) -> None:
+            if line:
+                bar.set_description(line)
+            bar.update(done)
+
+        result = replay.run(roots, options, progress)
+        result["source"] = str(arguments.trace or arguments.workload)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial_output = output.with_suffix(".partial")
+        partial_output.write_text(json.dumps(result, indent=1))
+        partial_output.replace(output)
+    except (OSError, ValueError) as error:
+        bar.close()
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        bar.close()
+        print("vllm-radix replay: interrupted", file=sys.stderr)
+        return 130
+    bar.close()
+    replay_report.show(result, console)
+    console.print(f"Everything is in {output}.", highlight=False)
+    return 0
