@@ -28,7 +28,7 @@ from vllm_radix_bench.virtual import Outcome, Record, VirtualRun
 from vllm_radix_bench.workloads import Turn
 
 KNOWN_ARMS = ("stock", "radix", "apc-off")
-_MADE_UP = 1 << 29
+_MADE_UP = 3 << 29
 """Answers that oracles make up count up from here."""
 
 Progress = Callable[[str, int], None]
@@ -173,9 +173,10 @@ def infinite_cache(roots: Sequence[Turn]) -> int:
     keys: dict[str | None, list[bytes]] = {}
     answered = 0
     for _, turn, prompt in every_turn(roots):
-        # A parent's answer is in its children's prompts, and only there.
+        # An answer is in the prompts of the turns that go on from it, and only there.
         keys.setdefault(turn.salt, []).append(encode(prompt))
-        answered += turn.max_tokens if turn.children else 0
+        if not all(child.whole for child in turn.children):
+            answered += turn.max_tokens
     tokens = 0
     for same in keys.values():
         before = b""
@@ -203,7 +204,7 @@ def known_in_advance(roots: Sequence[Turn]) -> tuple[list[Turn], dict[str, list[
         if following.startswith(key):
             start = len(flat.tokens)
             answers[str(at)] = list(turns[at + 1][2].tokens)[start:][: flat.max_tokens]
-    fresh = count(_MADE_UP << 1)
+    fresh = count(7 << 28)
     for name, known in answers.items():
         short = turns[int(name)][2].max_tokens - len(known)
         known += [next(fresh) for _ in range(short)]

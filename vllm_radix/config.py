@@ -79,9 +79,9 @@ class RadixConfig:
     """
 
     policy: str = "prefix"
-    patience: float = 0.95
+    patience: float = 0.9
     max_overtakes: int = 1000
-    max_extra_wait: float = 30.0
+    max_extra_wait: float = 60.0
     hold: bool = True
     pin_quota: float = 0.5
     tenant: str = ""

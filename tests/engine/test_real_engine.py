@@ -5,7 +5,8 @@ import json
 import pytest
 
 from vllm_radix.cli import main
-from vllm_radix_bench import ab, report
+from vllm_radix_bench import ab, replay, report
+from vllm_radix_bench.workloads import longest_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -16,7 +17,8 @@ def run(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ab")
     output = folder / "ab.json"
     words = ["ab", "--model", tiny, "--no-texts", "--repeats", "1", "--blocks", "64"]
-    words += ["--radix", '{"max_overtakes": 32}', "--output", str(output)]
+    # Seconds must not decide anything here, on a machine of any speed.
+    words += ["--radix", '{"max_extra_wait": 1e6}', "--output", str(output)]
     status = main([*words, "--load-format", "dummy"])
     return status, json.loads(output.read_text()), folder
 
@@ -77,3 +79,40 @@ def test_the_same_prompts_get_the_same_answers(run):
             for arm in ab.ARMS
         }
         assert first["stock"] == first["radix"], cell["workload"]
+
+
+@pytest.mark.parametrize("arm", ab.ARMS)
+def test_a_replay_without_a_model_agrees_exactly(run, arm):
+    """On ten loads: tokens computed, steps, and each request's own hits and waits."""
+    result = run[1]
+    options = ab.Options(**result["options"])
+    workloads = ab.make_workloads(options, text=False)
+    radix = "radix:" + json.dumps(options.radix)
+    scheduler = replay.parse_arm("stock" if arm == "stock" else radix)
+    settings = replay.Options(
+        [options.blocks],
+        block_size=options.block_size,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+    )
+    assert len(workloads) == len(result["counts"])
+    for work, cell in zip(workloads, result["counts"], strict=True):
+        (real,) = cell["runs"][arm]
+        answers = {record["id"]: record["output"] for record in real["records"]}
+        outcome = replay.run_arm(
+            scheduler,
+            work.roots,
+            options.blocks,
+            settings,
+            longest_path(workloads),
+            answers=answers,
+        )
+        assert outcome.computed_prompt_tokens == real["computed_prompt_tokens"]
+        assert outcome.engine_steps == real["engine_steps"]
+        for key in ("cached_tokens", "preemptions"):
+            found = {record.id: getattr(record, key) for record in outcome.records}
+            assert found == {record["id"]: record[key] for record in real["records"]}
+        steps = {record.id: record.steps for record in outcome.records}
+        assert steps == {
+            record["id"]: record["steps_to_first_token"] for record in real["records"]
+        }

@@ -160,6 +160,7 @@ class Admission:
             request.request_id,
             self._arrivals,
             now,
+            self._pace.work,
             key[: whole * self._tree.block_bytes],
             keys.namespace(request),
             request.num_tokens,
@@ -171,6 +172,13 @@ class Admission:
         self._requests[entry.id] = request
         self._unfiled.append(entry.id)
         return entry
+
+    def forget(self) -> None:
+        """Forget what was learned, but not who waits: as after a start."""
+        work = self._pace.work
+        self._pace = Pace()
+        self._pace.work = work
+        self._planner.overtaking = self._in_turn.overtaking = 0
 
     def remove(self, request: Request, now: float) -> None:
         """Forget a request that ended, if it is known."""
@@ -269,9 +277,8 @@ class Admission:
 
     # -- before a step ---------------------------------------------------------
 
-    def start_step(self, now: float) -> None:
+    def start_step(self) -> None:
         """Note that a step is about to be scheduled."""
-        self._pace.start_step(now)
         self.passed_over = set()
         if self._computing:
             ids = {request.request_id for request in self._prefilling}
@@ -294,7 +301,7 @@ class Admission:
             Requests that were taken out of the queue, because another one is
             computing what they share with it. They wait behind the others.
         """
-        self._pace.watch(now, len(queue))
+        self._pace.watch(len(queue))
         # An order that was made is good until something changes.
         state = self._state(queue)
         if state == self._arranged_at:
@@ -310,7 +317,7 @@ class Admission:
         requests = list(queue)
         first = [request for request in requests if _keeps_place(request)]
         movable = {r.request_id: r for r in requests if not _keeps_place(r)}
-        view = view_of(self._backlog, now, self._size, self._pace.seconds)
+        view = view_of(self._backlog, self._pace.work, self._size, self._pace.each)
         places = {entry.id: at for at, entry in enumerate(self._backlog.entries)}
         for at, entry in enumerate(self._backlog.entries):
             if entry.id not in movable:
@@ -469,8 +476,7 @@ class Admission:
                 self._deficits.charge(entry.tenant, computed)
         if saved:
             self._depart(now, len(saved))
-        tokens = output.total_num_scheduled_tokens
-        self._pace.end_step(now, tokens, len(self._waiting), saved)
+        self._pace.note(output.total_num_scheduled_tokens, len(self._waiting), saved)
 
 
 def _keeps_place(request: Request) -> bool:

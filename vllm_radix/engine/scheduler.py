@@ -166,7 +166,7 @@ class RadixScheduler(Scheduler):
         if admission is None:
             return super().schedule(*args, **kwargs)
         now = self.clock()
-        admission.start_step(now)
+        admission.start_step()
         room = self._room()
         held: list[Request] = []
         if room is not None:
@@ -175,6 +175,13 @@ class RadixScheduler(Scheduler):
         self.waiting.extend(held)
         admission.end_step(output, self.kv_holding_waiting, now)
         return output
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Reset the cache, and with it what was learned of the traffic."""
+        done: bool = super().reset_prefix_cache(*args, **kwargs)
+        if done and self.admission is not None:
+            self.admission.forget()
+        return done
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""

@@ -33,6 +33,7 @@ class Waiting:
         id: of the request.
         arrival: place in order of arrival; unique.
         since: when it arrived, in seconds.
+        work: done when it arrived, in tokens; see ``Pace``.
         key: the tokens that may be found in the cache.
         namespace: where.
         tokens: of its prompt.
@@ -48,6 +49,7 @@ class Waiting:
     id: str
     arrival: int
     since: float = 0.0
+    work: int = 0
     key: bytes = b""
     namespace: Namespace = None
     tokens: int = 0
@@ -185,10 +187,10 @@ class View:
         blocks: of the prompt.
         tokens: of the prompt.
         arrival: place in order of arrival.
-        age: seconds since it arrived.
+        age: work done since it arrived, in tokens.
         left: not picked yet, and free to go.
         block_size: tokens in a block.
-        pace: seconds between admissions, as of late.
+        pace: work between admissions, as of late.
     """
 
     shared: Ints
@@ -196,7 +198,7 @@ class View:
     blocks: Ints
     tokens: Ints
     arrival: Ints
-    age: Floats
+    age: Ints
     left: npt.NDArray[np.bool_]
     block_size: int
     pace: float = 0.0
@@ -208,14 +210,14 @@ class View:
         return np.maximum(left, 1).astype(np.int64)
 
 
-def view_of(backlog: Backlog, now: float, block_size: int, pace: float = 0.0) -> View:
+def view_of(backlog: Backlog, work: int, block_size: int, pace: float = 0.0) -> View:
     """Return the arrays of a backlog: O(n).
 
     Args:
         backlog: the requests.
-        now: the time, in seconds.
+        work: done so far, in tokens.
         block_size: tokens in a block.
-        pace: seconds between admissions.
+        pace: work between admissions, as of late.
     """
     entries = backlog.entries
 
@@ -228,7 +230,7 @@ def view_of(backlog: Backlog, now: float, block_size: int, pace: float = 0.0) ->
         blocks=ints([entry.blocks for entry in entries]),
         tokens=ints([entry.tokens for entry in entries]),
         arrival=ints([entry.arrival for entry in entries]),
-        age=now - np.array([entry.since for entry in entries], np.float64),
+        age=work - ints([entry.work for entry in entries]),
         left=np.array([not entry.computing for entry in entries], np.bool_),
         block_size=block_size,
         pace=pace,

@@ -91,17 +91,14 @@ class DepthFirst(Order):
 class ResponseRatio(Order):
     """Highest response ratio next (Brinch Hansen, 1971): work, aged by waiting.
 
-    The ratio of waiting and serving to serving, in tokens at the pace of late.
+    The ratio of waiting to serving, both in tokens.
     """
 
     name = "hrrn"
 
     def scores(self, view: View) -> Scores:
         """Return the ratio, negative."""
-        left = view.uncached[view.left]
-        mean = float(left.mean()) if len(left) else 1.0
-        waited = view.age / view.pace * mean if view.pace > 0 else view.age
-        return (-waited / view.uncached,)
+        return (-view.age / view.uncached,)
 
 
 class ShortestWork(Order):

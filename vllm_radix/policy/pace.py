@@ -3,10 +3,20 @@
 That is what a reorder is measured against: it may let a request wait until then,
 whenever its own turn would have been. Longest waits then stay about those of first
 come, first served, and everything below them is free to be reordered.
+
+Time is counted in work, not in seconds: the same requests are served in the same
+order on any machine, with a model or without.
 """
 
 from collections import deque
 from itertools import islice
+
+STEP = 256
+"""Tokens that a step is worth at least: with fewer, a GPU waits for its memory.
+
+The ridge of the roofline: an H100 computes about 250 tokens of a dense model in the
+time in which it reads the weights.
+"""
 
 _WINDOW = 64
 """Admissions over which the pace is taken."""
@@ -22,79 +32,68 @@ class Pace:
     """Watches admissions and the queue.
 
     Attributes:
-        seconds: between admissions while requests were waiting; 0 while unknown.
-        limit: the longest wait of late, in seconds, for a newcomer served after all
+        work: done so far, in tokens: the clock.
+        each: work between admissions while requests were waiting; 0 while unknown.
+        limit: the longest wait of late, in work, for a newcomer served after all
             who wait: what the guard allows.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.work = 0
+        self.each = 0.0
         self.limit = 0.0
-        self._busy = 0.0
-        # When the last step was scheduled, if it left requests waiting.
-        self._last: float | None = None
+        # Whether the last step left requests waiting, and work done in such a state.
         self._in_backlog = False
-        self._admitted: deque[float] = deque(maxlen=_WINDOW)
-        # (time, requests waiting), and (time, wait) with waits falling.
-        self._queue: deque[tuple[float, int]] = deque()
-        self._waits: deque[tuple[float, float]] = deque()
+        self._busy = 0
+        self._admitted: deque[int] = deque(maxlen=_WINDOW)
+        # (work, requests waiting), and (work, wait) with waits falling.
+        self._queue: deque[tuple[int, int]] = deque()
+        self._waits: deque[tuple[int, float]] = deque()
         # What serving in order of arrival would have cost in addition.
         self._saved: deque[int] = deque(maxlen=_WINDOW)
         self._saved_sum = 0
-        self._fit = _Line()
-        self._step: tuple[float, int] | None = None
 
-    def start_step(self, now: float) -> None:
-        """Note the time, in seconds, at which a step is scheduled."""
-        if self._step is not None:
-            start, tokens = self._step
-            if tokens and now > start:
-                self._fit.add(tokens, now - start)
-        self._step = None
-        self._in_backlog = self._last is not None
-        if self._last is not None:
-            self._busy += max(0.0, now - self._last)
-
-    def end_step(self, now: float, tokens: int, waiting: int, saved: list[int]) -> None:
-        """Note what a step admitted.
+    def note(self, tokens: int, waiting: int, saved: list[int]) -> None:
+        """Note a step that was scheduled: O(admissions).
 
         Args:
-            now: when it was scheduled.
             tokens: scheduled in it.
             waiting: requests that still wait.
             saved: of each admitted request, tokens that were cached and would not
                 have been in order of arrival.
         """
-        self._step = now, tokens
-        self._last = now if waiting else None
-        if not self._in_backlog:
-            return
-        for tokens_saved in saved:
-            self._admitted.append(self._busy)
-            if len(self._saved) == _WINDOW:
-                self._saved_sum -= self._saved[0]
-            self._saved.append(tokens_saved)
-            self._saved_sum += tokens_saved
-        count = len(self._admitted)
-        if count >= _ENOUGH and self._busy > self._admitted[0]:
-            self.seconds = (self._busy - self._admitted[0]) / count
+        if self._in_backlog:
+            for tokens_saved in saved:
+                self._admitted.append(self._busy)
+                if len(self._saved) == _WINDOW:
+                    self._saved_sum -= self._saved[0]
+                self._saved.append(tokens_saved)
+                self._saved_sum += tokens_saved
+            count = len(self._admitted)
+            if count >= _ENOUGH and self._busy > self._admitted[0]:
+                self.each = (self._busy - self._admitted[0]) / count
+        work = max(STEP, tokens) if tokens else 0
+        self.work += work
+        self._in_backlog = waiting > 0
+        if self._in_backlog:
+            self._busy += work
 
-    def watch(self, now: float, waiting: int) -> None:
+    def watch(self, waiting: int) -> None:
         """Work out the limit again: O(1), amortised.
 
         A queue that grows is taken to go on growing for as long as it takes to
         serve it: who comes last meets the longer one.
 
         Args:
-            now: the time, in seconds.
             waiting: requests that wait.
         """
+        now = self.work
         self._queue.append((now, waiting))
-        each = self.seconds
+        each = self.each
         if not each:
             return
         if self._saved:
-            each += self._fit.slope * self._saved_sum / len(self._saved)
+            each += self._saved_sum / len(self._saved)
         wait = waiting * each
         while len(self._queue) > 2 and self._queue[1][0] < now - wait:
             self._queue.popleft()
@@ -107,28 +106,6 @@ class Pace:
         while self._waits[0][0] < now - _MEMORY * self._waits[0][1]:
             self._waits.popleft()
         self.limit = self._waits[0][1]
-
-
-class _Line:
-    """A line through points, old ones forgotten."""
-
-    _KEEP = 0.98
-
-    def __init__(self) -> None:
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
-        self.slope = 0.0
-
-    def add(self, x: float, y: float) -> None:
-        """Add a point, O(1)."""
-        keep = self._KEEP
-        self._n = self._n * keep + 1
-        self._x = self._x * keep + x
-        self._y = self._y * keep + y
-        self._xx = self._xx * keep + x * x
-        self._xy = self._xy * keep + x * y
-        spread = self._n * self._xx - self._x**2
-        if spread > 1e-6 * self._n * self._xx:
-            self.slope = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
 
 
 class Turns:

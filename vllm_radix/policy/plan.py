@@ -40,8 +40,8 @@ class Bounds:
     """
 
     max_overtakes: int = 1000
-    max_extra_wait: float = 30.0
-    patience: float = 1.0
+    max_extra_wait: float = 60.0
+    patience: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Planner:
             room: what a step can admit.
             turns: when each request's turn came.
             now: the time, in seconds.
-            limit: the wait that the guard allows, in seconds; see ``Pace``.
+            limit: the wait that the guard allows, in work; see ``Pace``.
             barred: places not to be picked, by fairness.
         """
         for place in barred:
@@ -215,14 +215,14 @@ class _Waits:
     Args:
         view: the waiting requests.
         by_age: places in order of arrival.
-        limit: longest wait, in seconds.
+        limit: longest wait, in work.
     """
 
     def __init__(self, view: View, by_age: Ints, limit: float) -> None:
         self._pace = view.pace
         alive = view.left[by_age]
         position: Ints = np.cumsum(alive) - alive
-        # Seconds that each can spare, if all are served by age from now on.
+        # Work that each can spare, if all are served by age from now on.
         self._spare = limit - view.age[by_age] - position * view.pace
         self._spare[~alive] = np.inf
         self._at = np.empty(len(by_age), np.int64)
