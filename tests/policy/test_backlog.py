@@ -80,6 +80,15 @@ def test_neighbours_share_what_they_share_whoever_comes_and_goes(requests, goes)
 
 
 @UNHURRIED
+@given(st.lists(TEXT, max_size=8))
+def test_the_neighbours_of_one_that_goes_are_compared(texts):
+    for gone in range(len(texts)):
+        backlog, entries = filled([(text, None, 0, False) for text in texts])
+        backlog.remove(entries.pop(gone))
+        verify(backlog, entries)
+
+
+@UNHURRIED
 @given(st.lists(REQUEST, max_size=12))
 def test_a_place_is_found_again(requests):
     backlog, entries = filled(requests)

@@ -148,7 +148,6 @@ def test_work_that_nobody_left_needs_is_in_no_rate():
         assert rate[place] == pytest.approx(least_rate(view, texts, place))
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="stale cached of a leader")
 def test_a_computing_request_may_share_less_than_its_neighbour_has_cached():
     # xy was admitted when nothing was cached and is still computing; xxx has been
     # cached by another since.
@@ -158,7 +157,6 @@ def test_a_computing_request_may_share_less_than_its_neighbour_has_cached():
     assert part[0] == rate[0] == view.uncached[0]
 
 
-@pytest.mark.xfail(strict=True, reason="only the request before counts")
 def test_what_a_computing_request_computes_counts_alike_on_both_sides():
     before, _ = view_from([("xxx", 1), ("xxy", 1)], computing=[0])
     after, _ = view_from([("xxy", 1), ("xxz", 1)], computing=[1])

@@ -20,6 +20,7 @@ from vllm_radix.engine.explain import Placement
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.policy import (
     ORDERS,
+    STEP,
     Backlog,
     Bounds,
     Deficits,
@@ -38,6 +39,11 @@ from vllm_radix.tree import News
 
 _BLOCKED = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
 _LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
+_GOOD_FOR = 16 * STEP
+"""Work after which an order is made again, though nothing but time has changed."""
+
+_MOST_NEWS = 10_000
+
 _HORIZON = 256
 """Requests whose prefixes are pinned at most."""
 
@@ -50,6 +56,7 @@ class Admission:
         config: options.
         computing: requests that are computing their prompts in chunks, or loading
             them; vLLM's own set.
+        most_tokens: of one prompt that a step computes; 0 for no limit.
 
     Attributes:
         reordered: steps for which the queue was put in another order.
@@ -61,6 +68,7 @@ class Admission:
         manager: RadixKVCacheManager,
         config: RadixConfig,
         computing: set[Request],
+        most_tokens: int = 0,
     ) -> None:
         self._manager = manager
         self._pool = manager.block_pool
@@ -69,12 +77,12 @@ class Admission:
         self._size = self._pool.hash_block_size
         self._config = config
         self._prefilling = computing
+        self._most_tokens = most_tokens
         self._backlog = Backlog(self._tree.block_bytes)
         # All who wait, in order of arrival; filed ones are in the backlog, and by
         # the block their cached prefix ends with and the tokens that come next.
         self._waiting: dict[str, Waiting] = {}
-        self._requests: dict[str, Request] = {}
-        self._unfiled: list[str] = []
+        self._unfiled: dict[str, None] = {}
         self._ends: dict[Hashable, dict[bytes, set[str]]] = {}
         self._end_of: dict[str, tuple[Hashable, bytes]] = {}
         self._computing: dict[str, Waiting] = {}
@@ -127,8 +135,7 @@ class Admission:
         assert not computing & self._waiting.keys(), "computes and waits"
         assert self._end_of.keys() <= self._waiting.keys(), "filed, and does not wait"
         unfiled = self._waiting.keys() - self._end_of.keys()
-        assert unfiled <= set(self._unfiled), "waits, and is not to be filed"
-        assert self._waiting.keys() == self._requests.keys()
+        assert unfiled == self._unfiled.keys(), "waits, and is not to be filed"
         arrivals = [entry.arrival for entry in self._waiting.values()]
         assert arrivals == sorted(arrivals), "not in order of arrival"
         listed = {
@@ -169,8 +176,7 @@ class Admission:
         )
         self._arrivals += 1
         self._waiting[entry.id] = entry
-        self._requests[entry.id] = request
-        self._unfiled.append(entry.id)
+        self._unfiled[entry.id] = None
         return entry
 
     def forget(self) -> None:
@@ -193,7 +199,7 @@ class Admission:
     def _take(self, request_id: str, keep: bool = False) -> Waiting | None:
         """Take a request off the queue; ``keep`` it in the backlog."""
         entry = self._waiting.pop(request_id, None)
-        self._requests.pop(request_id, None)
+        self._unfiled.pop(request_id, None)
         if entry is None:
             return None
         filed = self._unfile(entry)
@@ -269,10 +275,9 @@ class Admission:
                 self._look_up(entry)
         news.clear()
         for request_id in self._unfiled:
-            new = self._waiting.get(request_id)
-            if new is not None and request_id not in self._end_of:
-                self._backlog.add(new)
-                self._look_up(new)
+            new = self._waiting[request_id]
+            self._backlog.add(new)
+            self._look_up(new)
         self._unfiled.clear()
 
     # -- before a step ---------------------------------------------------------
@@ -284,10 +289,16 @@ class Admission:
             ids = {request.request_id for request in self._prefilling}
             for request_id in [i for i in self._computing if i not in ids]:
                 self._backlog.remove(self._computing.pop(request_id))
+        news = self._tree.news
+        assert news is not None
         if not self._waiting:
-            if self._tree.news:
-                self._tree.news.clear()
+            if news:
+                news.clear()
             self._pin(())
+        elif len(news.gone) + len(news.grown) > _MOST_NEWS:
+            # Nobody could be admitted for long: cheaper to look up all again.
+            news.clear()
+            news.reshaped = True
 
     def arrange(self, queue: FCFSRequestQueue, room: Room, now: float) -> list[Request]:
         """Put vLLM's queue in order: O(n log n), and O(1) if nothing can be gained.
@@ -303,8 +314,7 @@ class Admission:
         """
         self._pace.watch(len(queue))
         # An order that was made is good until something changes.
-        state = self._state(queue)
-        if state == self._arranged_at:
+        if self._state(queue, room) == self._arranged_at:
             self.passed_over = self._barred_before
             return []
         for request in queue:
@@ -314,6 +324,10 @@ class Admission:
         related = self._num_warm or self._backlog.num_related or self._deficits
         if not related and self._in_order:
             return []
+        for request in self._prefilling if self._computing else ():
+            leader = self._computing.get(request.request_id)
+            if leader is not None and request.status != _LOADING:
+                leader.cached = request.num_computed_tokens // self._size
         requests = list(queue)
         first = [request for request in requests if _keeps_place(request)]
         movable = {r.request_id: r for r in requests if not _keeps_place(r)}
@@ -338,7 +352,7 @@ class Admission:
         if pressed or self._deficits is not None:
             planner = self._planner if pressed else self._in_turn
             picks = planner.plan(
-                view, room, self._turns, now, self._pace.limit, self._barred(view)
+                view, room, self._turns, now, self._pace.limit, self._barred(view, now)
             )
         entries = self._backlog.entries
         self._saved = {entries[pick.place].id: pick.saved for pick in picks}
@@ -348,22 +362,31 @@ class Admission:
         chosen = set(picked)
         rest = [i for i in movable if i not in chosen and i not in held]
         rest.sort(key=lambda i: self._waiting[i].arrival)
-        ordered = first + [movable[i] for i in picked + rest]
+        order = picked + rest
+        if self._most_tokens and self._config.hold:
+            late = self._hold_behind(order, room, now)
+            held |= late
+            self.passed_over |= late
+            order = [i for i in order if i not in late]
+        self._let_go(held, now)
+        ordered = first + [movable[i] for i in order]
         if ordered != requests:
             queue.clear()
             queue.extend(ordered)
         self._in_order = not picked and not held
         self.reordered += not self._in_order
-        self._arranged_at = None if held else self._state(queue)
+        # Who is held, or waits for a grammar, may be free in the next step.
+        self._arranged_at = None if self.passed_over else self._state(queue, room)
         return [
             movable[i] for i in sorted(held, key=lambda i: self._waiting[i].arrival)
         ]
 
-    def _state(self, queue: FCFSRequestQueue) -> object:
-        """Return what an order depends on: cache, free blocks, and who waits."""
+    def _state(self, queue: FCFSRequestQueue, room: Room) -> object:
+        """Return what an order depends on: cache, room, who waits; and a while."""
         unused = self._pool.num_blank_blocks + self._tree.num_tails
         ends = queue[0].request_id, queue[-1].request_id
-        return self._tree.version, unused, len(queue), *ends
+        period = self._pace.work // _GOOD_FOR
+        return self._tree.version, unused, room, len(queue), *ends, period
 
     def _hold(self, movable: dict[str, Request], now: float) -> set[str]:
         """Return who waits for blocks that another request is computing.
@@ -377,31 +400,79 @@ class Admission:
                 leader = self._computing.get(request.request_id)
                 if leader is None:
                     continue
-                published = request.num_computed_tokens // self._size
-                if request.status == _LOADING:
-                    published = leader.cached
-                for entry in self._backlog.waiting_for(leader, published):
-                    if entry.held is None:
-                        entry.held = now
-                    waited = entry.held_for + now - entry.held
-                    if entry.id in movable and waited <= self._config.max_extra_wait:
+                for entry in self._backlog.waiting_for(leader, leader.cached):
+                    if entry.id in movable and self._may_hold(entry, now):
                         held.add(entry.id)
-        for request_id in self._held - held:
-            before = self._waiting.get(request_id)
-            if before is not None and before.held is not None:
-                before.held_for += now - before.held
-                before.held = None
-        self._held = held
         return held
 
-    def _barred(self, view: View) -> list[int]:
-        """Return the places of tenants who stand back for the others."""
+    def _let_go(self, held: set[str], now: float) -> None:
+        """Note who is not held any more."""
+        for request_id in self._held - held:
+            entry = self._waiting.get(request_id)
+            if entry is not None and entry.held is not None:
+                entry.held_for += now - entry.held
+                entry.held = None
+        self._held = held
+
+    def _hold_behind(self, order: list[str], room: Room, now: float) -> set[str]:
+        """Return who shares with one that starts in this step, and will not end in it.
+
+        O(slots), and those returned.
+
+        Args:
+            order: ids, as they are to be admitted.
+            room: what the step can admit.
+            now: the time, in seconds.
+        """
+        late: set[str] = set()
+        admitted: set[str] = set()
+        for request_id in order:
+            if len(admitted) == room.slots:
+                break
+            if request_id in late:
+                continue
+            admitted.add(request_id)
+            leader = self._waiting[request_id]
+            done = leader.cached * self._size + self._most_tokens
+            if done >= leader.tokens:
+                continue
+            for entry in self._backlog.waiting_for(leader, done // self._size):
+                if entry.id not in admitted and self._may_hold(entry, now):
+                    late.add(entry.id)
+        return late
+
+    def _may_hold(self, entry: Waiting, now: float) -> bool:
+        """Note that a request is held, unless it has been for too long."""
+        since = now if entry.held is None else entry.held
+        if entry.held_for + now - since > self._config.max_extra_wait:
+            return False
+        entry.held = since
+        return True
+
+    def _barred(self, view: View, now: float) -> list[int]:
+        """Return the places of tenants who stand back for the others.
+
+        Whoever is past a hard bound does not.
+        """
         if self._deficits is None:
             return []
         entries = self._backlog.entries
         free = [int(at) for at in view.left.nonzero()[0]]
-        barred = self._deficits.barred(entries[at].tenant for at in free)
-        return [at for at in free if entries[at].tenant in barred]
+        tenants = self._deficits.barred(entries[at].tenant for at in free)
+        if not tenants:
+            return []
+        barred = []
+        waiting = [int(at) for at in view.waits.nonzero()[0]]
+        waiting.sort(key=lambda at: entries[at].arrival)
+        for older, at in enumerate(waiting):
+            entry = entries[at]
+            if view.left[at] and entry.tenant in tenants:
+                since = self._turns.since(entry.arrival)
+                late = since is not None and now - since > self._config.max_extra_wait
+                overtaken = self._turns.overtaken(entry.arrival, older)
+                if not late and overtaken < self._config.max_overtakes:
+                    barred.append(at)
+        return barred
 
     def _needed(self, picked: list[str], ranked: Iterable[int]) -> list[int]:
         """Return the blocks that end what the queue needs next, nearest first."""
@@ -434,7 +505,8 @@ class Admission:
             return
         for pick in picks:
             entry = self._backlog.entries[pick.place]
-            held = entry.held_for + (now - entry.held if entry.held else 0.0)
+            since = now if entry.held is None else entry.held
+            held = entry.held_for + now - since
             explainer.placements[entry.id] = Placement(
                 pick.why, entry.arrival, now - entry.since, held
             )
@@ -472,7 +544,7 @@ class Admission:
                 self._computing[request_id] = entry
             saved.append(self._saved.get(request_id, 0))
             if self._deficits is not None:
-                computed = output.num_scheduled_tokens.get(request_id, 0)
+                computed = entry.tokens - entry.cached * self._size
                 self._deficits.charge(entry.tenant, computed)
         if saved:
             self._depart(now, len(saved))
@@ -480,8 +552,9 @@ class Admission:
 
 
 def _keeps_place(request: Request) -> bool:
-    """Whether vLLM put a request at the head, where it is to stay."""
-    return request.status == RequestStatus.PREEMPTED or request.num_computed_tokens > 0
+    """Whether vLLM put a request where it is, and it is to stay there."""
+    fresh = request.status in (RequestStatus.WAITING, _BLOCKED)
+    return not fresh or request.num_computed_tokens > 0
 
 
 def _grammar_is_ready(request: Request) -> bool:

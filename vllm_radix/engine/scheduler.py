@@ -106,7 +106,10 @@ class RadixScheduler(Scheduler):
             and isinstance(self.waiting, FCFSRequestQueue)
         ):
             self.admission = Admission(
-                self.kv_cache_manager, config, self._inflight_prefills
+                self.kv_cache_manager,
+                config,
+                self._inflight_prefills,
+                self.scheduler_config.long_prefill_token_threshold,
             )
         self._announce()
 

@@ -9,11 +9,12 @@ from vllm_radix.policy.backlog import Backlog, View, Waiting, view_of
 from vllm_radix.policy.fairness import Deficits
 from vllm_radix.policy.groups import unique_uncached
 from vllm_radix.policy.orders import ORDERS, FirstCome, Order
-from vllm_radix.policy.pace import Pace, Turns
+from vllm_radix.policy.pace import STEP, Pace, Turns
 from vllm_radix.policy.plan import Bounds, Pick, Planner, Room
 
 __all__ = [
     "ORDERS",
+    "STEP",
     "Backlog",
     "Bounds",
     "Deficits",

@@ -188,6 +188,7 @@ class View:
         tokens: of the prompt.
         arrival: place in order of arrival.
         age: work done since it arrived, in tokens.
+        waits: not admitted: left, held back, or barred.
         left: not picked yet, and free to go.
         block_size: tokens in a block.
         pace: work between admissions, as of late.
@@ -199,9 +200,25 @@ class View:
     tokens: Ints
     arrival: Ints
     age: Ints
+    waits: npt.NDArray[np.bool_]
     left: npt.NDArray[np.bool_]
     block_size: int
     pace: float = 0.0
+
+    def at(self, places: list[int]) -> "View":
+        """Return some of the requests; what neighbours share is lost."""
+        return View(
+            np.zeros(len(places), np.int64),
+            self.cached[places],
+            self.blocks[places],
+            self.tokens[places],
+            self.arrival[places],
+            self.age[places],
+            self.waits[places],
+            self.left[places],
+            self.block_size,
+            self.pace,
+        )
 
     @property
     def uncached(self) -> Ints:
@@ -224,6 +241,7 @@ def view_of(backlog: Backlog, work: int, block_size: int, pace: float = 0.0) -> 
     def ints(values: list[int]) -> Ints:
         return np.array(values, np.int64)
 
+    waits = np.array([not entry.computing for entry in entries], np.bool_)
     return View(
         shared=ints(backlog.shared),
         cached=ints([entry.cached for entry in entries]),
@@ -231,7 +249,8 @@ def view_of(backlog: Backlog, work: int, block_size: int, pace: float = 0.0) -> 
         tokens=ints([entry.tokens for entry in entries]),
         arrival=ints([entry.arrival for entry in entries]),
         age=work - ints([entry.work for entry in entries]),
-        left=np.array([not entry.computing for entry in entries], np.bool_),
+        waits=waits,
+        left=waits.copy(),
         block_size=block_size,
         pace=pace,
     )

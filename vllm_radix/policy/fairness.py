@@ -7,6 +7,9 @@ fair scheduling in LLM serving", 2025). Within that, the order is free.
 
 from collections.abc import Iterable
 
+_MOST = 10_000
+"""Tenants remembered; beyond, the one served longest ago is forgiven."""
+
 
 class Deficits:
     """What each tenant may still compute in this round.
@@ -44,4 +47,9 @@ class Deficits:
 
     def charge(self, tenant: str, tokens: int) -> None:
         """Note tokens computed for a tenant, O(1)."""
-        self._left[tenant] = self._left.get(tenant, self._quantum) - tokens
+        if tokens:
+            # Whoever was served last is forgotten last.
+            left = self._left.pop(tenant, self._quantum)
+            self._left[tenant] = left - tokens
+            if len(self._left) > _MOST:
+                del self._left[next(iter(self._left))]

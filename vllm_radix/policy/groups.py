@@ -11,9 +11,9 @@ from vllm_radix.policy.backlog import Floats, Ints, View
 
 
 def unique_uncached(view: View) -> int:
-    """Return the blocks to compute for all that waits, shared ones once: O(n)."""
+    """Return the blocks yet to compute for all in a view, shared ones once: O(n)."""
     known = np.maximum(view.cached, view.shared)
-    return int(np.maximum(view.blocks - known, 0)[view.left].sum())
+    return int(np.maximum(view.blocks - known, 0).sum())
 
 
 def group_bounds(view: View) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ def _share_out(view: View, first: int, last: int, part: Floats, rate: Floats) ->
     # Closed ones: first and last place, tokens of the edge over its members, rate.
     nodes: list[tuple[int, int, float, float]] = []
     for place in range(first, last + 1):
-        following = shared[place + 1] if place < last else base
+        following = max(base, shared[place + 1]) if place < last else base
         deepest = max(stack[-1][0], following)
         if deepest > stack[-1][0]:
             stack.append([deepest, place, 0, 0])

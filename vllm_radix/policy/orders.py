@@ -24,11 +24,13 @@ class Order(ABC):
         name: the value of the option ``policy``.
         guarded: whether the tail guard (see ``Pace``) keeps requests from waiting
             much longer than first come, first served; the hard bounds hold anyway.
+        local: whether a request's score depends on that request alone.
         every: every so many admissions the oldest request is served, 0 for never.
     """
 
     name: str
     guarded = False
+    local = True
     every = 0
 
     @abstractmethod
@@ -78,6 +80,7 @@ class DepthFirst(Order):
     """
 
     name = "dfs"
+    local = False
 
     def scores(self, view: View) -> Scores:
         """Return the place in the backlog, counted from the longest cached prefix."""
@@ -115,6 +118,7 @@ class Horn(Order):
     """Horn's rule (1972): the group with the least work per request first."""
 
     name = "horn"
+    local = False
 
     def scores(self, view: View) -> Scores:
         """Return the rate of the best group, then one's own part."""
@@ -149,15 +153,3 @@ ORDERS: dict[str, type[Order]] = {
         Horn,
     )
 }
-
-
-def ranking(order: Order, view: View) -> npt.NDArray[np.int64]:
-    """Return all places, best first: O(n log n).
-
-    Args:
-        order: how to score.
-        view: the waiting requests.
-    """
-    keys = [view.arrival, *reversed(order.scores(view))]
-    ranked: npt.NDArray[np.int64] = np.lexsort(keys)
-    return ranked

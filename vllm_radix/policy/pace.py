@@ -9,7 +9,6 @@ order on any machine, with a model or without.
 """
 
 from collections import deque
-from itertools import islice
 
 STEP = 256
 """Tokens that a step is worth at least: with fewer, a GPU waits for its memory.
@@ -87,11 +86,13 @@ class Pace:
         Args:
             waiting: requests that wait.
         """
-        now = self.work
-        self._queue.append((now, waiting))
-        each = self.each
+        now, each = self.work, self.each
         if not each:
+            # A queue that was long from the start has not grown.
+            if not self._queue:
+                self._queue.append((now, waiting))
             return
+        self._queue.append((now, waiting))
         if self._saved:
             each += self._saved_sum / len(self._saved)
         wait = waiting * each
@@ -120,29 +121,30 @@ class Turns:
 
     def __init__(self) -> None:
         self.departed = 0
+        # Times of departures from the ``_first``-th on.
         self._first = 0
-        self._times: deque[float] = deque()
+        self._times: list[float] = []
 
     def depart(self, now: float, count: int, oldest: int) -> None:
-        """Note that requests left the queue.
+        """Note that requests left the queue: O(count), amortised.
 
         Args:
             now: when.
             count: how many.
             oldest: arrival of the oldest that still waits, or of the next to come.
         """
-        self._times.extend([now] * count)
+        self._times += [now] * count
         self.departed += count
-        while self._first < min(oldest, self.departed):
-            self._times.popleft()
-            self._first += 1
+        past = min(oldest, self.departed) - self._first
+        if past > len(self._times) // 2:
+            del self._times[:past]
+            self._first += past
 
     def since(self, arrival: int) -> float | None:
         """Return when a request's turn came; None when it has not yet. O(1)."""
         if arrival >= self.departed:
             return None
-        at = max(0, arrival - self._first)
-        return next(islice(self._times, at, None), None)
+        return self._times[max(0, arrival - self._first)]
 
     def overtaken(self, arrival: int, older: int) -> int:
         """Return how many later requests departed first.

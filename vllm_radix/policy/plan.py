@@ -15,13 +15,15 @@ younger one that it has not passed has overtaken the older one too.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_radix.policy.backlog import Ints, View
 from vllm_radix.policy.groups import mates
-from vllm_radix.policy.orders import Order, ranking
+from vllm_radix.policy.orders import Order
 from vllm_radix.policy.pace import Turns
 
 _TRIES = 16
@@ -85,14 +87,14 @@ class Planner:
         bounds: how far that may go.
         pool_blocks: blocks of the cache.
         overtaking: admissions since the oldest request was served.
-        ranked: places in the order of the last plan, bounds aside.
+        ranked: places that the last plan left, best first.
     """
 
     order: Order
     bounds: Bounds
     pool_blocks: int
     overtaking: int = field(default=0, init=False)
-    ranked: Ints = field(default_factory=lambda: np.empty(0, np.int64), init=False)
+    ranked: list[int] = field(default_factory=list, init=False)
 
     def plan(
         self,
@@ -105,8 +107,8 @@ class Planner:
     ) -> list[Pick]:
         """Return who to admit, in order, until the room is used up.
 
-        O(n log n), and again for each request that opens a group; O(n) in numpy
-        for each other pick.
+        O(n log n), O(n) in numpy for each pick, and O(group log n) for each that
+        opens one; of orders that are not ``local``, O(n log n) for those.
 
         Args:
             view: the waiting requests; its ``left`` and ``cached`` are used up.
@@ -122,11 +124,11 @@ class Planner:
         waits = _Waits(view, by_age, limit * self.bounds.patience)
         lost = np.where(self._lost(view, by_age), view.cached, 0) * view.block_size
         # Held and barred ones wait as well.
-        ahead = np.cumsum(~view.left[by_age])
+        ahead = np.cumsum((view.waits & ~view.left)[by_age])
         picks: list[Pick] = []
         overtaking = self.overtaking
-        ranked = ranking(self.order, view)
-        best = oldest = used = 0
+        ranked = _Ranked(self.order, view)
+        oldest = used = 0
         blocks = room.blocks
         while len(picks) < room.slots and used < room.tokens:
             while oldest < len(by_age) and not view.left[by_age[oldest]]:
@@ -134,9 +136,7 @@ class Planner:
             if oldest == len(by_age):
                 break
             first = int(by_age[oldest])
-            while not view.left[ranked[best]]:
-                best += 1
-            chosen = self._fitting(view, ranked, best, blocks)
+            chosen = ranked.best(blocks)
             why = "prefix"
             if chosen == first:
                 why = "turn"
@@ -161,12 +161,9 @@ class Planner:
             blocks -= int(view.blocks[chosen] - view.cached[chosen])
             pick = Pick(chosen, why, int(lost[chosen]))
             picks.append(pick)
-            if self._open(view, chosen):
-                if why == "prefix":
-                    pick.why = "group"
-                ranked = ranking(self.order, view)
-                best = 0
-        self.ranked = ranked
+            if self._open(view, chosen, ranked) and why == "prefix":
+                pick.why = "group"
+        self.ranked = ranked.rest()
         return picks
 
     def admitted(self, oldest: bool) -> None:
@@ -186,27 +183,91 @@ class Planner:
         return lost
 
     @staticmethod
-    def _fitting(view: View, ranked: Ints, best: int, blocks: int) -> int:
-        """Return the first that fits into the free blocks, or else the first."""
-        tries = 0
-        for at in range(best, len(ranked)):
-            place = int(ranked[at])
-            if not view.left[place]:
-                continue
-            if view.blocks[place] - view.cached[place] <= blocks:
-                return place
-            tries += 1
-            if tries == _TRIES:
-                break
-        return int(ranked[best])
-
-    @staticmethod
-    def _open(view: View, place: int) -> bool:
+    def _open(view: View, place: int, ranked: "_Ranked") -> bool:
         """Note that what a picked request shares will be cached: O(its group)."""
         found = mates(view.shared, place, view.cached)
+        view.cached[place] = view.blocks[place]
         for other, common in found:
             view.cached[other] = common
+        if found:
+            ranked.renew([other for other, _ in found])
         return bool(found)
+
+
+class _Ranked:
+    """Places in an order that changes as requests are picked.
+
+    Args:
+        order: how to score.
+        view: the waiting requests.
+    """
+
+    def __init__(self, order: Order, view: View) -> None:
+        self._order = order
+        self._view = view
+        # Places whose score has changed since, with it.
+        self._moved: list[tuple[tuple[float, ...], int]] = []
+        self._rank()
+
+    def _rank(self) -> None:
+        self._keys = [*self._order.scores(self._view), self._view.arrival]
+        self._places = np.lexsort(self._keys[::-1]).tolist()
+        self._at = 0
+        self._moved.clear()
+
+    def _key(self, place: int) -> tuple[float, ...]:
+        return tuple(key[place] for key in self._keys)
+
+    def best(self, blocks: int) -> int:
+        """Return the first that fits into so many blocks, or else the first.
+
+        O(log n) for each that does not fit, of which a few are tried.
+        """
+        left, view = self._view.left, self._view
+        passed: list[tuple[tuple[float, ...], int]] = []
+        chosen = -1
+        while chosen < 0 and len(passed) < _TRIES:
+            while self._moved and not left[self._moved[0][1]]:
+                heappop(self._moved)
+            while self._at < len(self._places) and not left[self._places[self._at]]:
+                self._at += 1
+            ranked = self._at < len(self._places)
+            if ranked:
+                here = self._places[self._at]
+                entry = self._key(here), here
+                if not self._moved or entry <= self._moved[0]:
+                    self._at += 1
+                else:
+                    entry = heappop(self._moved)
+            elif self._moved:
+                entry = heappop(self._moved)
+            else:
+                break
+            place = entry[1]
+            if view.blocks[place] - view.cached[place] <= blocks:
+                chosen = place
+            passed.append(entry)
+        for entry in passed:
+            heappush(self._moved, entry)
+        return chosen if chosen >= 0 else passed[0][1]
+
+    def renew(self, places: list[int]) -> None:
+        """Score some again: O(their number), and O(n log n) if all scores change."""
+        if not self._order.local:
+            self._rank()
+            return
+        some = self._view.at(places)
+        for key, scores in zip(self._keys, self._order.scores(some), strict=False):
+            key[places] = scores
+        for place in places:
+            if self._view.left[place]:
+                heappush(self._moved, (self._key(place), place))
+
+    def rest(self) -> list[int]:
+        """Return those that are left, best first, as far as is known cheaply."""
+        left = self._view.left
+        moved = [place for _, place in sorted(self._moved)]
+        return [p for p in chain(moved, self._places[self._at :]) if left[p]]
 
 
 class _Waits:

@@ -1,0 +1,337 @@
+"""Hold, pins, bounds, fairness and the null cases, on the engine double."""
+
+from itertools import pairwise
+
+import pytest
+from engine_double import EngineDouble, make_scheduler
+from test_scheduler import PRESSED, ROOMY, grouped, prompt, run
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
+
+from vllm_radix import RadixScheduler
+from vllm_radix.policy import ORDERS
+from vllm_radix.tree.structure import PIN
+
+UNBOUNDED = {"max_overtakes": 10**9, "max_extra_wait": 1e9}
+
+
+def same_prefix(count=16, shared=1024, own=40):
+    prefix = prompt("long", shared)
+    return {str(i): prefix + prompt(i, own) for i in range(count)}
+
+
+def chunked(threshold, **radix):
+    return {
+        "num_blocks": 400,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 512,
+        "long_prefill_token_threshold": threshold,
+        "radix": radix,
+    }
+
+
+# -- hold ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0, 256, 64])
+def test_a_prefix_computed_in_chunks_is_computed_once(threshold):
+    prompts = same_prefix()
+    ideal = 1024 + 16 * (40 + 3)
+    theirs = run(prompts, Scheduler, **chunked(threshold))
+    ours = run(prompts, RadixScheduler, **chunked(threshold))
+    assert ours.computed <= 1.02 * ideal
+    assert theirs.computed > 1.4 * ideal or not threshold
+    assert ours.outputs == theirs.outputs
+
+
+def test_without_hold_followers_compute_the_same_chunks():
+    ours = run(same_prefix(), RadixScheduler, **chunked(64, hold=False))
+    assert ours.computed > 3 * 1024
+
+
+def held_engine(**radix):
+    """A leader in the middle of its prefill, and followers that wait for it."""
+    engine = EngineDouble(make_scheduler(**chunked(64, **radix)))
+    now = [0.0]
+    engine.scheduler.clock = lambda: now[0]
+    # Stock's threshold is for those who are not alone.
+    engine.add("busy", prompt("busy", 40), max_tokens=40)
+    engine.step()
+    for request_id, tokens in same_prefix(5).items():
+        engine.add(request_id, tokens)
+    for _ in range(2):
+        engine.step()
+    assert engine.admitted == ["busy", "0"]
+    return engine, now
+
+
+@pytest.mark.parametrize("end", ["aborted", "preempted"])
+def test_followers_go_on_when_their_leader_is_gone(end):
+    engine, _ = held_engine()
+    scheduler = engine.scheduler
+    if end == "aborted":
+        engine.abort("0")
+    else:
+        _, leader = scheduler.running
+        scheduler.running.remove(leader)
+        scheduler._preempt_request(leader, 0.0)
+    engine.step()
+    assert engine.admitted[2:3] == ["1"] or engine.resumed == ["0"]
+    engine.run()
+    others = {str(i): 4 for i in range(end == "aborted", 5)}
+    assert {i: len(engine.outputs[i]) for i in others} == others
+
+
+def test_nobody_is_held_longer_than_max_extra_wait():
+    engine, now = held_engine(max_extra_wait=5.0)
+    now[0] = 5.1
+    engine.step()
+    assert engine.admitted == ["busy", "0", "1", "2", "3", "4"]
+    engine.run()
+
+
+def test_another_prompt_is_not_held():
+    engine, _ = held_engine()
+    engine.add("other", prompt("other", 100))
+    engine.step()
+    assert engine.admitted == ["busy", "0", "other"]
+    engine.run()
+
+
+def test_a_follower_may_be_aborted_while_it_is_held():
+    engine, _ = held_engine()
+    engine.abort("2")
+    engine.run()
+    assert sorted(engine.outputs) == ["0", "1", "3", "4", "busy"]
+
+
+def test_salted_and_uncached_requests_do_not_wait_for_each_other():
+    engine = EngineDouble(make_scheduler(**chunked(64)))
+    for i, tokens in enumerate(same_prefix(4).values()):
+        engine.add(str(i), tokens, cache_salt=str(i))
+    engine.step()
+    assert engine.admitted == ["0", "1", "2", "3"]
+    engine.run()
+
+
+# -- null cases ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [name for name in ORDERS if name != "fcfs"])
+@pytest.mark.parametrize("threshold", [0, 64])
+def test_what_fits_is_served_in_order(policy, threshold):
+    prompts = grouped(groups=6, members=4, own=30)
+    options = {**ROOMY, "long_prefill_token_threshold": threshold}
+    theirs = run(prompts, Scheduler, **options)
+    ours = run(prompts, radix={"policy": policy, "hold": False}, **options)
+    assert ours.admitted == theirs.admitted
+    assert ours.steps == theirs.steps
+    assert ours.outputs == theirs.outputs
+
+
+@pytest.mark.parametrize("policy", list(ORDERS))
+def test_nothing_shared_is_stock_order_under_pressure(policy):
+    lengths = [40, 300, 150, 90] * 8
+    prompts = {str(i): prompt(i, length) for i, length in enumerate(lengths)}
+    theirs = run(prompts, Scheduler, **PRESSED)
+    ours = run(prompts, radix={"policy": policy}, **PRESSED)
+    assert ours.admitted == theirs.admitted
+    assert ours.steps == theirs.steps
+    assert ours.computed == theirs.computed
+
+
+# -- order ---------------------------------------------------------------------
+
+
+def test_a_group_stays_together_when_nothing_is_cached_yet():
+    prompts = grouped(groups=6, members=4)
+    ours = run(prompts, num_blocks=21, max_num_seqs=2, max_num_batched_tokens=512)
+    groups = [request_id.split("-")[0] for request_id in ours.admitted]
+    changes = sum(a != b for a, b in pairwise(groups))
+    assert changes <= 8, groups
+
+
+@pytest.mark.parametrize("policy", [name for name in ORDERS if name != "fcfs"])
+def test_every_order_answers_the_same_and_shares_more(policy):
+    prompts = grouped(groups=8, members=6)
+    theirs = run(prompts, Scheduler, **PRESSED)
+    ours = run(prompts, radix={"policy": policy, **UNBOUNDED}, **PRESSED)
+    assert ours.outputs == theirs.outputs
+    assert ours.computed < 0.6 * theirs.computed
+
+
+def test_what_does_not_fit_does_not_stop_what_does():
+    """Stock's scan ends at the first request that finds no room."""
+    engine = EngineDouble(make_scheduler(num_blocks=16, max_num_seqs=4))
+    shared = prompt("shared", 64)
+    engine.add("first", shared + prompt("a", 30), max_tokens=40)
+    engine.add("running", prompt("long", 250), max_tokens=40)
+    engine.step()
+    engine.add("too long", prompt("b", 300))
+    engine.add("fits", shared + prompt("c", 10))
+    engine.step()
+    assert engine.admitted == ["first", "running", "fits"]
+    engine.run()
+    assert len(engine.outputs) == 4
+
+
+def test_the_oldest_goes_when_its_turn_is_long_ago():
+    engine = EngineDouble(
+        make_scheduler(radix={"max_extra_wait": 10.0, "policy": "lpm"}, **PRESSED)
+    )
+    now = [0.0]
+    engine.scheduler.clock = lambda: now[0]
+    hot = prompt("hot", 256)
+    engine.add("hot", hot + prompt("first", 20), max_tokens=2)
+    engine.step()
+    engine.add("cold", prompt("cold", 300), max_tokens=2)
+    sent = 0
+    while "cold" not in engine.admitted:
+        while len(engine.scheduler.waiting) < 8:
+            sent += 1
+            engine.add(f"hot {sent}", hot + prompt(sent, 20), max_tokens=2)
+        engine.step()
+        now[0] += 1.0
+        assert now[0] < 20
+    assert now[0] > 10
+
+
+@pytest.mark.parametrize(("policy", "starves"), [("prefix", False), ("lpm", True)])
+def test_a_stream_of_one_prefix_holds_up_others_only_so_long(policy, starves):
+    options = {"policy": policy, **UNBOUNDED}
+    engine = EngineDouble(make_scheduler(radix=options, **PRESSED))
+    hot = prompt("hot", 256)
+    engine.add("hot", hot + prompt("first", 20), max_tokens=2)
+    engine.step()
+    colds = sent_hot = 0
+    for sent in range(150):
+        if sent % 30 == 0:
+            colds += 1
+            engine.add(f"cold {sent}", prompt(sent, 300), max_tokens=2)
+        while len(engine.scheduler.waiting) < 12:
+            sent_hot += 1
+            engine.add(f"hot {sent_hot}", hot + prompt(f"h{sent_hot}", 20), 2)
+        engine.step()
+    served = sum(request_id.startswith("cold") for request_id in engine.admitted)
+    assert (served == 0) if starves else (served >= colds - 1)
+
+
+def test_requests_that_wait_for_a_grammar_stop_nobody():
+    class Structured:
+        grammar = None
+
+    engine = EngineDouble(make_scheduler(**PRESSED))
+    prompts = grouped(groups=8, members=4)
+    slow = []
+    for at, (request_id, tokens) in enumerate(prompts.items()):
+        request = engine.add(request_id, tokens)
+        if at % 5 == 0:
+            request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+            request.structured_output_request = Structured()
+            slow.append(request)
+    for _ in range(30):
+        engine.step()
+    assert not {request.request_id for request in slow} & set(engine.admitted)
+    assert len(engine.admitted) > 10
+    for request in slow:
+        request.structured_output_request = None
+        request.status = RequestStatus.WAITING
+    engine.run()
+    assert sorted(engine.outputs) == sorted(prompts)
+
+
+# -- pins ----------------------------------------------------------------------
+
+
+def pinned(tree):
+    return {block for block, rank in enumerate(tree._rank) if rank >= PIN}
+
+
+@pytest.mark.parametrize("quota", [0.0, 0.5])
+def test_what_the_queue_needs_is_evicted_last(quota):
+    radix = {"pin_quota": quota, "max_overtakes": 0}
+    engine = EngineDouble(make_scheduler(num_blocks=31, max_num_seqs=1, radix=radix))
+    wanted = prompt("wanted", 128)
+    engine.add("before", wanted)
+    engine.run()
+    for i in range(6):
+        engine.add(f"cold {i}", prompt(i, 200))
+    engine.add("next", wanted + prompt("n", 20))
+    engine.run()
+    assert engine.admitted[-1] == "next"
+    assert engine.cached["next"] == (128 if quota else 0)
+    assert not pinned(engine.scheduler.kv_cache_manager.block_pool.tree)
+
+
+def test_a_reset_forgets_pins():
+    prompts = grouped(groups=8, members=6)
+    engine = EngineDouble(make_scheduler(**PRESSED))
+    tree = engine.scheduler.kv_cache_manager.block_pool.tree
+    for request_id, tokens in prompts.items():
+        engine.add(request_id, tokens)
+    while not pinned(tree):
+        engine.step()
+    assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert not pinned(tree) and not tree._pinned
+    engine.run()
+    assert sorted(engine.outputs) == sorted(prompts)
+
+
+def test_pins_never_make_a_request_wait():
+    prompts = grouped(groups=8, members=6)
+    for quota in (0.0, 1.0):
+        ours = run(prompts, radix={"pin_quota": quota}, **PRESSED)
+        assert len(ours.outputs) == len(prompts)
+
+
+# -- fairness ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tenant", ["", "team"])
+def test_a_tenant_that_sends_much_does_not_crowd_out_another(tenant):
+    engine = EngineDouble(
+        make_scheduler(
+            num_blocks=41,
+            max_num_seqs=1,
+            radix={"tenant": tenant, "fair_quantum": 200},
+        )
+    )
+    for i in range(20):
+        engine.add(f"many {i}", prompt(i, 150), extra_args={"team": "a"})
+    for i in range(3):
+        engine.add(f"few {i}", prompt(f"f{i}", 150), extra_args={"team": "b"})
+    engine.run()
+    last = max(engine.admitted.index(f"few {i}") for i in range(3))
+    assert last < 10 if tenant else last == 22
+
+
+def test_debts_do_not_starve_a_tenant_among_ever_new_ones():
+    engine = EngineDouble(
+        make_scheduler(
+            num_blocks=40,
+            max_num_seqs=1,
+            radix={"tenant": "cache_salt", "fair_quantum": 64, "max_overtakes": 9},
+        )
+    )
+    for name in ("hog 1", "hog 2"):
+        engine.add(name, prompt(name, 200), 1, cache_salt="hog")
+    for i in range(60):
+        engine.add(f"new {i}", prompt(i, 40), 1, cache_salt=f"salt {i}")
+        engine.step()
+    place = engine.admitted.index("hog 2")
+    assert 1 < place <= 11
+    engine.run()
+
+
+def test_nothing_is_kept_of_requests_that_are_gone():
+    options = {"num_blocks": 100, "radix": {"tenant": "cache_salt"}}
+    engine = EngineDouble(make_scheduler(**options), check=False)
+    admission = engine.scheduler.admission
+    for i in range(50):
+        for name in "ab":
+            engine.add(f"{name} {i}", prompt(f"{name}{i}", 20), 1, cache_salt=f"{i}")
+        engine.run()
+    assert not len(admission)
+    assert not admission._unfiled and not admission._ends
+    assert len(admission._pace._queue) <= 1
+    assert len(admission._turns._times) <= 4
