@@ -92,6 +92,7 @@ class VirtualRun:
         cost: of a step.
         answers: tokens that a request is answered with, by id; others are made up.
         progress: called with the number of requests done since the last call.
+        prefix: of the requests' ids.
     """
 
     def __init__(
@@ -100,10 +101,12 @@ class VirtualRun:
         cost: CostModel,
         answers: Mapping[str, Sequence[int]] | None = None,
         progress: Callable[[int], None] | None = None,
+        prefix: str = "",
     ) -> None:
         self._scheduler = scheduler
         self._cost = cost
         self._answers = answers or {}
+        self._prefix = prefix
         self._progress = progress or (lambda done: None)
         self._maker = RequestMaker(scheduler)
         self._now = 0.0
@@ -124,7 +127,7 @@ class VirtualRun:
             RuntimeError: the scheduler stopped making progress.
         """
         for index, root in enumerate(roots):
-            self._plan(root, [], str(index))
+            self._plan(root, [], f"{self._prefix}{index}")
         outcome, idle = self._outcome, 0
         while self._due or self._pending:
             if not self._pending:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import vllm_radix
 from vllm_radix.config import RadixConfig, flag_value
-from vllm_radix_bench.numbers import number, pressure, whole
+from vllm_radix_bench.ranges import number, pressure, whole
 
 if TYPE_CHECKING:
     from vllm_radix_bench.ab import Options
