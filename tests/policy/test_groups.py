@@ -137,7 +137,6 @@ def test_rates_are_those_of_the_best_group(made):
     assert rate.sum() <= part.sum() + 1e-6, "a group's rate is its members' mean part"
 
 
-@pytest.mark.xfail(strict=True, reason="counts edges below which nobody is left")
 def test_work_that_nobody_left_needs_is_in_no_rate():
     # Nobody who is left needs xy.
     view, texts = view_from([("xyx", 1), ("xyy", 1), ("xz", 1), ("xx", 1)])

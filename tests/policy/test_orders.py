@@ -130,7 +130,6 @@ def test_depth_first_starts_with_what_is_cached(made):
         assert view.cached[first] == view.cached[view.left].max()
 
 
-@pytest.mark.xfail(strict=True, reason="its earlier half comes last")
 def test_depth_first_does_not_cut_the_warm_subtree_in_two():
     view, texts = view_from([("xx", 1, 0), ("xyy", 1, 0), ("z", 1, 0)], ["xyy"])
     order = [texts[place] for place in ranked("dfs", view)]

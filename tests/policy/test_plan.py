@@ -120,11 +120,10 @@ def test_a_pace_that_is_not_known_guards_nothing():
     assert plan(Guarded(), view)[0] == [2, 0, 1]
     view = view_from(["a", "b", "x"], ["x"], [99, 98, 97], pace=1.0)
     assert plan(Guarded(), view)[0] == [0, 1, 2]
+    bounds = Bounds(10**9, 1e9, 1.0)
     for limit, first in ((1.0, 1), (0.9, 0)):
-        assert (
-            plan(Guarded(), view_from(["a", "x"], ["x"], pace=1), limit=limit)[0][0]
-            == first
-        )
+        view = view_from(["a", "x"], ["x"], pace=1)
+        assert plan(Guarded(), view, bounds=bounds, limit=limit)[0][0] == first
 
 
 @UNHURRIED

@@ -101,7 +101,6 @@ class Run:
         self.warm = [*self.warm[-3:], entry.id]
 
 
-@pytest.mark.xfail(strict=True, reason="who moved up is tried twice, of 16 tries")
 def test_ten_that_do_not_fit_stop_nobody():
     run = Run("lpm", LOOSE)
     for text in ("x", *("x" + letter * 9 for letter in "abcdefghij"), "q"):

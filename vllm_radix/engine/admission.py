@@ -317,9 +317,11 @@ class Admission:
         if self._state(queue, room) == self._arranged_at:
             self.passed_over = self._barred_before
             return []
-        for request in queue:
-            if request.request_id not in self._waiting and not _keeps_place(request):
-                self.add(request, now)
+        first, movable = _split(queue)
+        if not movable.keys() <= self._waiting.keys():
+            for request_id, request in movable.items():
+                if request_id not in self._waiting:
+                    self.add(request, now)
         self._catch_up()
         related = self._num_warm or self._backlog.num_related or self._deficits
         if not related and self._in_order:
@@ -328,58 +330,50 @@ class Admission:
             leader = self._computing.get(request.request_id)
             if leader is not None and request.status != _LOADING:
                 leader.cached = request.num_computed_tokens // self._size
-        requests = list(queue)
-        first = [request for request in requests if _keeps_place(request)]
-        movable = {r.request_id: r for r in requests if not _keeps_place(r)}
         view = view_of(self._backlog, self._pace.work, self._size, self._pace.each)
-        places = {entry.id: at for at, entry in enumerate(self._backlog.entries)}
-        for at, entry in enumerate(self._backlog.entries):
-            if entry.id not in movable:
-                view.left[at] = False
         unused = self._pool.num_blank_blocks + self._tree.num_tails
         pressed = unique_uncached(view) > unused
         held = self._hold(movable, now)
-        barred = [
+        waits_for_grammar = [
             request_id
             for request_id, request in movable.items()
-            if request.status == _BLOCKED and not _grammar_is_ready(request)
+            if request.status is _BLOCKED and not _grammar_is_ready(request)
         ]
-        self.passed_over = held.union(barred)
+        self.passed_over = held.union(waits_for_grammar)
         self._barred_before = self.passed_over
-        for request_id in self.passed_over:
-            view.left[places[request_id]] = False
+        entries = self._backlog.entries
+        if self.passed_over or len(movable) < len(self._waiting):
+            for at, entry in enumerate(entries):
+                if entry.id not in movable or entry.id in self.passed_over:
+                    view.left[at] = False
         picks: list[Pick] = []
         if pressed or self._deficits is not None:
             planner = self._planner if pressed else self._in_turn
             picks = planner.plan(
                 view, room, self._turns, now, self._pace.limit, self._barred(view, now)
             )
-        entries = self._backlog.entries
         self._saved = {entries[pick.place].id: pick.saved for pick in picks}
         self._explain(picks, now)
         picked = [entries[pick.place].id for pick in picks]
         self._pin(self._needed(picked, planner.ranked) if pressed else ())
         chosen = set(picked)
-        rest = [i for i in movable if i not in chosen and i not in held]
-        rest.sort(key=lambda i: self._waiting[i].arrival)
-        order = picked + rest
+        # In order of arrival, as they were put in.
+        late = chosen | held if held else chosen
+        order = picked + [i for i in self._waiting if i not in late and i in movable]
         if self._most_tokens and self._config.hold:
             late = self._hold_behind(order, room, now)
             held |= late
             self.passed_over |= late
             order = [i for i in order if i not in late]
         self._let_go(held, now)
-        ordered = first + [movable[i] for i in order]
-        if ordered != requests:
-            queue.clear()
-            queue.extend(ordered)
+        queue.clear()
+        queue.extend(first)
+        queue.extend([movable[i] for i in order])
         self._in_order = not picked and not held
         self.reordered += not self._in_order
         # Who is held, or waits for a grammar, may be free in the next step.
         self._arranged_at = None if self.passed_over else self._state(queue, room)
-        return [
-            movable[i] for i in sorted(held, key=lambda i: self._waiting[i].arrival)
-        ]
+        return [movable[i] for i in self._waiting if i in held] if held else []
 
     def _state(self, queue: FCFSRequestQueue, room: Room) -> object:
         """Return what an order depends on: cache, room, who waits; and a while."""
@@ -551,10 +545,23 @@ class Admission:
         self._pace.note(output.total_num_scheduled_tokens, len(self._waiting), saved)
 
 
-def _keeps_place(request: Request) -> bool:
-    """Whether vLLM put a request where it is, and it is to stay there."""
-    fresh = request.status in (RequestStatus.WAITING, _BLOCKED)
-    return not fresh or request.num_computed_tokens > 0
+def _split(
+    queue: FCFSRequestQueue,
+) -> tuple[list[Request], dict[str, Request]]:
+    """Return whom vLLM put where they are to stay, and the others by id: O(n).
+
+    Preempted requests, those that hold blocks, and sessions keep the head.
+    """
+    first: list[Request] = []
+    movable: dict[str, Request] = {}
+    fresh = RequestStatus.WAITING
+    for request in queue:
+        status = request.status
+        if request.num_computed_tokens or not (status is fresh or status is _BLOCKED):
+            first.append(request)
+        else:
+            movable[request.request_id] = request
+    return first, movable
 
 
 def _grammar_is_ready(request: Request) -> bool:

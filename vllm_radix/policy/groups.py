@@ -71,7 +71,8 @@ def _share_out(view: View, first: int, last: int, part: Floats, rate: Floats) ->
         while stack[-1][0] > following:
             end, begin, count, below = stack.pop()
             above = max(stack[-1][0], following)
-            edge = (end - above) * size
+            # What nobody needs who is left is not computed.
+            edge = (end - above) * size if count else 0
             if above > stack[-1][0]:
                 stack.append([above, begin, 0, 0])
             stack[-1][2] += count

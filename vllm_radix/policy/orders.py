@@ -83,12 +83,15 @@ class DepthFirst(Order):
     local = False
 
     def scores(self, view: View) -> Scores:
-        """Return the place in the backlog, counted from the longest cached prefix."""
+        """Return what is shared with the warmest, negative, and the place."""
         count = len(view.cached)
         if not count:
             return ()
         warmest = int(np.argmax(np.where(view.left, view.cached, -1)))
-        return ((np.arange(count) - warmest) % count,)
+        common = np.full(count, np.iinfo(np.int64).max)
+        common[warmest + 1 :] = np.minimum.accumulate(view.shared[warmest + 1 :])
+        common[:warmest] = np.minimum.accumulate(view.shared[warmest:0:-1])[::-1]
+        return -common, np.arange(count)
 
 
 class ResponseRatio(Order):

@@ -44,7 +44,9 @@ class Pace:
         # Whether the last step left requests waiting, and work done in such a state.
         self._in_backlog = False
         self._busy = 0
-        self._admitted: deque[int] = deque(maxlen=_WINDOW)
+        # (work done by then, how many) of the last admissions, and how many in all.
+        self._admitted: deque[tuple[int, int]] = deque()
+        self._count = 0
         # (work, requests waiting), and (work, wait) with waits falling.
         self._queue: deque[tuple[int, int]] = deque()
         self._waits: deque[tuple[int, float]] = deque()
@@ -61,16 +63,20 @@ class Pace:
             saved: of each admitted request, tokens that were cached and would not
                 have been in order of arrival.
         """
-        if self._in_backlog:
+        if self._in_backlog and saved:
+            self._admitted.append((self._busy, len(saved)))
+            self._count += len(saved)
+            last = self._admitted
+            while len(last) > 2 and self._count - last[0][1] - last[1][1] >= _WINDOW:
+                self._count -= last.popleft()[1]
             for tokens_saved in saved:
-                self._admitted.append(self._busy)
                 if len(self._saved) == _WINDOW:
                     self._saved_sum -= self._saved[0]
                 self._saved.append(tokens_saved)
                 self._saved_sum += tokens_saved
-            count = len(self._admitted)
-            if count >= _ENOUGH and self._busy > self._admitted[0]:
-                self.each = (self._busy - self._admitted[0]) / count
+            start, first = self._admitted[0]
+            if self._count - first >= _ENOUGH:
+                self.each = (self._busy - start) / (self._count - first)
         work = max(STEP, tokens) if tokens else 0
         self.work += work
         self._in_backlog = waiting > 0

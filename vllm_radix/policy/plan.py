@@ -16,7 +16,6 @@ younger one that it has not passed has overtaken the older one too.
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -207,6 +206,7 @@ class _Ranked:
         self._view = view
         # Places whose score has changed since, with it.
         self._moved: list[tuple[tuple[float, ...], int]] = []
+        self._renewed: set[int] = set()
         self._rank()
 
     def _rank(self) -> None:
@@ -214,6 +214,7 @@ class _Ranked:
         self._places = np.lexsort(self._keys[::-1]).tolist()
         self._at = 0
         self._moved.clear()
+        self._renewed.clear()
 
     def _key(self, place: int) -> tuple[float, ...]:
         return tuple(key[place] for key in self._keys)
@@ -223,18 +224,18 @@ class _Ranked:
 
         O(log n) for each that does not fit, of which a few are tried.
         """
-        left, view = self._view.left, self._view
-        passed: list[tuple[tuple[float, ...], int]] = []
+        view = self._view
+        passed: dict[int, tuple[float, ...]] = {}
         chosen = -1
         while chosen < 0 and len(passed) < _TRIES:
-            while self._moved and not left[self._moved[0][1]]:
+            while self._moved and not self._is_current(*self._moved[0]):
                 heappop(self._moved)
-            while self._at < len(self._places) and not left[self._places[self._at]]:
+            while self._at < len(self._places) and not self._stands(self._at):
                 self._at += 1
             ranked = self._at < len(self._places)
             if ranked:
-                here = self._places[self._at]
-                entry = self._key(here), here
+                place = self._places[self._at]
+                entry = self._key(place), place
                 if not self._moved or entry <= self._moved[0]:
                     self._at += 1
                 else:
@@ -243,13 +244,16 @@ class _Ranked:
                 entry = heappop(self._moved)
             else:
                 break
-            place = entry[1]
+            key, place = entry
+            passed[place] = key
             if view.blocks[place] - view.cached[place] <= blocks:
                 chosen = place
-            passed.append(entry)
-        for entry in passed:
-            heappush(self._moved, entry)
-        return chosen if chosen >= 0 else passed[0][1]
+        for place, key in passed.items():
+            heappush(self._moved, (key, place))
+        return chosen if chosen >= 0 else next(iter(passed))
+
+    def _is_current(self, key: tuple[float, ...], place: int) -> bool:
+        return bool(self._view.left[place]) and key == self._key(place)
 
     def renew(self, places: list[int]) -> None:
         """Score some again: O(their number), and O(n log n) if all scores change."""
@@ -262,12 +266,19 @@ class _Ranked:
         for place in places:
             if self._view.left[place]:
                 heappush(self._moved, (self._key(place), place))
+                self._renewed.add(place)
 
     def rest(self) -> list[int]:
         """Return those that are left, best first, as far as is known cheaply."""
-        left = self._view.left
-        moved = [place for _, place in sorted(self._moved)]
-        return [p for p in chain(moved, self._places[self._at :]) if left[p]]
+        moved = [p for key, p in sorted(self._moved) if self._is_current(key, p)]
+        rest = range(self._at, len(self._places))
+        standing = [self._places[at] for at in rest if self._stands(at)]
+        return list(dict.fromkeys([*moved, *standing]))
+
+    def _stands(self, at: int) -> bool:
+        """Whether a place is still where it was ranked."""
+        place = self._places[at]
+        return bool(self._view.left[place]) and place not in self._renewed
 
 
 class _Waits:
