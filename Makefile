@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: help setup test unit lint soak conformance bench ab ab-quick sub-block \
-	lock clean
+	policies lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,9 +31,14 @@ soak:  ## A million random operations, every invariant after each (15 minutes)
 conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 	$(BIN)/python tests/conformance/run.py
 
-bench:  ## What cache and scheduler cost the host, beside vLLM's (2 minutes)
+bench:  ## What cache and scheduler cost the host, beside vLLM's (4 minutes)
 	$(BIN)/pytest -q -s benchmarks/bench_tree.py --benchmark-quiet --benchmark-disable-gc
 	$(BIN)/python tests/bench_host.py
+	$(BIN)/python -m vllm_radix_bench.bench_order
+
+policies: export VLLM_LOGGING_LEVEL = ERROR
+policies:  ## Every order on every load, without a model; table and plot (10 minutes)
+	$(BIN)/python -m vllm_radix_bench.policies
 
 ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
 	$(BIN)/vllm-radix ab

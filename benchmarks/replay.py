@@ -6,7 +6,6 @@ preemptions are facts; seconds are the cost model's.
 """
 
 import importlib
-import json
 import random
 import re
 import zlib
@@ -20,7 +19,7 @@ import numpy as np
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
-from vllm_radix.config import RadixConfig
+from vllm_radix.config import RadixConfig, parse_flag
 from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
 from vllm_radix_bench.clock import CostModel
 from vllm_radix_bench.model_free import make_scheduler
@@ -83,8 +82,8 @@ def parse_arm(text: str) -> Arm:
     name, _, options = text.partition(":")
     if name == "radix":
         try:
-            chosen = json.loads(options) if options else {}
-            return Arm(text, RadixScheduler, RadixConfig.resolve(chosen).to_dict())
+            chosen = RadixConfig.resolve(parse_flag(options))
+            return Arm(text, RadixScheduler, chosen.to_dict())
         except ValueError as error:
             raise InputError(f"--arms: {text!r}: {error}") from error
     module, _, attribute = text.rpartition(".")
