@@ -4,6 +4,8 @@ Every action leaves pool and tree consistent, every step reads right, and in the
 end every request is answered and every block is free.
 """
 
+from types import SimpleNamespace
+
 from engine_double import EngineDouble, make_scheduler
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,11 +18,14 @@ from hypothesis.stateful import (
 )
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.request import RequestStatus
 
+from vllm_radix.policy import ORDERS
 from vllm_radix.tree import encode
 
 SYMBOLS = st.lists(st.integers(3, 5), min_size=1, max_size=10)
 COUNT = st.integers(1, 24)
+_BLOCKED = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
 
 
 class Engine(RuleBasedStateMachine):
@@ -39,8 +44,19 @@ class Engine(RuleBasedStateMachine):
         overtakes=st.sampled_from([0, 3, 99]),
         room=st.integers(6, 20),
         budget=st.sampled_from([32, 256]),
+        threshold=st.sampled_from([0, 0, 8]),
+        radix=st.fixed_dictionaries(
+            {
+                "policy": st.sampled_from(["prefix", "prefix", *ORDERS]),
+                "patience": st.sampled_from([0.0, 0.9, 9.0]),
+                "pin_quota": st.sampled_from([0.0, 0.5, 1.0]),
+                "hold": st.booleans(),
+                "tenant": st.sampled_from(["", "", "cache_salt"]),
+                "fair_quantum": st.sampled_from([1, 64]),
+            }
+        ),
     )
-    def start(self, size, lag, policy, overtakes, room, budget):
+    def start(self, size, lag, policy, overtakes, room, budget, threshold, radix):
         self.size = size
         self.stretch = max(2, size // 2)
         made = make_scheduler(
@@ -52,7 +68,8 @@ class Engine(RuleBasedStateMachine):
             max_model_len=max(64, 3 * size),
             scheduling_policy=policy,
             scheduler_reserve_full_isl=False,
-            radix={"max_overtakes": overtakes, "min_sub_block_tokens": 1},
+            long_prefill_token_threshold=threshold,
+            radix={"max_overtakes": overtakes, "min_sub_block_tokens": 1, **radix},
         )
         self.engine = EngineDouble(made, lag)
         self.scheduler = made
@@ -64,6 +81,7 @@ class Engine(RuleBasedStateMachine):
         self.number = 0
         self.alive, self.answered = {}, []
         self.sessions = []
+        self.grammars = []
         self.pinned, self.taken = [], []
 
     # -- clients ---------------------------------------------------------------
@@ -97,6 +115,24 @@ class Engine(RuleBasedStateMachine):
     def ask_for_prompt_logprobs(self, symbols, count):
         """Looks nothing up, and so computes duplicates."""
         self.send(self.text(symbols), count, prompt_logprobs=1)
+
+    @rule(symbols=SYMBOLS, count=COUNT)
+    def ask_with_a_grammar(self, symbols, count):
+        """It waits until the grammar is compiled."""
+        name = self.send(self.text(symbols), count)
+        request = self.scheduler.requests[name]
+        request.status = _BLOCKED
+        request.structured_output_request = SimpleNamespace(grammar=None)
+        self.grammars.append(request)
+
+    @precondition(lambda self: self.grammars)
+    @rule()
+    def compile_grammars(self):
+        for request in self.grammars:
+            if request.status == _BLOCKED:
+                request.status = RequestStatus.WAITING
+            request.structured_output_request = None
+        self.grammars.clear()
 
     @rule(symbols=SYMBOLS, count=COUNT, urgency=st.integers(0, 2))
     def ask_urgently(self, symbols, count, urgency):
@@ -182,6 +218,7 @@ class Engine(RuleBasedStateMachine):
     @rule()
     def finish_all(self):
         self.unpause()
+        self.compile_grammars()
         self.give_back()
         for name in self.sessions:
             self.engine.abort(name)
