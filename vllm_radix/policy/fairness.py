@@ -31,19 +31,17 @@ class Deficits:
         waiting = set(tenants)
         if not waiting:
             return waiting
-        for tenant in waiting:
-            self._left.setdefault(tenant, self._quantum)
-        while all(self._left[tenant] <= 0 for tenant in waiting):
-            # Rounds that nobody waiting could use pass at once.
-            rounds = -max(self._left[tenant] for tenant in waiting) // self._quantum + 1
+        left = {tenant: self._left.get(tenant, self._quantum) for tenant in waiting}
+        most = max(left.values())
+        if most <= 0:
+            # As many rounds as it takes until somebody has some left.
+            refill = (-most // self._quantum + 1) * self._quantum
             for tenant in list(self._left):
-                left = self._left[tenant] + rounds * self._quantum
-                if left >= self._quantum and tenant not in waiting:
-                    # Gone, and owes nothing: as good as new.
+                self._left[tenant] += refill
+                if self._left[tenant] >= self._quantum:
                     del self._left[tenant]
-                else:
-                    self._left[tenant] = min(left, self._quantum)
-        return {tenant for tenant in waiting if self._left[tenant] <= 0}
+            left = {t: self._left.get(t, self._quantum) for t in waiting}
+        return {tenant for tenant in waiting if left[tenant] <= 0}
 
     def charge(self, tenant: str, tokens: int) -> None:
         """Note tokens computed for a tenant, O(1)."""

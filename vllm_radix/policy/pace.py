@@ -106,7 +106,7 @@ class Pace:
             self._queue.popleft()
         then, before = self._queue[0]
         growth = max(0, waiting - before) * each / max(now - then, wait, 1e-9)
-        wait *= 1.0 + min(1.0, growth)
+        wait *= 1.0 + growth
         while self._waits and self._waits[-1][1] <= wait:
             self._waits.pop()
         self._waits.append((now, wait))

@@ -172,8 +172,8 @@ class Planner:
     def _lost(self, view: View, by_age: Ints) -> npt.NDArray[np.bool_]:
         """Return for each place whether its prefix would be gone at its turn.
 
-        By then all older ones have taken their blocks: half a pool of them, and
-        the prefix has been evicted.
+        By then all older ones have taken their blocks: more than a pool of them,
+        and the prefix has been evicted.
         """
         needed = (view.blocks - view.cached)[by_age]
         before = np.cumsum(needed) - needed
