@@ -42,6 +42,8 @@ class CostModel:
                     f"cost model {name!r}: {value!r} is not a number of at least "
                     f"{least:g}"
                 )
+        if not self.seconds([(1, 1)]) > 0:
+            raise ValueError("cost model: a step takes no time; set one of its costs")
 
     def seconds(self, requests: Iterable[tuple[int, int]]) -> float:
         """Return how long a step takes: O(requests).

@@ -5,6 +5,7 @@
 Runs the built-in workloads through the model-free engine, with each order at all
 loads and seeds, and prints what each computes and how long requests wait, relative
 to stock; draws the mean against the 99th percentile over the setting ``patience``.
+The other orders run as published: without bounds and pins.
 Counts are facts; times are of the cost model's clock. Seeds 3 and 4 were used for
 nothing but the final table.
 """
@@ -26,8 +27,8 @@ from tqdm import tqdm
 BLOCKS, BLOCK_SIZE = 256, 32
 UNBOUNDED = {"max_overtakes": 10**9, "max_extra_wait": 1e9, "pin_quota": 0.0}
 OTHERS = ("fcfs", "lpm", "k-lpm", "dfs", "hrrn", "shortest", "horn")
-PATIENCE = (0.0, 0.5, 0.7, 0.9, 1.1, 1.5, 2.5)
-DEFAULT = "prefix 0.9"
+PATIENCE = (0.0, 0.4, 0.6, 0.8, 1.0, 1.5, 2.5)
+DEFAULT = "prefix 0.8"
 SHOWN_SEEDS = (3, 4)
 
 
@@ -228,7 +229,8 @@ def main() -> int:
     console.print(table(results, tuple(arguments.seeds), title))
     if set(SHOWN_SEEDS) < set(arguments.seeds):
         console.print(table(results, SHOWN_SEEDS, title + "; seeds 3 and 4 only"))
-    online = frontier(results, [cell.label for cell in ONLINE])
+    final = [r for r in results if r["seed"] in SHOWN_SEEDS] or results
+    online = frontier(final, [cell.label for cell in ONLINE])
     for name, (mean, tail) in online.items():
         console.print(f"{name:12} mean {mean:.3f}  worst p99 {tail:.2f}")
     plot(online, arguments.output.with_suffix(".png"))

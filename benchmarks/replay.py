@@ -10,12 +10,13 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from vllm.v1.core.sched.interface import SchedulerInterface
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
@@ -89,9 +90,9 @@ def parse_arm(text: str) -> Arm:
     module, _, attribute = text.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # of the user's own module, whatever it is
         found = None
-    if not callable(found):
+    if not isinstance(found, type) or not issubclass(found, SchedulerInterface):
         raise InputError(
             f"--arms: {text!r} is none of {', '.join(KNOWN_ARMS)}, "
             "radix:{JSON options}, or the qualified name of a scheduler class"
@@ -164,10 +165,11 @@ def longest_request(roots: Sequence[Turn]) -> int:
 
 
 def infinite_cache(roots: Sequence[Turn]) -> int:
-    """Return the prompt tokens to compute if nothing were ever evicted.
+    """Return a lower bound of the prompt tokens to compute: nothing is ever evicted.
 
     The size of the tree of all prompts and answers, less the answers; O(n log n)
-    comparisons of prompts. Blocks have no boundaries here.
+    comparisons of prompts. Blocks have no boundaries here, and the last token of a
+    known prompt, which an engine computes for its logits, is not counted.
     """
     keys: dict[str | None, list[bytes]] = {}
     answered = 0
@@ -281,6 +283,22 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def check(roots: Sequence[Turn], options: Options) -> int:
+    """Return the tokens of the longest request.
+
+    Raises:
+        InputError: it does not fit a cache.
+    """
+    longest = longest_request(roots)
+    for blocks in options.blocks:
+        if longest > blocks * options.block_size:
+            raise InputError(
+                f"--blocks: a request of {longest} tokens does not fit a cache of "
+                f"{blocks} blocks of {options.block_size} tokens"
+            )
+    return longest
+
+
 def run(roots: Sequence[Turn], options: Options, progress: Progress) -> dict[str, Any]:
     """Run every arm with every cache size.
 
@@ -297,13 +315,7 @@ def run(roots: Sequence[Turn], options: Options, progress: Progress) -> dict[str
         InputError: before anything is run.
     """
     arms = [parse_arm(text) for text in options.arms]
-    longest = longest_request(roots)
-    for blocks in options.blocks:
-        if longest > blocks * options.block_size:
-            raise InputError(
-                f"--blocks: a request of {longest} tokens does not fit a cache of "
-                f"{blocks} blocks of {options.block_size} tokens"
-            )
+    longest = check(roots, options)
     cells = []
     cpu: list[dict[str, float]] = []
     ideal = infinite_cache(roots)
@@ -321,8 +333,10 @@ def run(roots: Sequence[Turn], options: Options, progress: Progress) -> dict[str
             progress(f"known in advance, {blocks} blocks", 0)
             flat, answers = known_in_advance(roots)
             best = Arm("", RadixScheduler, {"policy": "fcfs"})
+            # All are there at once: priorities would undo the order.
+            plain = replace(options, priorities=False)
             outcome = run_arm(
-                best, flat, blocks, options, longest, lambda n: progress("", n), answers
+                best, flat, blocks, plain, longest, lambda n: progress("", n), answers
             )
             cell["known_in_advance"] = outcome.computed_prompt_tokens
         cells.append(cell)

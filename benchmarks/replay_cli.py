@@ -18,6 +18,8 @@ from vllm_radix_bench.workloads import BUILDERS, REFERENCE_CACHE, Turn, build
 if TYPE_CHECKING:
     from vllm_radix_bench.replay import Options
 
+_OF_A_WORKLOAD = {"pressure": 5.0, "load": 0.0, "stretch": 1.0, "seed": 0}
+_OF_A_TRACE = {"rate": 1.0, "limit": None, "closed_loop": False}
 _positive = partial(number, float, 1e-6, 1e6)
 
 
@@ -155,6 +157,11 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
 
     if (arguments.trace is None) == (arguments.workload is None):
         raise ValueError("give a trace, or --workload, and not both")
+    theirs = _OF_A_WORKLOAD if arguments.trace is not None else _OF_A_TRACE
+    for name, default in theirs.items():
+        if getattr(arguments, name) != default:
+            kind = "workload" if arguments.trace is not None else "trace"
+            raise ValueError(f"--{name.replace('_', '-')} is of a {kind}")
     encode = _encoder(arguments.tokenizer)
     if arguments.trace is not None:
         from vllm_radix_bench import trace
@@ -166,10 +173,6 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
             limit=arguments.limit,
             rate=arguments.rate,
         )
-    for name in ("closed_loop", "limit"):
-        if getattr(arguments, name):
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is of a trace, not of a workload")
     tokens = options.blocks[0] * options.block_size
     made = build(
         arguments.workload,
@@ -191,7 +194,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Run the command.
 
     Returns:
-        0; 130 when interrupted. Bad input ends with 2 and writes nothing.
+        0; 3 when a scheduler stopped; 130 when interrupted. Bad input ends with 2 and
+        writes nothing.
     """
     import os
 
@@ -222,7 +226,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if output.is_dir():
             raise ValueError(f"--output: {output} is a folder, not a file")
         roots = _requests(arguments, options)
+        replay.check(roots, options)
         bar.reset(replay.total_requests(roots, options))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial_output = output.with_name(f"{output.name}.{os.getpid()}.partial")
+        partial_output.touch()
+        partial_output.unlink()
 
         def progress(line: str, done: int) -> None:
             if line:
@@ -231,13 +240,15 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
         result = replay.run(roots, options, progress)
         result["source"] = str(arguments.trace or arguments.workload)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial_output = output.with_suffix(".partial")
         partial_output.write_text(json.dumps(result, indent=1))
         partial_output.replace(output)
     except (OSError, ValueError) as error:
         bar.close()
         parser.error(str(error))
+    except RuntimeError as error:
+        bar.close()
+        print(f"vllm-radix replay: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         bar.close()
         print("vllm-radix replay: interrupted", file=sys.stderr)

@@ -43,7 +43,7 @@ def times_table(result: dict[str, Any]) -> Table:
     """Return times on the virtual clock, and CPU of this machine."""
     table = Table(title="seconds on the cost model's clock; CPU of this machine")
     columns = ("cache, blocks", "arm", "TTFT mean", "p50", "p90", "p99", "max")
-    for name in (*columns, "requests/s", "Jain, tenants", "scheduler CPU, ms/request"):
+    for name in (*columns, "requests/s", "Jain of 1/TTFT", "scheduler CPU, ms/request"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     used = result["machine"]["scheduler_cpu_seconds_per_request"]
     for cell, cpu in zip(result["cells"], used, strict=True):

@@ -378,34 +378,3 @@ def load(
     if closed_loop:
         return _chain(path, requests)
     return [request.turn for request in requests]
-
-
-def describe(turns: Iterable[Turn]) -> dict[str, int | float]:
-    """Return how much there is to replay.
-
-    Args:
-        turns: the roots, as ``load`` returns them.
-
-    Returns:
-        ``requests``; ``prompt_tokens`` of all whole prompts; ``longest``, the tokens
-        of the longest prompt with its answer; and ``span_seconds``, from the first
-        arrival to the last.
-    """
-    requests = prompt_tokens = longest = 0
-    arrivals: list[float] = []
-    stack = [(turn, 0) for turn in turns]
-    while stack:
-        turn, before = stack.pop()
-        prompt = len(turn.tokens) if turn.whole else before + len(turn.tokens)
-        path = prompt + turn.max_tokens
-        requests += 1
-        prompt_tokens += prompt
-        longest = max(longest, path)
-        arrivals.append(turn.arrival)
-        stack.extend((child, path) for child in turn.children)
-    return {
-        "requests": requests,
-        "prompt_tokens": prompt_tokens,
-        "longest": longest,
-        "span_seconds": max(arrivals, default=0.0) - min(arrivals, default=0.0),
-    }

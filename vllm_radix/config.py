@@ -79,7 +79,7 @@ class RadixConfig:
     """
 
     policy: str = "prefix"
-    patience: float = 0.9
+    patience: float = 0.8
     max_overtakes: int = 1000
     max_extra_wait: float = 60.0
     hold: bool = True

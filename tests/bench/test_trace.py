@@ -6,7 +6,7 @@ from zlib import crc32
 import pytest
 
 from vllm_radix_bench import trace
-from vllm_radix_bench.trace import HashedPrompt, TraceError, describe, load
+from vllm_radix_bench.trace import HashedPrompt, TraceError, load
 from vllm_radix_bench.workloads import Turn
 
 BIG = 10**400
@@ -157,20 +157,6 @@ def test_a_closed_loop_chains_sessions(write):
 def test_a_closed_loop_needs_sessions(write, lines):
     with pytest.raises(TraceError, match="session is missing"):
         load(write(*lines), encode, closed_loop=True)
-
-
-def test_a_description_counts_whole_prompts(write):
-    path = write(
-        plain(token_ids=[1], arrival=1, session="a"),
-        plain(token_ids=[1, 8, 9], arrival=5, session="a"),
-        plain(token_ids=[3], arrival=4),
-    )
-    said = {"requests": 3, "prompt_tokens": 5, "longest": 7, "span_seconds": 4.0}
-    assert describe(load(path, encode)) == said
-    assert describe(load(path, encode, closed_loop=True)) == said
-    grown = describe([Turn([1, 2], 3, [Turn([4], 5)])])
-    assert (grown["prompt_tokens"], grown["longest"]) == (8, 11)
-    assert set(describe([]).values()) == {0}
 
 
 WRONG = [

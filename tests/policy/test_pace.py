@@ -14,7 +14,7 @@ STEP = 1000
 def run(pace, steps, each=STEP, admit=1, waiting=100, saved=0):
     """Schedule steps on end."""
     for _ in range(steps):
-        pace.watch(waiting + admit)
+        pace.watch(waiting + admit, 0)
         pace.note(each, waiting, [saved] * admit)
 
 
@@ -65,9 +65,9 @@ def test_the_pace_follows_a_change():
 def test_few_admissions_are_no_pace():
     pace = Pace()
     run(pace, 24)
-    assert pace.each == pace.limit == 0.0
+    assert not pace.known and pace.each == 256
     run(pace, 2)
-    assert pace.each > 0.0
+    assert pace.known and pace.each == STEP
 
 
 def test_steps_that_admit_nobody_slow_the_pace():
@@ -92,24 +92,24 @@ def test_work_while_nobody_waits_does_not_slow_the_pace():
 def test_a_constant_queue_is_as_long_as_it_takes_to_serve(waiting):
     pace = known()
     for _ in range(3000):
-        pace.watch(waiting)
+        pace.watch(waiting, 0)
         let_pass(pace, STEP)
     assert pace.limit == waiting * STEP
 
 
 def test_a_long_queue_is_remembered_for_three_times_its_wait():
     pace = known()
-    pace.watch(100)
+    pace.watch(100, 0)
     wait = pace.limit
     assert wait >= 100 * STEP
     let_pass(pace, int(2.99 * wait))
-    pace.watch(10)
+    pace.watch(10, 0)
     assert pace.limit == wait
     let_pass(pace, int(0.02 * wait))
-    pace.watch(10)
+    pace.watch(10, 0)
     assert pace.limit == 10 * STEP
     let_pass(pace, 31 * STEP)
-    pace.watch(0)
+    pace.watch(0, 0)
     assert pace.limit == 0.0
 
 
@@ -123,7 +123,7 @@ def test_growth_at_most_doubles_it(queues):
     waits = [(pace.work, 2 * STEP)]
     for gap, waiting in queues:
         let_pass(pace, gap * STEP)
-        pace.watch(waiting)
+        pace.watch(waiting, 0)
         waits.append((pace.work, waiting * STEP))
         assert pace.limit >= waiting * STEP
         # As if each had been doubled, and so remembered for twice as long.
@@ -136,14 +136,14 @@ def test_growth_at_most_doubles_it(queues):
 def test_of_a_falling_queue_the_longest_wait_is_remembered(queues):
     pace = known()
     for _ in range(3):
-        pace.watch(300)
+        pace.watch(300, 0)
         let_pass(pace, 2000 * STEP)
-    pace.watch(300)
+    pace.watch(300, 0)
     waits = [(pace.work, 300 * STEP)]
     falling = sorted((waiting for _, waiting in queues), reverse=True)
     for (gap, _), waiting in zip(queues, falling, strict=True):
         let_pass(pace, 5 * gap * STEP)
-        pace.watch(waiting)
+        pace.watch(waiting, 0)
         waits.append((pace.work, waiting * STEP))
         expected = max(wait for then, wait in waits if then >= pace.work - 3 * wait)
         assert pace.limit == expected
@@ -152,13 +152,13 @@ def test_of_a_falling_queue_the_longest_wait_is_remembered(queues):
 def test_a_growing_queue_is_expected_to_grow_on():
     pace = known()
     for waiting in range(200):
-        pace.watch(waiting)
+        pace.watch(waiting, 0)
         let_pass(pace, STEP)
     # One comes a step: it is twice as long when the last of them is served.
     assert pace.limit == pytest.approx(2 * 199 * STEP, rel=0.05)
     pace = known()
     for waiting in range(100):
-        pace.watch(waiting)
+        pace.watch(waiting, 0)
         let_pass(pace, 2 * STEP)
     assert pace.limit == pytest.approx(1.5 * 99 * STEP, rel=0.05)
 
@@ -167,23 +167,23 @@ def test_tokens_that_an_order_saved_are_added():
     pace = known()
     run(pace, 200, saved=50)
     run(pace, 200, saved=50, waiting=40)
-    pace.watch(40)
+    pace.watch(40, 0)
     assert pace.limit >= 40 * (pace.each + 50)
     pace._waits.clear()
     pace._queue.clear()
-    pace.watch(40)
+    pace.watch(40, 0)
     assert pace.limit == pytest.approx(40 * (pace.each + 50))
     run(pace, 64, saved=0, waiting=40)
     pace._waits.clear()
     pace._queue.clear()
-    pace.watch(40)
+    pace.watch(40, 0)
     assert pace.limit == pytest.approx(40 * pace.each)
 
 
 def test_what_is_watched_does_not_pile_up():
     pace = Pace()
     for _ in range(5000):
-        pace.watch(1)
+        pace.watch(1, 0)
         pace.note(STEP, 0, [0])
     assert len(pace._queue) < 1000
 
@@ -191,7 +191,7 @@ def test_what_is_watched_does_not_pile_up():
 def test_what_is_watched_is_dropped_once_there_is_a_pace():
     pace = known()
     for step in range(5000):
-        pace.watch(step % 20)
+        pace.watch(step % 20, 0)
         let_pass(pace, STEP)
     assert len(pace._queue) < 100
     assert len(pace._waits) < 100

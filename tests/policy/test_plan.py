@@ -114,9 +114,7 @@ def test_without_patience_the_default_goes_in_order_of_arrival(texts, warm, limi
     assert {pick.why for pick in picks} <= {"turn", "guard", "every"}
 
 
-def test_a_pace_that_is_not_known_guards_nothing():
-    view = view_from(["a", "b", "x"], ["x"], [99, 98, 97])
-    assert plan(Guarded(), view)[0] == [2, 0, 1]
+def test_the_guard_keeps_each_within_the_limit():
     view = view_from(["a", "b", "x"], ["x"], [99, 98, 97], pace=1.0)
     assert plan(Guarded(), view)[0] == [0, 1, 2]
     bounds = Bounds(10**9, 1e9, 1.0)

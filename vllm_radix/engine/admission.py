@@ -59,7 +59,6 @@ class Admission:
         most_tokens: of one prompt that a step computes; 0 for no limit.
 
     Attributes:
-        reordered: steps for which the queue was put in another order.
         passed_over: requests that cannot go in this step, whatever the order.
     """
 
@@ -101,9 +100,7 @@ class Admission:
         self._held: set[str] = set()
         self._in_order = True
         self._arranged_at: object = None
-        self.reordered = 0
         self.passed_over: set[str] = set()
-        self._barred_before: set[str] = set()
 
     def __len__(self) -> int:
         """Return how many requests are known: waiting, or computing in chunks."""
@@ -157,6 +154,10 @@ class Admission:
 
     def add(self, request: Request, now: float) -> Waiting:
         """Note a request that waits, after all that are noted."""
+        # Its KV was loaded in vain, and it waits again.
+        before = self._computing.pop(request.request_id, None)
+        if before is not None:
+            self._backlog.remove(before)
         keys = self._pool.keys
         # At least one token is computed, for its logits.
         whole = (request.num_tokens - 1) // self._size
@@ -184,7 +185,7 @@ class Admission:
         work = self._pace.work
         self._pace = Pace()
         self._pace.work = work
-        self._planner.overtaking = self._in_turn.overtaking = 0
+        self._planner.overtaking = 0
 
     def remove(self, request: Request, now: float) -> None:
         """Forget a request that ended, if it is known."""
@@ -312,10 +313,8 @@ class Admission:
             Requests that were taken out of the queue, because another one is
             computing what they share with it. They wait behind the others.
         """
-        self._pace.watch(len(queue))
         # An order that was made is good until something changes.
         if self._state(queue, room) == self._arranged_at:
-            self.passed_over = self._barred_before
             return []
         first, movable = _split(queue)
         if not movable.keys() <= self._waiting.keys():
@@ -330,7 +329,10 @@ class Admission:
             leader = self._computing.get(request.request_id)
             if leader is not None and request.status != _LOADING:
                 leader.cached = request.num_computed_tokens // self._size
-        view = view_of(self._backlog, self._pace.work, self._size, self._pace.each)
+        view = view_of(self._backlog, self._pace.work, self._size)
+        guess = float(view.uncached.mean()) if len(self._backlog) else 0.0
+        self._pace.watch(len(queue), guess)
+        view.pace = self._pace.each
         unused = self._pool.num_blank_blocks + self._tree.num_tails
         pressed = unique_uncached(view) > unused
         held = self._hold(movable, now)
@@ -340,7 +342,6 @@ class Admission:
             if request.status is _BLOCKED and not _grammar_is_ready(request)
         ]
         self.passed_over = held.union(waits_for_grammar)
-        self._barred_before = self.passed_over
         entries = self._backlog.entries
         if self.passed_over or len(movable) < len(self._waiting):
             for at, entry in enumerate(entries):
@@ -349,9 +350,9 @@ class Admission:
         picks: list[Pick] = []
         if pressed or self._deficits is not None:
             planner = self._planner if pressed else self._in_turn
-            picks = planner.plan(
-                view, room, self._turns, now, self._pace.limit, self._barred(view, now)
-            )
+            barred = self._barred(view, now)
+            self.passed_over |= {entries[at].id for at in barred}
+            picks = planner.plan(view, room, self._turns, now, self._pace.limit, barred)
         self._saved = {entries[pick.place].id: pick.saved for pick in picks}
         self._explain(picks, now)
         picked = [entries[pick.place].id for pick in picks]
@@ -361,7 +362,7 @@ class Admission:
         late = chosen | held if held else chosen
         order = picked + [i for i in self._waiting if i not in late and i in movable]
         if self._most_tokens and self._config.hold:
-            late = self._hold_behind(order, room, now)
+            late = self._hold_behind(order, movable, room, now)
             held |= late
             self.passed_over |= late
             order = [i for i in order if i not in late]
@@ -370,7 +371,6 @@ class Admission:
         queue.extend(first)
         queue.extend([movable[i] for i in order])
         self._in_order = not picked and not held
-        self.reordered += not self._in_order
         # Who is held, or waits for a grammar, may be free in the next step.
         self._arranged_at = None if self.passed_over else self._state(queue, room)
         return [movable[i] for i in self._waiting if i in held] if held else []
@@ -381,6 +381,11 @@ class Admission:
         ends = queue[0].request_id, queue[-1].request_id
         period = self._pace.work // _GOOD_FOR
         return self._tree.version, unused, room, len(queue), *ends, period
+
+    def skip_step(self, now: float) -> None:
+        """Note that nobody can be admitted: no one waits for another now."""
+        if self._held:
+            self._let_go(set(), now)
 
     def _hold(self, movable: dict[str, Request], now: float) -> set[str]:
         """Return who waits for blocks that another request is computing.
@@ -408,13 +413,16 @@ class Admission:
                 entry.held = None
         self._held = held
 
-    def _hold_behind(self, order: list[str], room: Room, now: float) -> set[str]:
+    def _hold_behind(
+        self, order: list[str], movable: dict[str, Request], room: Room, now: float
+    ) -> set[str]:
         """Return who shares with one that starts in this step, and will not end in it.
 
         O(slots), and those returned.
 
         Args:
             order: ids, as they are to be admitted.
+            movable: those that may be held, and others.
             room: what the step can admit.
             now: the time, in seconds.
         """
@@ -423,7 +431,7 @@ class Admission:
         for request_id in order:
             if len(admitted) == room.slots:
                 break
-            if request_id in late:
+            if request_id in late or request_id in self.passed_over:
                 continue
             admitted.add(request_id)
             leader = self._waiting[request_id]
@@ -431,12 +439,15 @@ class Admission:
             if done >= leader.tokens:
                 continue
             for entry in self._backlog.waiting_for(leader, done // self._size):
-                if entry.id not in admitted and self._may_hold(entry, now):
+                free = entry.id in movable and entry.id not in admitted
+                if free and self._may_hold(entry, now):
                     late.add(entry.id)
         return late
 
     def _may_hold(self, entry: Waiting, now: float) -> bool:
-        """Note that a request is held, unless it has been for too long."""
+        """Note that a request is held, unless it has reached a hard bound."""
+        if self._turns.overtaken(entry.arrival, 0) >= self._config.max_overtakes:
+            return False
         since = now if entry.held is None else entry.held
         if entry.held_for + now - since > self._config.max_extra_wait:
             return False
@@ -497,12 +508,13 @@ class Admission:
         explainer = self._manager.explainer
         if explainer is None:
             return
+        explainer.placements.clear()
         for pick in picks:
             entry = self._backlog.entries[pick.place]
             since = now if entry.held is None else entry.held
             held = entry.held_for + now - since
             explainer.placements[entry.id] = Placement(
-                pick.why, entry.arrival, now - entry.since, held
+                pick.why, entry.arrival, entry.since, held
             )
 
     # -- after a step ----------------------------------------------------------

@@ -43,18 +43,19 @@ class Placement:
     Attributes:
         why: see ``vllm_radix.policy.Pick``.
         arrival: its place in order of arrival.
-        waited: seconds since it arrived.
-        held: seconds of them that it waited for a prefix to be computed.
+        since: when it arrived, in seconds of the monotonic clock.
+        held: seconds that it waited for a prefix to be computed.
     """
 
     why: str
     arrival: int
-    waited: float
+    since: float
     held: float
 
     def __str__(self) -> str:
+        waited = time.monotonic() - self.since
         held = f", {self.held:.2f} s of them held" if self.held else ""
-        return f"waited {self.waited:.2f} s{held}; {_PLACED[self.why]}"
+        return f"waited {waited:.2f} s{held}; {_PLACED[self.why]}"
 
 
 class Explainer:

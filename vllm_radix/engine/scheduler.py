@@ -172,7 +172,9 @@ class RadixScheduler(Scheduler):
         admission.start_step()
         room = self._room()
         held: list[Request] = []
-        if room is not None:
+        if room is None:
+            admission.skip_step(now)
+        else:
             held = admission.arrange(self.waiting, room, now)
         output = super().schedule(*args, **kwargs)
         self.waiting.extend(held)

@@ -32,7 +32,8 @@ class Pace:
 
     Attributes:
         work: done so far, in tokens: the clock.
-        each: work between admissions while requests were waiting; 0 while unknown.
+        each: work between admissions while requests were waiting.
+        known: whether that was measured; else it is a guess.
         limit: the longest wait of late, in work, for a newcomer served after all
             who wait: what the guard allows.
     """
@@ -40,6 +41,7 @@ class Pace:
     def __init__(self) -> None:
         self.work = 0
         self.each = 0.0
+        self.known = False
         self.limit = 0.0
         # Whether the last step left requests waiting, and work done in such a state.
         self._in_backlog = False
@@ -77,13 +79,14 @@ class Pace:
             start, first = self._admitted[0]
             if self._count - first >= _ENOUGH:
                 self.each = (self._busy - start) / (self._count - first)
+                self.known = True
         work = max(STEP, tokens) if tokens else 0
         self.work += work
         self._in_backlog = waiting > 0
         if self._in_backlog:
             self._busy += work
 
-    def watch(self, waiting: int) -> None:
+    def watch(self, waiting: int, guess: float) -> None:
         """Work out the limit again: O(1), amortised.
 
         A queue that grows is taken to go on growing for as long as it takes to
@@ -91,16 +94,15 @@ class Pace:
 
         Args:
             waiting: requests that wait.
+            guess: work between admissions, for as long as there is no pace.
         """
-        now, each = self.work, self.each
-        if not each:
-            # A queue that was long from the start has not grown.
-            if not self._queue:
-                self._queue.append((now, waiting))
-            return
-        self._queue.append((now, waiting))
+        now = self.work
+        if not self.known:
+            self.each = max(guess, STEP)
+        each = self.each
         if self._saved:
             each += self._saved_sum / len(self._saved)
+        self._queue.append((now, waiting))
         wait = waiting * each
         while len(self._queue) > 2 and self._queue[1][0] < now - wait:
             self._queue.popleft()

@@ -42,7 +42,7 @@ class Bounds:
 
     max_overtakes: int = 1000
     max_extra_wait: float = 60.0
-    patience: float = 0.9
+    patience: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ class Planner:
                     why = "wait"
                 elif self.order.every and overtaking + 1 >= self.order.every:
                     why = "every"
-                elif self.order.guarded and not waits.allow(chosen):
+                elif self.order.guarded and (
+                    not self.bounds.patience or not waits.allow(chosen)
+                ):
                     why = "guard"
                 if why != "prefix":
                     chosen = first
@@ -303,7 +305,7 @@ class _Waits:
     def allow(self, place: int) -> bool:
         """Return whether a request may overtake all older ones: O(n) in numpy."""
         older = self._spare[: self._at[place]]
-        return self._pace <= 0 or not len(older) or bool(older.min() >= self._pace)
+        return not len(older) or bool(older.min() >= self._pace)
 
     def pick(self, place: int) -> None:
         """Note that a request goes next."""

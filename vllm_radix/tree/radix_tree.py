@@ -196,7 +196,7 @@ class RadixTree(Structure):
             if depth >= wanted:
                 break
             below = self._child(node, key, depth)
-            if below is None:
+            if below is None or below.blocks[0] == HOLE:
                 break
             node = below
         return Probe(node, depth, self._epoch)
