@@ -83,13 +83,8 @@ def test_followers_go_on_when_their_leader_is_gone(end):
 
 
 def test_who_may_not_be_overtaken_is_not_held():
-    engine, _ = held_engine(max_overtakes=1)
-    engine.add("other 1", prompt("1", 40))
-    engine.add("other 2", prompt("2", 40))
-    for _ in range(3):
-        engine.step()
-    engine.run()
-    assert engine.admitted.index("1") <= engine.admitted.index("other 2")
+    ours = run(same_prefix(), RadixScheduler, **chunked(64, max_overtakes=0))
+    assert ours.computed > 3 * 1024
 
 
 def test_a_request_that_waits_for_a_grammar_holds_nobody():
@@ -100,9 +95,9 @@ def test_a_request_that_waits_for_a_grammar_holds_nobody():
         request = engine.add(request_id, tokens)
         if request_id == "0":
             request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-    for _ in range(12):
+    for _ in range(40):
         engine.step()
-    assert engine.admitted[:3] == ["busy", "1", "2"]
+    assert engine.admitted == ["busy", "1", "2"]
     engine.abort("0")
     engine.run()
 
