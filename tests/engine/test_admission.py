@@ -137,6 +137,19 @@ def test_salted_and_uncached_requests_do_not_wait_for_each_other():
 # -- null cases ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("budget", [64, 100, 256])
+def test_what_fits_takes_no_more_steps_for_holding(budget):
+    """Who computes goes on, and publishes, before others are admitted."""
+    prompts = same_prefix(6, shared=200)
+    options = {**ROOMY, "max_num_batched_tokens": budget}
+    radix = {"sub_block": False}
+    theirs = run(prompts, Scheduler, **options)
+    ours = run(prompts, radix=radix, **options)
+    assert ours.steps == theirs.steps
+    assert ours.computed == theirs.computed
+    assert ours.admitted == theirs.admitted
+
+
 @pytest.mark.parametrize("policy", [name for name in ORDERS if name != "fcfs"])
 @pytest.mark.parametrize("threshold", [0, 64])
 def test_what_fits_is_served_in_order(policy, threshold):

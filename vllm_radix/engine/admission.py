@@ -56,7 +56,6 @@ class Admission:
         config: options.
         computing: requests that are computing their prompts in chunks, or loading
             them; vLLM's own set.
-        most_tokens: of one prompt that a step computes; 0 for no limit.
 
     Attributes:
         passed_over: requests that cannot go in this step, whatever the order.
@@ -67,7 +66,6 @@ class Admission:
         manager: RadixKVCacheManager,
         config: RadixConfig,
         computing: set[Request],
-        most_tokens: int = 0,
     ) -> None:
         self._manager = manager
         self._pool = manager.block_pool
@@ -76,7 +74,6 @@ class Admission:
         self._size = self._pool.hash_block_size
         self._config = config
         self._prefilling = computing
-        self._most_tokens = most_tokens
         self._backlog = Backlog(self._tree.block_bytes)
         # All who wait, in order of arrival; filed ones are in the backlog, and by
         # the block their cached prefix ends with and the tokens that come next.
@@ -335,7 +332,7 @@ class Admission:
         view.pace = self._pace.each
         unused = self._pool.num_blank_blocks + self._tree.num_tails
         pressed = unique_uncached(view) > unused
-        held = self._hold(movable, now)
+        held = self._hold(movable, room, now)
         waits_for_grammar = [
             request_id
             for request_id, request in movable.items()
@@ -361,7 +358,7 @@ class Admission:
         # In order of arrival, as they were put in.
         late = chosen | held if held else chosen
         order = picked + [i for i in self._waiting if i not in late and i in movable]
-        if self._most_tokens and self._config.hold:
+        if room.chunk and self._config.hold:
             late = self._hold_behind(order, movable, room, now)
             held |= late
             self.passed_over |= late
@@ -387,7 +384,7 @@ class Admission:
         if self._held:
             self._let_go(set(), now)
 
-    def _hold(self, movable: dict[str, Request], now: float) -> set[str]:
+    def _hold(self, movable: dict[str, Request], room: Room, now: float) -> set[str]:
         """Return who waits for blocks that another request is computing.
 
         Nobody is held for longer than ``max_extra_wait``, however long a prefill
@@ -399,7 +396,12 @@ class Admission:
                 leader = self._computing.get(request.request_id)
                 if leader is None:
                     continue
-                for entry in self._backlog.waiting_for(leader, leader.cached):
+                published = leader.cached
+                if request.status != _LOADING:
+                    # It goes on before anybody is admitted in this step.
+                    done = request.num_computed_tokens + (room.chunk or room.tokens)
+                    published = done // self._size
+                for entry in self._backlog.waiting_for(leader, published):
                     if entry.id in movable and self._may_hold(entry, now):
                         held.add(entry.id)
         return held
@@ -435,7 +437,7 @@ class Admission:
                 continue
             admitted.add(request_id)
             leader = self._waiting[request_id]
-            done = leader.cached * self._size + self._most_tokens
+            done = leader.cached * self._size + room.chunk
             if done >= leader.tokens:
                 continue
             for entry in self._backlog.waiting_for(leader, done // self._size):

@@ -109,7 +109,6 @@ class RadixScheduler(Scheduler):
                 self.kv_cache_manager,
                 config,
                 self._inflight_prefills,
-                self.scheduler_config.long_prefill_token_threshold,
             )
         self._announce()
 
@@ -194,6 +193,15 @@ class RadixScheduler(Scheduler):
             self.admission.remove(request, self.clock())
         return super()._free_request(request, *args, **kwargs)
 
+    def _chunk(self) -> int:
+        """Return the tokens of one prompt that a step computes; 0 for no limit."""
+        chunk: int = self.scheduler_config.long_prefill_token_threshold
+        if chunk > 0 and self.adaptive_long_prefill_threshold:
+            eligible = sum(self.get_request_counts())
+            budget = self.scheduler_config.max_num_batched_tokens
+            chunk = max(chunk, budget // max(1, eligible))
+        return max(0, chunk)
+
     def _room(self) -> Room | None:
         """Return what the next step can admit; None when that is nobody."""
         active = len(self.running) + self.num_waiting_for_streaming_input
@@ -202,6 +210,7 @@ class RadixScheduler(Scheduler):
             # Each running request takes a token, or more.
             tokens=self.max_num_scheduled_tokens - len(self.running),
             blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            chunk=self._chunk(),
         )
         alone = len(self.waiting) < 2 and not self._inflight_prefills
         if alone or min(room.slots, room.tokens, room.blocks) <= 0:

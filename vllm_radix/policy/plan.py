@@ -53,11 +53,13 @@ class Room:
         slots: requests that may be admitted.
         tokens: that may be computed.
         blocks: that are free.
+        chunk: tokens of one prompt that may be computed; 0 for no such limit.
     """
 
     slots: int
     tokens: int
     blocks: int
+    chunk: int = 0
 
 
 @dataclass
