@@ -189,7 +189,7 @@ def test_the_flag_is_in_the_server_s_help():
     ("option", "message"),
     [
         (["--radix.polcy", "prefix"], "unknown radix option 'polcy'; options: policy"),
-        (["--radix.policy", "lpm"], "'lpm' is not one of 'prefix', 'fcfs'"),
+        (["--radix.policy", "sjf"], "'sjf' is not one of 'prefix', 'fcfs'"),
     ],
 )
 def test_a_bad_option_stops_the_server_with_status_2(smollm2, option, message):
