@@ -1,0 +1,1 @@
+"""Attention that reads a shared prefix once per group of requests."""
