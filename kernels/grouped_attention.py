@@ -366,7 +366,7 @@ def _check(
         )
     if q.stride(2) != 1 or out.stride(2) != 1:
         raise ValueError("q and out: the elements of a head must be contiguous")
-    fp8 = k_cache.dtype.itemsize == 1
+    fp8 = str(k_cache.dtype).startswith("torch.float8")
     if k_cache.dtype != v_cache.dtype or not (fp8 or k_cache.dtype == q.dtype):
         raise ValueError(
             f"k_cache and v_cache: {k_cache.dtype} and {v_cache.dtype} are not both "

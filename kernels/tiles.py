@@ -62,7 +62,7 @@ def choose(
     """
     if head_size > _LARGE:
         raise ValueError(f"head size {head_size} is not one of 1 to {_LARGE}")
-    row = _TABLE[_nearest(architecture)]
+    row = _TABLE[table_name(architecture)]
     tile = row[_SMALL if head_size <= _SMALL else _LARGE]
     m, n = tile.m, tile.n
     if dtype == torch.float32 and architecture != "interpreter":
@@ -72,7 +72,12 @@ def choose(
     return Tile(m, n, tile.warps, tile.stages)
 
 
-def _nearest(architecture: str) -> str:
+def table_name(architecture: str) -> str:
+    """Return the row of the table that stands for an architecture.
+
+    Raises:
+        ValueError: it is unknown, and newer than none of its vendor.
+    """
     if architecture in _TABLE:
         return architecture
     vendor = architecture.rstrip("0123456789abcdef")

@@ -26,6 +26,7 @@ ENV_PREFIX = "RADIX_"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "policy": tuple(ORDERS),
     "eviction": tuple(POLICIES),
+    "attention": ("stock", "grouped"),
     "on_unsupported": ("error", "stock"),
 }
 _LEAST = {"max_overtakes": 0, "fair_quantum": 1, "min_sub_block_tokens": 1}
@@ -67,6 +68,9 @@ class RadixConfig:
         min_sub_block_tokens: fewest tokens inside a block that are worth a copy
             of the block, at least 1.
         eviction: which idle blocks go first. ``lru``: idle for longest.
+        attention: ``grouped``: read a shared prefix once per group of requests, with
+            kernels of our own where a cost model says that it pays; full CUDA graphs
+            are off then. ``stock``: vLLM's kernels only.
         explain: log for each request how much of its prompt was cached, and why
             not more.
         on_unsupported: what to do with a model or setting that radix cannot
@@ -89,6 +93,7 @@ class RadixConfig:
     sub_block: bool = True
     min_sub_block_tokens: int = 8
     eviction: str = "lru"
+    attention: str = "stock"
     explain: bool = False
     on_unsupported: str = "error"
 

@@ -174,13 +174,21 @@ def _check_config(vllm_config: Any) -> None:
     """Refuse what cannot be served, before weights load."""
     if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
-    from vllm_radix.engine.support import config_problem, install_problem
+    from vllm_radix.engine.support import (
+        config_problem,
+        grouped_worker,
+        install_problem,
+    )
 
     present = vllm_config.additional_config
     config = RadixConfig.from_additional_config(present)
     problem = install_problem() or config_problem(vllm_config)
     if problem is not None and config.on_unsupported == "error":
         raise ValueError(problem)
+    if problem is None and config.attention == "grouped":
+        worker = grouped_worker(vllm_config, strict=config.on_unsupported == "error")
+        if worker is not None:
+            vllm_config.parallel_config.worker_cls = worker
     environment = from_environment()
     if environment:
         # Engine processes may have another environment than this one.

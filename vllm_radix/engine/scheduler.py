@@ -33,6 +33,9 @@ from vllm_radix.engine.support import (
 from vllm_radix.policy import Room
 from vllm_radix.tree import POLICIES
 
+_COPYING_WORKERS = ("vllm.v1.worker.", "vllm_radix.attention.")
+"""Where the workers live that are known to copy blocks when told to."""
+
 
 class RadixScheduler(Scheduler):
     """vLLM's scheduler over a radix tree; pass it as ``scheduler_cls``.
@@ -131,7 +134,7 @@ class RadixScheduler(Scheduler):
             reason = "a draft model, which has KV of its own"
         elif self.dcp_world_size > 1:
             reason = "context parallelism, which spreads a block over devices"
-        elif not str(self.parallel_config.worker_cls).startswith("vllm.v1.worker."):
+        elif not str(self.parallel_config.worker_cls).startswith(_COPYING_WORKERS):
             reason = "a worker that is not vLLM's own and may not copy blocks"
         if reason is not None:
             self._left_to_stock.append(f"hits inside a block ({reason})")

@@ -14,6 +14,7 @@ from vllm_radix.engine.compat import (
     Scheduler,
     UniformTypeKVCacheSpecs,
     VllmConfig,
+    logger,
 )
 
 _FIX = 'start without radix, or with the option on_unsupported="stock"'
@@ -86,6 +87,66 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
             f"--no-enable-prefix-caching, {_FIX}."
         )
     return None
+
+
+_GROUPED_BACKENDS = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
+_GROUPED_WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "vllm_radix.attention.cpu.GroupedCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "vllm_radix.attention.gpu.GroupedGPUWorker",
+}
+
+
+def grouped_worker(vllm_config: VllmConfig, strict: bool) -> str | None:
+    """Return the name of the worker class whose attention is grouped.
+
+    Args:
+        vllm_config: with the worker that vLLM would use.
+        strict: raise where it cannot be; else say so in the log and return None.
+
+    Raises:
+        ValueError: grouped attention does not serve this configuration; the message
+            is one sentence that names the fix.
+    """
+    worker = str(vllm_config.parallel_config.worker_cls)
+    if worker in _GROUPED_WORKERS.values():
+        return worker
+    problem = grouped_problem(vllm_config)
+    if problem is None:
+        return _GROUPED_WORKERS[worker]
+    if strict:
+        raise ValueError(problem)
+    logger.warning("Attention is stock vLLM's, as asked: %s", problem)
+    return None
+
+
+def grouped_problem(vllm_config: VllmConfig) -> str | None:
+    """Return why grouped attention does not serve a configuration, or None.
+
+    What only the model's layers tell is found when they are made.
+    """
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    backend = vllm_config.attention_config.backend
+    reason = fix = None
+    if str(parallel.worker_cls) not in _GROUPED_WORKERS:
+        reason = f"the worker class {parallel.worker_cls}"
+        fix = "drop --worker-cls"
+    elif parallel.decode_context_parallel_size > 1:
+        reason = "decode context parallelism"
+        fix = "drop --decode-context-parallel-size"
+    elif parallel.prefill_context_parallel_size > 1:
+        reason = "prefill context parallelism"
+        fix = "drop --prefill-context-parallel-size"
+    elif model is not None and model.use_mla:
+        reason, fix = "MLA (multi-head latent attention)", "choose another model"
+    elif backend is not None and backend.name not in _GROUPED_BACKENDS:
+        reason = f"the attention backend {backend.name}"
+        fix = f"use --attention-backend {' or '.join(_GROUPED_BACKENDS[:2])}"
+    if reason is None:
+        return None
+    return (
+        f"radix option 'attention': grouped attention does not serve {reason}: {fix}, "
+        'start with attention="stock", or with on_unsupported="stock".'
+    )
 
 
 def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:

@@ -1,0 +1,232 @@
+"""vLLM's attention backends, with shared prefixes read once where that pays.
+
+Mixins, to be put before a backend of vLLM's, its metadata builder and its
+implementation (``cpu.py``, ``triton.py``, ``flash.py``). The builder asks the planner
+once per step; the implementation runs our kernels where there is a plan, and vLLM's
+own, unchanged, where there is none. Keys and values are written by vLLM.
+
+CUDA graphs: a captured graph would replay the kernel it was captured with, whatever a
+later step's plan says. So these backends declare that they support no full graphs, and
+vLLM captures piecewise: everything but attention.
+"""
+
+from typing import Any
+
+import torch
+
+from vllm_radix.attention import step as steps
+from vllm_radix.attention.buffers import PlanBuffers
+from vllm_radix.attention.cost import DEVICES, Layer
+from vllm_radix.attention.plan import Limits, Plan, Planner
+from vllm_radix_kernels.grouped_attention import grouped_attention
+from vllm_radix_kernels.tiles import architecture_of, choose, table_name
+
+_PARTIAL_MEMORY = 64 << 20
+"""Bytes for partial results; a step that needs more is vLLM's."""
+
+
+class GroupedBuilder:
+    """Plans a step's attention, on top of one of vLLM's metadata builders."""
+
+    stock_tile_rows = 16
+    """Rows of a tile of the kernel this one is weighed against."""
+
+    def __init__(
+        self,
+        kv_cache_spec: Any,
+        layer_names: list[str],
+        vllm_config: Any,
+        device: torch.device,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(  # type: ignore[call-arg]
+            kv_cache_spec, layer_names, vllm_config, device, *args, **kwargs
+        )
+        layer = Layer(
+            num_heads=self._count_heads(layer_names, vllm_config),
+            num_kv_heads=kv_cache_spec.num_kv_heads,
+            head_size=kv_cache_spec.head_size,
+            kv_bytes=kv_cache_spec.dtype.itemsize,
+        )
+        architecture = table_name(architecture_of(device))
+        dtype = vllm_config.model_config.dtype
+        tile = choose(architecture, layer.head_size, layer.group, dtype)
+        speculative = vllm_config.speculative_config
+        scheduler = vllm_config.scheduler_config
+        partial = layer.partial_bytes // 2
+        limits = Limits(
+            layer=layer,
+            device=DEVICES[architecture],
+            # The scheduler's blocks, whatever the kernels' are.
+            block_size=vllm_config.cache_config.block_size,
+            tile_rows=tile.m,
+            stock_tile_rows=self.stock_tile_rows,
+            max_items=16 * (scheduler.max_num_seqs + scheduler.max_num_batched_tokens),
+            max_partials=_PARTIAL_MEMORY // partial,
+            slack=speculative.num_speculative_tokens or 0 if speculative else 0,
+        )
+        self.planner = Planner(limits)
+        self.buffers = PlanBuffers(
+            limits, tile, scheduler.max_num_batched_tokens, device
+        )
+
+    def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
+        raise NotImplementedError
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+        """Return that full graphs are not supported; see the module."""
+        from vllm.v1.attention.backend import AttentionCGSupport
+
+        return AttentionCGSupport.NEVER
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: Any,
+        fast_build: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return vLLM's metadata, with a plan or without."""
+        metadata = super().build(  # type: ignore[misc]
+            common_prefix_len, common_attn_metadata, fast_build, **kwargs
+        )
+        metadata.radix_plan = None
+        step = steps.current()
+        if step is not None and not fast_build:
+            plan = self._plan(common_attn_metadata, step)
+            if plan is not None:
+                metadata.radix_plan = self.buffers.load(plan)
+        return metadata
+
+    def _plan(self, common: Any, step: steps.Step) -> Plan | None:
+        if common.causal is not True or common.mm_req_doc_ranges:
+            return None
+        if common.seq_lens_cpu_upper_bound is None:
+            return None
+        request_ids = step.request_ids(common)
+        tables = None if request_ids is None else step.tables.gather(request_ids)
+        if tables is None:
+            return None
+        count = len(tables)
+        plan = self.planner.plan(
+            tables,
+            common.seq_lens_cpu_upper_bound[:count].numpy(),
+            common.query_start_loc_cpu[: count + 1].numpy(),
+        )
+        statistics = step.statistics
+        statistics.steps += 1
+        statistics.plans_made = self.planner.made + self.planner.refreshed
+        statistics.plans_kept = self.planner.kept
+        if plan is not None:
+            statistics.grouped_steps += 1
+            statistics.nodes += plan.num_nodes
+            statistics.levels = max(statistics.levels, plan.levels)
+            statistics.loaded_tokens += plan.work.loaded
+            statistics.stock_tokens += plan.stock_work.loaded
+        return plan
+
+
+class GroupedImpl:
+    """Runs a step's plan, on top of one of vLLM's attention implementations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        step = steps.current()
+        problem = self.unsupported()
+        if problem is not None and step is not None and step.strict:
+            raise ValueError(
+                f"radix option 'attention': grouped attention does not serve {problem}"
+                ': start with attention="stock", or with on_unsupported="stock"'
+            )
+        # With a window, a group reads keys that most of its rows do not see.
+        self.radix_grouped = problem is None and not self.window()
+
+    def unsupported(self) -> str | None:
+        """Return what about this layer our kernels do not compute, or None."""
+        layer: Any = self
+        kind = str(getattr(layer.attn_type, "value", layer.attn_type))
+        if kind != "decoder":
+            return f"{kind} attention"
+        if layer.head_size > 256:
+            return f"heads of {layer.head_size} (256 at most)"
+        if getattr(layer, "use_alibi_sqrt", False):
+            return "ALiBi with square roots"
+        if getattr(layer, "chunk_lookback", -1) != -1:
+            return "chunked attention"
+        if "per_token" in str(layer.kv_cache_dtype):
+            return f"a KV cache of type {layer.kv_cache_dtype}"
+        return None
+
+    def window(self) -> int:
+        """Return the layer's sliding window, 0 for none."""
+        window: Any = self.sliding_window  # type: ignore[attr-defined]
+        width = window[0] + 1 if isinstance(window, tuple) else window
+        return max(int(width or 0), 0)
+
+    def caches(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values as [blocks, page, KV heads, D] views."""
+        # vLLM's layout is [blocks, KV heads, page, 2 x D], in any physical order.
+        keys, values = kv_cache.transpose(1, 2).split(
+            self.head_size,  # type: ignore[attr-defined]
+            dim=-1,
+        )
+        return keys, values
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute attention: ours where the step has a plan, else vLLM's."""
+        plan = getattr(attn_metadata, "radix_plan", None)
+        quantised = output_scale is not None or output_block_scale is not None
+        if plan is None or quantised or not self.radix_grouped:
+            result: torch.Tensor = super().forward(  # type: ignore[misc]
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
+            return result
+        ours: Any = self
+        keys, values = self.caches(kv_cache)
+        grouped_attention(
+            query,
+            keys,
+            values,
+            output,
+            attn_metadata.block_table,
+            attn_metadata.seq_lens,
+            attn_metadata.query_start_loc,
+            plan,
+            ours.scale,
+            softcap=float(ours.logits_soft_cap or 0.0),
+            slopes=ours.alibi_slopes,
+            sinks=ours.sinks,
+            k_scale=layer._k_scale,
+            v_scale=layer._v_scale,
+        )
+        return output
+
+
+class GroupedBackend:
+    """What a backend of ours says of itself, before what vLLM's says."""
+
+    @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        """Plans are made from the host's query lengths: they must be the device's."""
+        return False

@@ -1,0 +1,71 @@
+"""Grouped attention over vLLM's CPU backend: the interpreted kernels, for tests."""
+
+from typing import Any
+
+import torch
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadataBuilder,
+)
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from vllm_radix.attention.backend import GroupedBackend, GroupedBuilder, GroupedImpl
+from vllm_radix.attention.worker import GroupedWorker
+from vllm_radix_kernels.interpreter import interpreted
+
+
+class GroupedCPUBuilder(GroupedBuilder, CPUAttentionMetadataBuilder):
+    """Plans for the CPU backend."""
+
+    def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
+        if self.isa == "amx":
+            raise ValueError(
+                "radix option 'attention': the CPU backend's layout for AMX is not "
+                "known to our kernels: start with attention=\"stock\""
+            )
+        return int(self.num_heads)
+
+
+class GroupedCPUImpl(GroupedImpl, CPUAttentionBackendImpl):
+    """Runs plans in Triton's interpreter."""
+
+    def unsupported(self) -> str | None:
+        """Return what our kernels do not compute; float8 is laid out otherwise."""
+        if self.is_fp8_kv_cache:
+            return "a float8 KV cache on a CPU"
+        return super().unsupported()
+
+    def caches(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return views of the CPU layout: keys of a block are stored transposed."""
+        blocks, heads, page, _ = kv_cache.shape
+        size = self.head_size
+        halves = kv_cache.view(blocks, heads, 2, page * size)
+        keys = halves[:, :, 0].unflatten(2, (size, page)).permute(0, 3, 1, 2)
+        values = halves[:, :, 1].unflatten(2, (page, size)).permute(0, 2, 1, 3)
+        return keys, values
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute attention with our kernels interpreted."""
+        with interpreted():
+            return super().forward(*args, **kwargs)
+
+
+class GroupedCPUBackend(GroupedBackend, CPUAttentionBackend):
+    """``CPU_ATTN`` with grouped attention."""
+
+    @staticmethod
+    def get_impl_cls() -> type:
+        """Return the implementation."""
+        return GroupedCPUImpl
+
+    @staticmethod
+    def get_builder_cls() -> type:
+        """Return the metadata builder."""
+        return GroupedCPUBuilder
+
+
+class GroupedCPUWorker(GroupedWorker, CPUWorker):
+    """vLLM's CPU worker, whose attention is grouped."""
+
+    overrides = {"CPU_ATTN": "vllm_radix.attention.cpu.GroupedCPUBackend"}

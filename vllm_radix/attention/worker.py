@@ -1,0 +1,107 @@
+"""A worker that tells its attention backend which requests it runs.
+
+vLLM's registry of attention backends is per process, so the worker puts ours in place
+of the ones they derive from; vLLM chooses among them as always. What the scheduler
+sends a worker holds every block id: no wire is changed, and nothing is copied back
+from a device.
+"""
+
+from typing import Any, ClassVar
+
+from vllm.logger import init_logger
+
+from vllm_radix.attention import step as steps
+from vllm_radix.config import RadixConfig
+
+logger = init_logger("vllm.radix")
+
+
+class GroupedWorker:
+    """To be put before one of vLLM's worker classes."""
+
+    overrides: ClassVar[dict[str, str]] = {}
+    """Names of vLLM's backends, and what replaces each."""
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm.v1.attention.backends.registry import (
+            AttentionBackendEnum,
+            register_backend,
+        )
+        from vllm.v1.attention.selector import _cached_get_attn_backend
+
+        config = RadixConfig.from_additional_config(vllm_config.additional_config)
+        block_size = vllm_config.cache_config.block_size
+        longest = vllm_config.model_config.max_model_len
+        self._radix_strict = config.on_unsupported == "error"
+        self._radix_step = steps.Step(-(-longest // block_size) + 1, self._radix_strict)
+        steps.install(self._radix_step)
+        # An engine before this one, in the same process, may have chosen already.
+        _cached_get_attn_backend.cache_clear()
+        for name, ours in self.overrides.items():
+            member = AttentionBackendEnum[name]
+            if member.is_overridden() and member.get_path() != ours:
+                raise ValueError(
+                    f"radix option 'attention': the attention backend {name} is "
+                    f"{member.get_path()} already: drop the plugin that replaced it, "
+                    'or start with attention="stock"'
+                )
+            register_backend(member, ours)
+        super().__init__(vllm_config, *args, **kwargs)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the model, and see that its attention is ours."""
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        others, grouped, windows = set(), 0, 0
+        config: Any = self.vllm_config  # type: ignore[attr-defined]
+        for layer in config.compilation_config.static_forward_context.values():
+            impl = getattr(layer, "impl", None)
+            if impl is None:
+                continue
+            ours = getattr(impl, "radix_grouped", None)
+            if ours is None:
+                others.add(layer.get_attn_backend().get_name())
+            elif ours:
+                grouped += 1
+            elif impl.window():
+                windows += 1
+        if others and self._radix_strict:
+            raise ValueError(
+                "radix option 'attention': vLLM chose the attention backend "
+                f"{', '.join(sorted(others))}, which grouped attention does not "
+                f"extend: start with --attention-backend {' or '.join(self.overrides)}"
+                ', or with attention="stock"'
+            )
+        logger.info(
+            "Grouped attention: %d layers; left to stock vLLM: %d with a sliding "
+            "window%s. Not yet timed on a GPU.",
+            grouped,
+            windows,
+            f", those of {', '.join(sorted(others))}" if others else "",
+        )
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a step, with its requests known to the attention backend."""
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        self._radix_step.begin(scheduler_output, runner)
+        try:
+            return super().execute_model(  # type: ignore[misc]
+                scheduler_output, *args, **kwargs
+            )
+        finally:
+            self._radix_step.end()
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        """Give vLLM's backends back, and shut down."""
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum
+        from vllm.v1.attention.selector import _cached_get_attn_backend
+
+        if steps.current() is self._radix_step:
+            steps.install(None)
+            for name in self.overrides:
+                AttentionBackendEnum[name].clear_override()
+            _cached_get_attn_backend.cache_clear()
+        return super().shutdown(*args, **kwargs)  # type: ignore[misc]
+
+    def radix_attention(self) -> dict[str, int]:
+        """Return counts since the start; ``LLM.collective_rpc("radix_attention")``."""
+        return self._radix_step.statistics.to_dict()
