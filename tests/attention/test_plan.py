@@ -207,6 +207,15 @@ def test_blocks_that_fill_into_another_requests_are_noticed():
     check_plan(decode(tables, [81, 81]), plan, limits)
 
 
+def test_a_request_that_got_shorter_shares_less():
+    tables = np.array([[1, 2, 3, 4, 5, 6]] * 3)
+    limits = make_limits(decode(tables, [81] * 3), LAYERS[0])
+    planner = Planner(limits)
+    for lengths in ([81, 81, 81], [81, 50, 81], [81, 81, 50], [50, 50, 50]):
+        plan = planner.plan(tables, lengths, [0, 1, 2, 3])
+        check_plan(decode(tables, lengths), plan, limits)
+
+
 def test_a_partly_filled_block_is_nobodys_to_share():
     tables = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
     for length, shared in ((33, 32), (40, 32), (48, 32), (49, 48)):
