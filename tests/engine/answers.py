@@ -15,6 +15,32 @@ import sys
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
+def check_host_tables() -> list[int]:
+    """Compare the host's block tables with the runner's own, each step.
+
+    Returns:
+        A list of one number: rows compared so far.
+    """
+    from vllm_radix.attention.backend import GroupedBuilder
+
+    checked = [0]
+    make_plan = GroupedBuilder._plan
+
+    def checked_plan(builder, common, step):
+        names = step.request_ids(common)
+        if names is not None:
+            size = builder.planner.limits.block_size
+            for row, ours in enumerate(step.tables.gather(names)):
+                used = -(-int(common.seq_lens[row]) // size)
+                theirs = common.block_table_tensor[row, :used].tolist()
+                assert ours[:used].tolist() == theirs, names[row]
+                checked[0] += 1
+        return make_plan(builder, common, step)
+
+    GroupedBuilder._plan = checked_plan
+    return checked
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
     os.environ["VLLM_PLUGINS"] = "radix" if "scheduler_cls" in job["engine"] else ""
@@ -32,6 +58,7 @@ def main() -> None:
         )
     )
     scheduler = engine.engine_core.engine_core.scheduler
+    checked = check_host_tables() if job.get("grouped") else None
     counts = {"copies": 0, "scheduled": 0, "aborted": 0, "hashes": 0}
     schedule = scheduler.schedule
 
@@ -97,6 +124,9 @@ def main() -> None:
     for metric in engine.get_metrics():
         if metric.name in job.get("metrics", ()):
             counts[metric.name] = metric.value
+    if checked is not None:
+        counts |= engine.collective_rpc("radix_attention")[0]
+        counts["checked_rows"] = checked[0]
     counts["scheduler"] = type(scheduler).__name__
     print("\n" + json.dumps({"answers": answers, "counts": counts}))
 

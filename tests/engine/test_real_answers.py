@@ -24,6 +24,8 @@ ENGINE = {"block_size": 32, "max_num_seqs": 6, "max_model_len": 512}
 def run(model, requests, engine, metrics=()):
     """Return what the engine of one arm printed."""
     job = {"model": model, "requests": requests, "engine": engine, "metrics": metrics}
+    options = engine.get("additional_config", {}).get("radix", {})
+    job["grouped"] = options.get("attention") == "grouped"
     done = subprocess.run(
         [sys.executable, str(HERE / "answers.py"), json.dumps(job)],
         capture_output=True,

@@ -121,6 +121,7 @@ class GroupedBuilder:
         statistics.plans_kept = self.planner.kept
         if plan is not None:
             statistics.grouped_steps += 1
+            statistics.grouped_extends += len(plan.rows) > count
             statistics.nodes += plan.num_nodes
             statistics.levels = max(statistics.levels, plan.levels)
             statistics.loaded_tokens += plan.work.loaded

@@ -11,6 +11,7 @@ class Statistics:
     Attributes:
         steps: steps whose attention was planned.
         grouped_steps: those that read a shared run once.
+        grouped_extends: those of them in which a request had several query rows.
         nodes: runs read once, summed over steps.
         levels: most such runs on one request's path.
         loaded_tokens: tokens of keys that grouped steps loaded, per layer.
@@ -20,7 +21,8 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self.steps = self.grouped_steps = self.nodes = self.levels = 0
+        self.steps = self.grouped_steps = self.grouped_extends = 0
+        self.nodes = self.levels = 0
         self.loaded_tokens = self.stock_tokens = 0
         self.plans_made = self.plans_kept = 0
 
