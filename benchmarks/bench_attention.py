@@ -29,7 +29,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -40,420 +40,65 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-
-from vllm_radix.attention.buffers import PlanBuffers
-from vllm_radix.attention.cost import DEVICES, Layer, Work, seconds
-from vllm_radix.attention.plan import Limits, Plan, Planner
-from vllm_radix_bench import vllm_kernel
-from vllm_radix_kernels.grouped_attention import (
-    grouped_attention,
-    grouped_attention_reference,
-)
+from vllm_radix_kernels.grouped_attention import grouped_attention_reference
 from vllm_radix_kernels.interpreter import Traffic, interpreted
-from vllm_radix_kernels.tiles import architecture_of, choose, table_name
+from vllm_radix_kernels.tiles import architecture_of, table_name
 
-PAGE = 16
-TOLERANCE = 2e-2
-"""Of a head's output: length of the difference over length. A plain bound would not
-notice a lost page, for averages over many keys are small."""
-
-PARTIAL_MEMORY = 64 << 20
-"""Bytes for partial results, as in ``vllm_radix.attention.backend``."""
+from vllm_radix.attention.cost import DEVICES, Work, seconds
+from vllm_radix_bench.contenders import (
+    CONTENDERS,
+    DECLINED,
+    OURS,
+    PAGE,
+    TOLERANCE,
+    VLLM,
+    Contender,
+    MismatchError,
+    Row,
+    Shape,
+    check,
+    gather,
+    make_batch,
+)
 
 WARM_UP, PAUSE = 3, 1_000_000
 """Rounds that are not counted, and cycles that launches queue behind."""
 
-OURS, VLLM, FLASH, CASCADE = "grouped", "vLLM Triton", "FlashAttention", "FlashInfer"
-DECLINED = "left to vLLM"
+REPEATS = 30
+BATCHES = ((8, 1), (32, 1), (128, 1), (8, 4), (32, 16))
+HEADS = ((32, 8), (32, 32), (64, 8))
+GRID: Row = {
+    "batch": BATCHES,
+    "prefix": (1024, 4096, 16384),
+    "levels": (0, 1, 2, 3),
+    "heads": HEADS,
+}
+QUICK: Row = {
+    "batch": ((32, 1), (8, 4)),
+    "prefix": (4096,),
+    "levels": (0, 1, 2),
+    "heads": ((32, 8),),
+}
+TINY: Row = {
+    "batch": ((8, 1), (8, 3)),
+    "prefix": (288,),
+    "levels": (0, 1),
+    "heads": ((2, 1),),
+}
+"""Where only some of the lists are given for ``--interpret``."""
 
-Row = dict[str, Any]
-
-
-class MismatchError(Exception):
-    """A contender computes something else."""
-
-
-class MissingError(Exception):
-    """A contender is not there, or does not take a batch; says why."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A batch: requests over a tree of shared prefixes.
-
-    Attributes:
-        requests: of the batch.
-        new_tokens: query rows of each.
-        prefix: tokens before a request's own, on all levels together.
-        levels: of sharing; 0 for none.
-        heads: query heads.
-        kv_heads: key and value heads.
-        tail: a request's own tokens, new ones included.
-        head_size: elements of a head.
-    """
-
-    requests: int
-    new_tokens: int
-    prefix: int
-    levels: int
-    heads: int
-    kv_heads: int
-    tail: int = 256
-    head_size: int = 128
-
-    @property
-    def length(self) -> int:
-        """Tokens of each request."""
-        return self.prefix + self.tail
-
-    @property
-    def layer(self) -> Layer:
-        """The layer, for the cost model."""
-        return Layer(self.heads, self.kv_heads, self.head_size, 2)
-
-    def runs(self) -> list[tuple[int, int]]:
-        """Return the nodes and the blocks of each node's run, by level."""
-        blocks, out = self.prefix // PAGE, []
-        for level in range(self.levels):
-            nodes = 1 << int(np.log2(self.requests) * level / self.levels)
-            extra = blocks % self.levels if level == 0 else 0
-            out.append((nodes, blocks // self.levels + extra))
-        return out
-
-    def own_blocks(self) -> int:
-        """Return the blocks that each request has for itself."""
-        return -(-(self.tail if self.levels else self.length) // PAGE)
-
-    def blocks(self) -> int:
-        """Return the blocks of the batch."""
-        shared = sum(nodes * length for nodes, length in self.runs())
-        return shared + self.requests * self.own_blocks()
-
-    def memory(self) -> int:
-        """Return the bytes that a run needs on the device, roughly."""
-        cache = self.blocks() * PAGE * self.layer.token_bytes
-        return cache + 4 * PARTIAL_MEMORY + (1 << 30)
-
-    def stock_work(self, tile_rows: int) -> Work:
-        """Return what a kernel does that reads each request by itself."""
-        per_tile = max(1, tile_rows // self.layer.group)
-        ends = [*range(per_tile, self.new_tokens, per_tile), self.new_tokens]
-        context = self.length - self.new_tokens
-        shared = PAGE * sum(nodes * length for nodes, length in self.runs())
-        own = self.tail if self.levels else self.length
-        return Work(
-            loaded=self.requests * sum(context + end for end in ends),
-            unique=shared + self.requests * own,
-            repeated=shared,
-            tile=max(tile_rows, self.layer.group),
-            partials=0,
-            launches=1,
-        )
-
-    def __str__(self) -> str:
-        new = f" x {self.new_tokens}" if self.new_tokens > 1 else ""
-        return (
-            f"{self.requests}{new} requests, prefix {self.prefix}, "
-            f"levels {self.levels}, heads {self.heads}/{self.kv_heads}"
-        )
-
-
-@dataclass
-class Batch:
-    """A batch on a device; see ``grouped_attention`` for the tensors.
-
-    Attributes:
-        shape: of the batch.
-        order: [R] its requests as they stand in the tree.
-        host: block tables, lengths and query starts, for planners.
-    """
-
-    shape: Shape
-    order: np.ndarray
-    host: tuple[np.ndarray, np.ndarray, np.ndarray]
-    cache: torch.Tensor
-    q: torch.Tensor
-    tables: torch.Tensor
-    seq_lens: torch.Tensor
-    starts: torch.Tensor
-
-    @property
-    def k(self) -> torch.Tensor:
-        """Keys [blocks, page, KV heads, D]; vLLM has values beside them."""
-        return self.cache[..., : self.shape.head_size]
-
-    @property
-    def v(self) -> torch.Tensor:
-        """Values, likewise."""
-        return self.cache[..., self.shape.head_size :]
-
-
-def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
-    """Return a batch of random queries, keys and values."""
-    rng = np.random.default_rng(seed)
-    count, new = shape.requests, shape.new_tokens
-    free = rng.permutation(shape.blocks()).astype(np.int32)
-    columns, used = [], 0
-    for nodes, length in [*shape.runs(), (count, shape.own_blocks())]:
-        blocks = free[used : used + nodes * length].reshape(nodes, length)
-        used += nodes * length
-        columns.append(blocks[np.arange(count) * nodes // count])
-    # A batch is in the order its requests came in, not in the tree's.
-    order = rng.permutation(count)
-    tables = np.empty((count, sum(c.shape[1] for c in columns)), dtype=np.int32)
-    tables[order] = np.concatenate(columns, 1)
-    seq_lens = np.full(count, shape.length, dtype=np.int32)
-    starts = (np.arange(count + 1) * new).astype(np.int32)
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(
-            sizes, generator=generator, device=device, dtype=torch.bfloat16
-        )
-
-    return Batch(
-        shape,
-        order,
-        (tables, seq_lens, starts),
-        normal(shape.blocks(), PAGE, shape.kv_heads, 2 * shape.head_size),
-        normal(count * new, shape.heads, shape.head_size),
-        *(torch.from_numpy(x).to(device) for x in (tables, seq_lens, starts)),
+TINY_SIZES = {"tail": 21, "head_size": 32}
+TINY_SHAPES = tuple(
+    Shape(*batch, prefix=288, levels=levels, heads=2, kv_heads=kv_heads, **TINY_SIZES)
+    for batch, levels, kv_heads in (
+        ((4, 1), 0, 1),
+        ((4, 1), 1, 1),
+        ((4, 3), 1, 2),
+        ((4, 1), 2, 1),
+        ((8, 1), 3, 1),
+        ((8, 3), 3, 1),
     )
-
-
-@dataclass
-class Contender:
-    """One way to compute a batch's attention.
-
-    Attributes:
-        name: for tables.
-        call: computes, and returns [T, H, D].
-        work: for the cost model; None where it says nothing.
-        back: rows of the result for each of the batch's; None for as they are.
-        notes: for the record.
-    """
-
-    name: str
-    call: Callable[[], torch.Tensor]
-    work: Work | None = None
-    back: torch.Tensor | None = None
-    notes: Row = field(default_factory=dict)
-
-
-def ours(batch: Batch) -> Contender:
-    """Return grouped attention, planned for the batch's device."""
-    shape, device = batch.shape, batch.q.device
-    layer = shape.layer
-    architecture = table_name(architecture_of(device))
-    tile = choose(architecture, shape.head_size, layer.group, batch.q.dtype)
-    limits = Limits(
-        layer=layer,
-        device=DEVICES[architecture],
-        block_size=PAGE,
-        tile_rows=tile.m,
-        max_partials=PARTIAL_MEMORY // (layer.partial_bytes // 2),
-    )
-    plan: Plan | None = Planner(limits).plan(*batch.host)
-    if plan is None:
-        raise MissingError(DECLINED)
-    buffers = PlanBuffers(limits, tile, len(batch.q), device)
-    loaded = buffers.load(plan)
-    out = torch.full_like(batch.q, float("nan"))
-
-    def call() -> torch.Tensor:
-        grouped_attention(
-            batch.q,
-            batch.k,
-            batch.v,
-            out,
-            batch.tables,
-            batch.seq_lens,
-            batch.starts,
-            loaded,
-            shape.head_size**-0.5,
-        )
-        return out
-
-    notes = {
-        "tile": asdict(tile),
-        "items": len(plan.items),
-        "partials": plan.num_partials,
-        "nodes": plan.num_nodes,
-        "levels": plan.levels,
-    }
-    return Contender(OURS, call, plan.work, notes=notes)
-
-
-def stock(batch: Batch) -> Contender:
-    """Return vLLM's unified Triton kernel, called as its backend calls it."""
-    shape, device = batch.shape, batch.q.device
-    buffers = vllm_kernel.segment_buffers(
-        shape.heads, shape.kv_heads, shape.head_size, shape.requests, device
-    )
-    out = torch.full_like(batch.q, float("nan"))
-
-    def call() -> torch.Tensor:
-        vllm_kernel.attend(
-            batch.q,
-            batch.k,
-            batch.v,
-            out,
-            batch.tables,
-            batch.seq_lens,
-            batch.starts,
-            shape.new_tokens,
-            shape.length,
-            buffers,
-        )
-        return out
-
-    split = vllm_kernel.splits(shape.requests, shape.new_tokens, shape.kv_heads)
-    notes = {"variant": "3D" if split else "2D"}
-    return Contender(VLLM, call, shape.stock_work(16), notes=notes)
-
-
-def flash(batch: Batch) -> Contender:
-    """Return FlashAttention as vLLM ships it, scheduled as its backend does."""
-    if batch.q.device.type == "cpu":
-        raise MissingError("needs a GPU")
-    try:
-        from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
-        from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
-    except ImportError as error:
-        raise MissingError(str(error)) from None
-    shape = batch.shape
-    fa_version = get_flash_attn_version(head_size=shape.head_size)
-    if fa_version is None:
-        raise MissingError("vLLM has no version of it for this device")
-    schedule = None
-    if fa_version == 3:
-        schedule = get_scheduler_metadata(
-            batch_size=shape.requests,
-            max_seqlen_q=shape.new_tokens,
-            max_seqlen_k=shape.length,
-            num_heads_q=shape.heads,
-            num_heads_kv=shape.kv_heads,
-            headdim=shape.head_size,
-            cache_seqlens=batch.seq_lens,
-            qkv_dtype=batch.q.dtype,
-            cu_seqlens_q=batch.starts,
-            page_size=PAGE,
-            causal=True,
-        )
-    out = torch.full_like(batch.q, float("nan"))
-
-    def call() -> torch.Tensor:
-        flash_attn_varlen_func(
-            q=batch.q,
-            k=batch.k,
-            v=batch.v,
-            out=out,
-            cu_seqlens_q=batch.starts,
-            max_seqlen_q=shape.new_tokens,
-            seqused_k=batch.seq_lens,
-            max_seqlen_k=shape.length,
-            softmax_scale=shape.head_size**-0.5,
-            causal=True,
-            block_table=batch.tables,
-            scheduler_metadata=schedule,
-            fa_version=fa_version,
-        )
-        return out
-
-    # The rows that the planner takes its tiles to have.
-    return Contender(
-        FLASH, call, shape.stock_work(64), notes={"version": int(fa_version)}
-    )
-
-
-def cascade(batch: Batch) -> Contender:
-    """Return FlashInfer's multi-level cascade, one level for each and the tails."""
-    if batch.q.device.type == "cpu":
-        raise MissingError("needs a GPU")
-    try:
-        from flashinfer.cascade import MultiLevelCascadeAttentionWrapper
-    except ImportError:
-        raise MissingError("FlashInfer is not installed") from None
-    shape, device = batch.shape, batch.q.device
-    if not shape.levels:
-        raise MissingError("nothing is shared")
-    tables, new, count = batch.host[0][batch.order], shape.new_tokens, shape.requests
-    rows = np.repeat(batch.order * new, new) + np.tile(np.arange(new), count)
-    levels: list[list[torch.Tensor]] = [[], [], [], []]
-    start = 0
-    for nodes, length in [*shape.runs(), (count, shape.own_blocks())]:
-        members = np.arange(count) * nodes // count
-        starts = np.searchsorted(members, np.arange(nodes + 1))
-        last = PAGE if start < shape.prefix // PAGE else (shape.tail - 1) % PAGE + 1
-        arrays = (
-            starts * new,
-            np.arange(nodes + 1) * length,
-            tables[starts[:-1], start : start + length].ravel(),
-            np.full(nodes, last),
-        )
-        for into, array in zip(levels, arrays, strict=True):
-            into.append(torch.from_numpy(array.astype(np.int32)).to(device))
-        start += length
-    workspace = torch.empty(384 << 20, dtype=torch.uint8, device=device)
-    wrapper = MultiLevelCascadeAttentionWrapper(shape.levels + 1, workspace, "NHD")
-    wrapper.plan(
-        *levels,
-        shape.heads,
-        shape.kv_heads,
-        shape.head_size,
-        PAGE,
-        causal=True,
-        q_data_type=batch.q.dtype,
-    )
-    index = torch.from_numpy(rows).to(device)
-    q, caches = batch.q[index], (batch.k, batch.v)
-    return Contender(
-        CASCADE, lambda: wrapper.run(q, caches), back=torch.argsort(index)
-    )
-
-
-CONTENDERS = {OURS: ours, VLLM: stock, FLASH: flash, CASCADE: cascade}
-
-
-def gather(batch: Batch) -> tuple[list[Contender], dict[str, Row]]:
-    """Return the contenders of a batch, and why the others are none."""
-    present, absent = [], {}
-    for name, make in CONTENDERS.items():
-        try:
-            present.append(make(batch))
-        except MissingError as error:
-            absent[name] = {"status": str(error)}
-        except Exception as error:
-            # What is not ours may refuse a device or a shape in any way.
-            if name in (OURS, VLLM):
-                raise
-            absent[name] = {"status": f"failed: {error!r}"}
-    return present, absent
-
-
-def difference(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest difference of a head's output, over its length."""
-    wide, right = result.double(), expected.double()
-    relative = (wide - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=1e-30)
-    return float(relative.nan_to_num(float("inf")).max())
-
-
-def check(batch: Batch, who: Contender, expected: torch.Tensor | None) -> torch.Tensor:
-    """Return what a contender computes, in the batch's order.
-
-    Raises:
-        MismatchError: it is further from ``expected`` than ``TOLERANCE``.
-    """
-    result = who.call()
-    result = (result if who.back is None else result[who.back]).clone()
-    error = 0.0 if expected is None else difference(result, expected)
-    who.notes["difference"] = error
-    if not (error <= TOLERANCE and bool(result.isfinite().all())):
-        raise MismatchError(
-            f"{who.name} differs by {error:.3g} (at most {TOLERANCE} of a head's "
-            f"output): {batch.shape}"
-        )
-    return result
+)
 
 
 class Clock:
@@ -578,9 +223,7 @@ def interpret_row(shape: Shape) -> Row:
     return {**asdict(shape), "contenders": {name: out[name] for name in CONTENDERS}}
 
 
-def run(
-    shapes: list[Shape], repeats: int | None, output: Path
-) -> dict[str, Any]:
+def run(shapes: list[Shape], repeats: int | None, output: Path) -> dict[str, Any]:
     """Measure all shapes and write the result, after each so that none is lost.
 
     Args:
@@ -734,7 +377,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
             style = {"color": f"C{b % 10}", "marker": "os^Dv"[h % 5]}
             panel.plot(x, cold, label=label, **style)
             panel.plot(x, predicted, ":", color=style["color"], linewidth=0.8)
-        declined = [r for r in rows if r["levels"] == level and r["speedup"]["declined"]]
+        declined = [
+            r for r in rows if r["levels"] == level and r["speedup"]["declined"]
+        ]
         for row in declined:
             panel.plot(row["prefix"], 1, "o", color="white", mec="grey", zorder=3)
         panel.axhline(1, color="grey", linewidth=0.8)
@@ -746,3 +391,184 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _batch(text: str) -> tuple[int, int]:
+    requests, _, new = text.partition("x")
+    try:
+        made = int(requests), int(new or 1)
+    except ValueError:
+        made = 0, 0
+    if min(made) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of requests nor requests x new tokens (8x4)"
+        )
+    return made
+
+
+def _prefix(text: str) -> int:
+    number = text.removesuffix("k")
+    factor = 1 if number == text else 1024
+    if not number.isdecimal() or int(number) < 1 or int(number) * factor % PAGE:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of tokens (4096, 4k) in pages of {PAGE}"
+        )
+    return int(number) * factor
+
+
+def _heads(text: str) -> tuple[int, int]:
+    heads, _, kv_heads = text.partition("/")
+    if not (heads.isdecimal() and kv_heads.isdecimal() and int(kv_heads)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not query heads / KV heads (32/8)"
+        )
+    made = int(heads), int(kv_heads)
+    if not made[0] or made[0] % made[1]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {made[0]} is no multiple of {made[1]}"
+        )
+    return made
+
+
+def _repeats(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_radix_bench.bench_attention",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="a small grid")
+    mode.add_argument(
+        "--interpret", action="store_true", help="no GPU, tiny shapes, no times"
+    )
+    mode.add_argument(
+        "--replot", type=Path, metavar="FILE.json", help="draw a result again"
+    )
+    grid = parser.add_argument_group("grid", "each replaces the grid's own list")
+    grid.add_argument(
+        "--batch", type=_batch, nargs="+", help="requests, or requests x new tokens"
+    )
+    grid.add_argument("--prefix", type=_prefix, nargs="+", help="tokens: 4096 or 4k")
+    grid.add_argument(
+        "--levels", type=int, nargs="+", choices=(0, 1, 2, 3), help="0 shares nothing"
+    )
+    grid.add_argument("--heads", type=_heads, nargs="+", help="query / KV heads: 32/8")
+    parser.add_argument(
+        "--repeats", type=_repeats, help=f"times of each contender (default {REPEATS})"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.json",
+        help="default results/bench_attention.json; interpreted, -interpreted.json",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the speed-up (with --replot: default FILE.png of its name)",
+    )
+    return parser
+
+
+def shapes_of(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser
+) -> list[Shape]:
+    """Return the shapes asked for, the longest prefixes last; exits with 2 if bad."""
+    base = TINY if arguments.interpret else QUICK if arguments.quick else GRID
+    lists = {name: getattr(arguments, name) or base[name] for name in base}
+    sizes = TINY_SIZES if arguments.interpret else {}
+    shapes = [
+        Shape(*batch, prefix, levels, *heads, **sizes)
+        for prefix, heads, levels, batch in itertools.product(
+            lists["prefix"], lists["heads"], lists["levels"], lists["batch"]
+        )
+    ]
+    if arguments.interpret and not any(getattr(arguments, name) for name in base):
+        return list(TINY_SHAPES)
+    for shape in shapes:
+        if shape.requests < 1 << shape.levels:
+            parser.error(
+                f"--levels {shape.levels} needs batches of {1 << shape.levels} "
+                f"requests or more, not {shape.requests}"
+            )
+        if shape.prefix // PAGE < shape.levels:
+            parser.error(f"--prefix {shape.prefix}: no page for each level of sharing")
+        if shape.new_tokens > shape.tail:
+            parser.error(
+                f"--batch {shape.requests}x{shape.new_tokens}: at most {shape.tail} "
+                "new tokens, the length of a request's own"
+            )
+    return shapes
+
+
+def _replot(path: Path, target: Path, parser: argparse.ArgumentParser) -> None:
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"--replot {path}: {error}")
+    if not isinstance(result, dict) or result.get("mode") != "timed":
+        parser.error(f"--replot {path}: not a timed result of this benchmark")
+    if not any("speedup" in row for row in result["rows"]):
+        parser.error(f"--replot {path}: no row of it was timed")
+    plot(result, target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns an exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 220)
+    if arguments.replot:
+        target = arguments.plot or arguments.replot.with_suffix(".png")
+        _replot(arguments.replot, target, parser)
+        console.print(str(target))
+        return 0
+    interpret = arguments.interpret
+    for name in ("repeats", "plot"):
+        if interpret and getattr(arguments, name):
+            parser.error(f"--{name}: nothing is timed with --interpret")
+    shapes = shapes_of(arguments, parser)
+    problem = None if interpret else _no_device()
+    if problem:
+        print(problem, file=sys.stderr)
+        return 2
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    name = "bench_attention-interpreted" if interpret else "bench_attention"
+    output = arguments.output or Path("results", f"{name}.json")
+    repeats = None if interpret else arguments.repeats or REPEATS
+    try:
+        result = run(shapes, repeats, output)
+    except MismatchError as error:
+        print(f"MISMATCH: {error}", file=sys.stderr)
+        return 1
+    console.print(table(result))
+    for line in absences(result):
+        console.print(line, highlight=False)
+    console.print(str(output))
+    if arguments.plot and any("speedup" in row for row in result["rows"]):
+        plot(result, arguments.plot)
+        console.print(str(arguments.plot))
+    return 0
+
+
+def _no_device() -> str | None:
+    """Return what keeps this machine from timing, or None."""
+    hint = "--interpret runs every path that needs none, untimed"
+    if not torch.cuda.is_available():
+        return f"no GPU: {hint}"
+    try:
+        table_name(architecture_of(torch.device("cuda")))
+    except ValueError as error:
+        return f"no GPU that the kernels are built for ({error}): {hint}"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

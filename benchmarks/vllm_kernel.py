@@ -31,7 +31,7 @@ def unified_attention() -> Callable[..., None]:
     Without a GPU it runs inside ``interpreted()`` only.
     """
     kernel = importlib.import_module(f"{OPS}.{MODULES[-1]}")
-    utils = importlib.import_module("vllm.triton_utils")
+    utils: Any = importlib.import_module("vllm.triton_utils")
     if utils.HAS_TRITON:
         return kernel.unified_attention  # type: ignore[no-any-return]
     import triton

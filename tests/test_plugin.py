@@ -166,3 +166,29 @@ def test_an_unsupported_vllm_is_left_alone_with_a_warning(registered, caplog):
     assert "0.99 is installed" in install_problem()
     assert "cannot be used" in caplog.text
     assert "supports vllm<0.33,>=0.32, and 0.99 is installed" in caplog.text
+
+
+WORKER = "vllm_radix.attention.cpu.GroupedCPUWorker"
+
+
+def test_grouped_attention_brings_its_worker(parse):
+    made = parse("--radix.attention", "grouped").create_engine_config()
+    assert made.parallel_config.worker_cls == WORKER
+    stock = parse("--radix").create_engine_config()
+    assert stock.parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--attention-backend", "FLASHINFER"], "backend FLASHINFER"),
+        (["--worker-cls", "some.Worker"], "worker class some.Worker: drop --worker-cls"),
+    ],
+)
+def test_grouped_attention_refuses_by_name_or_leaves_it_to_stock(parse, words, named):
+    with pytest.raises(ValueError, match=named) as refused:
+        parse("--radix.attention=grouped", *words).create_engine_config()
+    assert 'attention="stock"' in str(refused.value)
+    allowed = "--radix.on_unsupported=stock"
+    made = parse("--radix.attention=grouped", allowed, *words).create_engine_config()
+    assert made.parallel_config.worker_cls != WORKER

@@ -1,4 +1,4 @@
-"""vLLM's own tests of its core, at the version that is installed.
+"""vLLM's own tests of its core and its attention, at the version installed.
 
 The wheel has no tests, the source distribution has. pip is asked for it by name,
 as for any package, and only the tests are kept: beside them the source package
@@ -22,8 +22,10 @@ PARTS = (
     "tests/v1/__init__.py",
     "tests/v1/core",
     "tests/v1/kv_connector",
+    "tests/kernels/__init__.py",
+    "tests/kernels/attention",
 )
-"""What is kept of the source: the tests of the core, and what they import."""
+"""What is kept of the source: tests of core and attention, and what they import."""
 
 _STAMP = ".complete"
 

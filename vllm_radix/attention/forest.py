@@ -55,7 +55,7 @@ def grow_forest(tables: Ints, full: npt.NDArray[np.int64]) -> Forest | None:
     Requests are sorted by their blocks, and nodes read off what neighbours have in
     common (as the tree of a suffix array; Kasai et al., 2001, for the interval stack).
     O(R log R) comparisons of rows, O(R x W) for the common parts; a batch whose first
-    blocks all differ costs O(R).
+    blocks all differ costs O(R log R).
 
     Args:
         tables: [R, W] block ids of each request, at least 0.
@@ -65,8 +65,8 @@ def grow_forest(tables: Ints, full: npt.NDArray[np.int64]) -> Forest | None:
     width = int(full.max()) if num_requests else 0
     if width == 0:
         return None
-    roots = tables[full > 0, 0]
-    if len(np.unique(roots)) == len(roots):
+    width = _common_width(tables, full, width)
+    if width == 0:
         return None
     inside = np.arange(width) < full[:, None]
     blocks = np.where(inside, tables[:, :width], 0)
@@ -83,6 +83,33 @@ def grow_forest(tables: Ints, full: npt.NDArray[np.int64]) -> Forest | None:
     beside[1:-1] = common
     depth = np.maximum(beside[1:], beside[:-1])
     return Forest(order, _nodes(common.tolist()), depth)
+
+
+def _common_width(tables: Ints, full: npt.NDArray[np.int64], width: int) -> int:
+    """Return a number of blocks that no two requests have more of in common.
+
+    Requests that share more than ``c`` blocks have the same one in column ``c``, so a
+    column without doubles is a bound. Found by doubling, then by halving what is left;
+    O(R log R) for each column looked at.
+    """
+
+    def doubles(column: int) -> bool:
+        blocks = tables[full > column, column]
+        return len(np.unique(blocks)) < len(blocks)
+
+    low, high = 0, 1
+    while low < width and doubles(low):
+        low, high = high, 2 * high
+    if low >= width:
+        return width
+    # No doubles in column `low`; doubles in the one looked at before.
+    floor, bound = low // 2, low
+    for _ in range(4):
+        middle = (floor + bound) // 2
+        if middle == floor:
+            break
+        floor, bound = (middle, bound) if doubles(middle) else (floor, middle)
+    return bound
 
 
 def _nodes(common: list[int]) -> list[Node]:

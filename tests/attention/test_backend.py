@@ -1,0 +1,220 @@
+"""Backends for GPUs, as far as a CPU shows: their plans, caches and refusals.
+
+What vLLM's classes do by themselves is theirs; the kernels are interpreted.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from forests import Layer, make_cache, make_limits, plan_of, reference
+from test_grouped_attention import agree, shared
+from test_step import output
+
+from vllm_radix.attention import step as steps
+from vllm_radix.attention.backend import GroupedBuilder
+from vllm_radix.attention.buffers import PlanBuffers
+from vllm_radix_kernels.interpreter import interpreted
+from vllm_radix_kernels.tiles import Tile
+
+LAYER = Layer(4, 2, 64, 4)
+
+
+@pytest.fixture
+def step():
+    step = steps.Step(64, strict=True)
+    steps.install(step)
+    yield step
+    steps.install(None)
+
+
+class PlainBuilder:
+    """Stands for one of vLLM's builders."""
+
+    def __init__(self, *_):
+        pass
+
+    def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
+        return SimpleNamespace()
+
+
+class Builder(GroupedBuilder, PlainBuilder):
+    def _count_heads(self, layer_names, vllm_config):
+        return LAYER.num_heads
+
+
+def config(**fields):
+    return SimpleNamespace(
+        model_config=SimpleNamespace(dtype=torch.float32),
+        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+        cache_config=SimpleNamespace(block_size=16),
+        speculative_config=None,
+        **fields,
+    )
+
+
+def builder():
+    spec = SimpleNamespace(num_kv_heads=2, head_size=64, dtype=torch.float32)
+    return Builder(spec, ["layer"], config(), torch.device("cpu"))
+
+
+def begin(step, batch, second_runner=False):
+    """Begin a step of a batch; return its metadata."""
+    names = [f"r{row}" for row in range(len(batch.seq_lens))]
+    new = [
+        (name, batch.tables[row, : -(-int(batch.seq_lens[row]) // batch.page)])
+        for row, name in enumerate(names)
+    ]
+    runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=names))
+    indices = None
+    if second_runner:
+        indices = np.arange(len(names)) + 3
+        known = dict(zip(indices.tolist(), names, strict=True))
+        runner = SimpleNamespace(req_states=SimpleNamespace(index_to_req_id=known))
+    scheduled = dict(zip(names, batch.rows.tolist(), strict=True))
+    step.begin(output(new, scheduled=scheduled), runner)
+    return SimpleNamespace(
+        query_start_loc_cpu=torch.from_numpy(batch.starts),
+        seq_lens_cpu_upper_bound=torch.from_numpy(batch.seq_lens),
+        causal=True,
+        mm_req_doc_ranges=None,
+        req_idx=indices,
+    )
+
+
+@pytest.mark.parametrize("second_runner", [False, True])
+def test_both_model_runners_get_the_same_plan(step, second_runner):
+    batch = shared(blocks=8, levels=2, rows=2)
+    metadata = builder().build(0, begin(step, batch, second_runner))
+    expected = plan_of(batch, make_limits(batch, LAYER, tile_rows=64))
+    plan = metadata.radix_plan
+    assert int(plan.num_items) == len(expected.items)
+    assert torch.equal(plan.items[: len(expected.items)], torch.tensor(expected.items))
+    assert step.statistics.grouped_steps == step.statistics.grouped_extends == 1
+
+
+def test_what_is_not_a_step_of_ours_is_vllms(step):
+    batch = shared(blocks=8)
+    built = builder()
+    common = begin(step, batch)
+    assert built.build(0, common).radix_plan is not None
+    assert built.build(0, common, fast_build=True).radix_plan is None
+    for name, value in (
+        ("causal", False),
+        ("causal", torch.ones(5)),
+        ("mm_req_doc_ranges", {0: [(1, 5)]}),
+        ("seq_lens_cpu_upper_bound", None),
+    ):
+        other = SimpleNamespace(**{**vars(common), name: value})
+        assert built.build(0, other).radix_plan is None, name
+    step.end()
+    assert built.build(0, common).radix_plan is None
+    steps.install(None)
+    assert built.build(0, common).radix_plan is None
+
+
+def test_nothing_shared_is_vllms_kernel_and_nothing_is_uploaded(step):
+    batch = shared(members=1, blocks=8)
+    built = builder()
+    assert built.build(0, begin(step, batch)).radix_plan is None
+    assert built.buffers.uploads == 0
+    assert step.statistics.steps == 1
+    assert step.statistics.grouped_steps == 0
+
+
+def test_a_plan_is_uploaded_once_while_it_holds(step):
+    batch = shared(blocks=8)
+    built = builder()
+    first = built.build(0, begin(step, batch)).radix_plan
+    for _ in range(3):
+        batch.seq_lens += 1
+        assert built.build(0, begin(step, batch)).radix_plan is first
+    assert built.buffers.uploads == 1
+
+
+def impl(kind, **fields):
+    """Return an implementation of one of the GPU backends."""
+    if kind == "triton":
+        from vllm_radix.attention.triton import GroupedTritonImpl as cls
+    else:
+        from vllm_radix.attention.flash import GroupedFlashImpl as cls
+    arguments = {
+        "num_heads": LAYER.num_heads,
+        "head_size": LAYER.head_size,
+        "scale": LAYER.head_size**-0.5,
+        "num_kv_heads": LAYER.num_kv_heads,
+        "alibi_slopes": None,
+        "sliding_window": None,
+        "kv_cache_dtype": "auto",
+        **fields,
+    }
+    return cls(**arguments)
+
+
+@pytest.mark.parametrize("order", ["NHD", "HND"])
+def test_the_triton_backends_cache_is_read_as_it_lies(step, order):
+    batch = shared(blocks=8, levels=2, rows=3)
+    limits = make_limits(batch, LAYER)
+    buffers = PlanBuffers(limits, Tile(16, 64, 1, 1), 64, torch.device("cpu"))
+    plan = buffers.load(plan_of(batch, limits))
+    keys, values = make_cache(batch, LAYER)
+    # vLLM's: [blocks, KV heads, page, keys | values], in either physical order.
+    cache = torch.cat([keys, values], 3).transpose(1, 2)
+    cache = cache.contiguous() if order == "HND" else cache
+    q = torch.randn(int(batch.starts[-1]), 4, 64)
+    out = torch.full_like(q, float("nan"))
+    layer = SimpleNamespace(_k_scale=torch.ones(1), _v_scale=torch.ones(1))
+    metadata = SimpleNamespace(
+        radix_plan=plan,
+        block_table=torch.from_numpy(batch.tables),
+        seq_lens=torch.from_numpy(batch.seq_lens),
+        query_start_loc=torch.from_numpy(batch.starts),
+    )
+    with interpreted():
+        impl("triton").forward(layer, q, q, q, cache, metadata, out)
+    agree(out, reference(batch, LAYER, q, keys, values), 3e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "named"),
+    [
+        ("triton", {"attn_type": "encoder_only"}, "encoder_only attention"),
+        ("triton", {"attn_type": "encoder_decoder"}, "encoder_decoder attention"),
+        ("triton", {"head_size": 512}, "heads of 512"),
+        ("triton", {"use_alibi_sqrt": True}, "ALiBi with square roots"),
+        ("triton", {"chunk_lookback": 1, "sliding_window": 64}, "chunked attention"),
+        ("triton", {"kv_cache_dtype": "int8_per_token_head"}, "int8_per_token_head"),
+    ],
+)
+def test_layers_that_are_not_served_are_refused_by_name(step, kind, fields, named):
+    with pytest.raises(ValueError, match=f"does not serve .*{named}") as refused:
+        impl(kind, **fields)
+    assert 'on_unsupported="stock"' in str(refused.value)
+    step.strict = False
+    assert impl(kind, **fields).radix_grouped is False
+
+
+def test_layers_with_a_window_are_vllms_within_a_served_model(step):
+    assert impl("triton").radix_grouped is True
+    windowed = impl("triton", sliding_window=128)
+    assert windowed.window() == 128
+    assert windowed.radix_grouped is False
+
+
+@pytest.mark.parametrize("name", ["triton", "flash", "cpu"])
+def test_no_backend_promises_full_graphs(name):
+    from importlib import import_module
+
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    module = import_module(f"vllm_radix.attention.{name}")
+    backend = next(
+        cls for cls in vars(module).values() if getattr(cls, "get_builder_cls", None)
+        and cls.__module__ == module.__name__
+    )
+    support = backend.get_builder_cls().get_cudagraph_support(None, None)
+    assert support == AttentionCGSupport.NEVER
+    assert not backend.supports_device_cpu_query_lens_mismatch()
+    # vLLM looks its backends up by these names.
+    assert backend.get_name() in ("TRITON_ATTN", "FLASH_ATTN", "CPU_ATTN")
