@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -223,18 +224,20 @@ def interpret_row(shape: Shape) -> Row:
     return {**asdict(shape), "contenders": {name: out[name] for name in CONTENDERS}}
 
 
-def run(shapes: list[Shape], repeats: int | None, output: Path) -> dict[str, Any]:
+def run(
+    shapes: list[Shape], device: torch.device, repeats: int | None, output: Path
+) -> dict[str, Any]:
     """Measure all shapes and write the result, after each so that none is lost.
 
     Args:
         shapes: to measure, in this order.
+        device: to measure on.
         repeats: how often each contender is timed; None interprets.
         output: JSON.
 
     Raises:
         MismatchError: a contender computes something else.
     """
-    device = torch.device("cpu" if repeats is None else "cuda")
     architecture = architecture_of(device)
     result: dict[str, Any] = {
         "mode": "interpreted" if repeats is None else "timed",
@@ -288,7 +291,7 @@ def _figure(row: Row, name: str) -> str:
         aside = "" if equal else f" ({one['bytes_predicted']:,} predicted)"
         return f"{counted}{aside}, off by {one['difference']:.4f}"
     if one["status"] != "measured":
-        return "-"
+        return DECLINED if one["status"] == DECLINED else "-"
     cold = one["cold_s"]
     text = f"{cold['median'] * 1e6:,.0f} ({cold['min'] * 1e6:,.0f}-"
     text += f"{cold['max'] * 1e6:,.0f})"
@@ -301,7 +304,8 @@ def table(result: dict[str, Any]) -> Table:
     """Return the result for a reader."""
     timed = result["mode"] == "timed"
     title = (
-        f"{result['device']['name']}: us cold, median (range); bytes loaded; of model"
+        f"{result['device']['name']}: us cold, median (range); bytes loaded; of the "
+        f"time by the model of {result['device']['model']['of']}"
         if timed
         else "interpreted: bytes of keys and values loaded; largest difference"
     )
@@ -525,6 +529,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 220)
+    if (arguments.plot or arguments.replot) and not find_spec("matplotlib"):
+        parser.error("--plot and --replot: matplotlib is not installed")
     if arguments.replot:
         target = arguments.plot or arguments.replot.with_suffix(".png")
         _replot(arguments.replot, target, parser)
@@ -544,7 +550,8 @@ def main(argv: list[str] | None = None) -> int:
     output = arguments.output or Path("results", f"{name}.json")
     repeats = None if interpret else arguments.repeats or REPEATS
     try:
-        result = run(shapes, repeats, output)
+        device = torch.device("cpu" if interpret else "cuda")
+        result = run(shapes, device, repeats, output)
     except MismatchError as error:
         print(f"MISMATCH: {error}", file=sys.stderr)
         return 1

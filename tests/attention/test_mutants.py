@@ -145,8 +145,8 @@ PLAN_MUTANTS = {
     ),
     "own ranges begin at the first key": (
         PLAN,
-        "chosen.above_request >= 0, ends[chosen.above_request], 0",
-        "chosen.above_request >= 0, 0, 0",
+        "own_start = np.append(ends, 0)[chosen.above_request]",
+        "own_start = 0 * np.append(ends, 0)[chosen.above_request]",
     ),
     "partials of two levels collide": (
         PLAN,

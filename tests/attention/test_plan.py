@@ -276,6 +276,16 @@ def test_nothing_shared_is_vllms():
     assert plan_of(decode(np.zeros((0, 4)), []), on("interpreter")) is None
 
 
+def test_a_proposal_covers_even_where_nothing_is_shared():
+    for batch in (families(5, 1, 0, own=3), families(2, 2, 1, own=3)):
+        limits = on("sm_90")
+        assert plan_of(batch, limits) is None
+        planner = Planner(limits)
+        plan = planner.propose(batch.tables, batch.seq_lens, batch.starts)
+        check_plan(batch, plan, limits)
+        assert (planner.made, planner.kept) == (0, 0)
+
+
 @pytest.mark.parametrize("architecture", [a for a in DEVICES if a != "interpreter"])
 def test_little_is_vllms_and_much_is_ours(architecture):
     limits = on(architecture)

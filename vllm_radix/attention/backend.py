@@ -29,7 +29,7 @@ class GroupedBuilder:
     """Plans a step's attention, on top of one of vLLM's metadata builders."""
 
     stock_tile_rows = 16
-    """Rows of a tile of the kernel this one is weighed against."""
+    """Rows of a tile of vLLM's kernel, for the count of what it would load."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class Limits:
         device: what it runs on.
         block_size: tokens of a block of the tables.
         tile_rows: rows of a tile of the kernel, query heads of a KV head included.
-        stock_tile_rows: the same of vLLM's kernel, with which it is compared.
+        stock_tile_rows: the same of vLLM's kernel, for what it loads.
         max_items: work items that there is room for.
         max_partials: partial results that there is room for.
         split: keys after which a range is cut in two, for parallelism; 0 chooses.
@@ -78,6 +78,8 @@ class Plan:
         grouped_tokens: tokens of those runs.
         work: what the kernels do.
         stock_work: what vLLM's kernel would do.
+        rival: the same with tiles as large as ours. A plan must beat this: larger
+            tiles gain by themselves, which is not for grouping to claim.
     """
 
     items: Ints
@@ -89,6 +91,7 @@ class Plan:
     grouped_tokens: int
     work: Work
     stock_work: Work
+    rival: Work
 
     @property
     def num_partials(self) -> int:
@@ -143,11 +146,7 @@ class Planner:
             query_starts: [R + 1] first query row of each; requests without rows are
                 padding.
         """
-        lengths = np.asarray(seq_lens, dtype=np.int64)
-        starts = np.asarray(query_starts, dtype=np.int64)
-        rows = starts[1:] - starts[:-1]
-        context = np.maximum(lengths - rows - self.limits.slack, 0)
-        full = np.where(rows > 0, context // self.limits.block_size, 0)
+        lengths, starts, rows, full = self._measure(seq_lens, query_starts)
         batch = self._batch
         if batch is None or not _still_holds(batch, tables, full, starts):
             batch = self._batch = _remember(tables, full, starts)
@@ -159,6 +158,34 @@ class Planner:
         else:
             self.kept += 1
         return batch.plan
+
+    def propose(
+        self, tables: Ints, seq_lens: npt.ArrayLike, query_starts: npt.ArrayLike
+    ) -> Plan | None:
+        """Return the best plan of a batch, also where vLLM's kernel is the better one.
+
+        For benchmarks and tests; arguments as for ``plan``, which it leaves alone.
+        None where there is no room for it.
+        """
+        lengths, starts, rows, full = self._measure(seq_lens, query_starts)
+        forest = grow_forest(tables, full)
+        if forest is None:
+            forest = Forest(np.arange(len(rows)), [], np.zeros(len(rows), dtype=int))
+        chosen = _choose(forest, rows[forest.order], self.limits)
+        made = _emit(forest, chosen, lengths, rows, starts, self.limits)
+        self._serial += 1
+        return None if made is None else replace(made[0], serial=self._serial)
+
+    def _measure(
+        self, seq_lens: npt.ArrayLike, query_starts: npt.ArrayLike
+    ) -> tuple[Longs, Longs, Longs, Longs]:
+        """Return lengths, starts, query rows and full shareable blocks."""
+        lengths = np.asarray(seq_lens, dtype=np.int64)
+        starts = np.asarray(query_starts, dtype=np.int64)
+        rows = starts[1:] - starts[:-1]
+        context = np.maximum(lengths - rows - self.limits.slack, 0)
+        full = np.where(rows > 0, context // self.limits.block_size, 0)
+        return lengths, starts, rows, full
 
     def _make(self, batch: _Batch, lengths: Longs, rows: Longs) -> Plan | None:
         forest = batch.forest
@@ -176,7 +203,7 @@ class Planner:
         plan = replace(plan, serial=self._serial)
         device, layer = self.limits.device, self.limits.layer
         ours = seconds(device, layer, plan.work)
-        if ours >= seconds(device, layer, plan.stock_work):
+        if ours * device.margin >= seconds(device, layer, plan.rival):
             # Own tails only grow, and with them what there is no gain in.
             return None
         batch.own_limit = own_limit
@@ -293,14 +320,14 @@ def _emit(
     rows, lengths_in_order = rows[order], lengths[order]
     row_of = np.concatenate([[0], np.cumsum(rows)])
     ends = np.array(chosen.end, dtype=np.int64) * size
-    own_start = np.where(
-        chosen.above_request >= 0, ends[chosen.above_request], 0
-    )
+    # Number -1 stands for no range above: the 0 at the end.
+    own_start = np.append(ends, 0)[chosen.above_request]
 
     # -- all ranges: the chosen nodes', then each request's own
     low = np.concatenate([row_of[chosen.low], row_of[:-1]])
     high = np.concatenate([row_of[chosen.high], row_of[1:]])
-    key_start = np.concatenate([np.array(chosen.start) * size, own_start])
+    node_start = np.array(chosen.start, dtype=np.int64) * size
+    key_start = np.concatenate([node_start, own_start])
     key_end = np.concatenate([ends, lengths_in_order])
     table = np.concatenate([order[chosen.low], order])
     tiles = -(-(high - low) // per_tile)
@@ -312,8 +339,8 @@ def _emit(
     for number, above in enumerate(chosen.above):
         if above >= 0:
             before[number] = before[above] + splits[above]
-    above = chosen.above_request
-    before[num_nodes:] = np.where(above >= 0, (before + splits)[above], 0)
+    node_parts = np.append((before + splits)[:num_nodes], 0)
+    before[num_nodes:] = node_parts[chosen.above_request]
     parts = before[num_nodes:] + splits[num_nodes:]
     parts_of_row = np.repeat(np.where(parts > 1, parts, 0), rows)
     first = np.zeros(len(parts_of_row) + 1, dtype=np.int32)
@@ -359,7 +386,7 @@ def _emit(
         launches=2,
     )
     stock = Work(
-        loaded=_stock_loaded(lengths, starts, limits),
+        loaded=_stock_loaded(lengths, starts, limits.stock_tile_rows, limits.layer),
         unique=unique,
         repeated=repeated,
         tile=max(limits.stock_tile_rows, limits.layer.group),
@@ -373,9 +400,18 @@ def _emit(
         serial=0,
         num_nodes=num_nodes,
         levels=chosen.levels,
-        grouped_tokens=int((ends - np.array(chosen.start) * size).sum()),
+        grouped_tokens=int((ends - node_start).sum()),
         work=work,
         stock_work=stock,
+        rival=replace(
+            stock,
+            loaded=_stock_loaded(
+                lengths,
+                starts,
+                max(limits.tile_rows, limits.stock_tile_rows),
+                limits.layer,
+            ),
+        ),
     )
     # The last split of a request is open: let it grow to twice its size.
     own_limit = np.full(len(rows), np.iinfo(np.int64).max)
@@ -404,9 +440,9 @@ def _distinct(
     return int(own.sum()) + shared, shared
 
 
-def _stock_loaded(lengths: Longs, starts: Longs, limits: Limits) -> int:
+def _stock_loaded(lengths: Longs, starts: Longs, tile_rows: int, layer: Layer) -> int:
     """Return the tokens that vLLM's kernel loads: each tile, up to its last row."""
-    per_tile = max(1, limits.stock_tile_rows // limits.layer.group)
+    per_tile = max(1, tile_rows // layer.group)
     rows = starts[1:] - starts[:-1]
     whole = np.maximum(-(-rows // per_tile) - 1, 0)
     context = lengths - rows
