@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: help setup test unit lint soak conformance bench ab ab-quick sub-block \
-	policies lock clean
+	policies aot traffic roofline bench-attention lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 setup:  ## Create .venv and .models (Python 3.11; a few minutes, 6 GB)
 	@$(PYTHON) tools/setup_env.py
@@ -31,14 +31,30 @@ soak:  ## A million random operations, every invariant after each (15 minutes)
 conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 	$(BIN)/python tests/conformance/run.py
 
-bench:  ## What cache and scheduler cost the host, beside vLLM's (4 minutes)
+bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
 	$(BIN)/pytest -q -s benchmarks/bench_tree.py --benchmark-quiet --benchmark-disable-gc
 	$(BIN)/python tests/bench_host.py
 	$(BIN)/python -m vllm_radix_bench.bench_order
+	$(BIN)/python -m vllm_radix_bench.bench_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
 policies:  ## Every order on every load, without a model; table and plot (10 minutes)
 	$(BIN)/python -m vllm_radix_bench.policies
+
+aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.json
+	$(BIN)/python tools/aot.py
+
+traffic: export VLLM_LOGGING_LEVEL = ERROR
+traffic:  ## Bytes that attention kernels ask for, counted; plot (5 minutes)
+	@mkdir -p results
+	$(BIN)/python -m vllm_radix_bench.attention_traffic --plot results/traffic.png
+
+roofline:  ## What grouped attention should gain on an H100: a model; plot
+	@mkdir -p results
+	$(BIN)/python -m vllm_radix_bench.roofline --plot results/roofline.png
+
+bench-attention:  ## Grouped attention beside others, on a GPU (--interpret elsewhere)
+	$(BIN)/python -m vllm_radix_bench.bench_attention $(ARGUMENTS)
 
 ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
 	$(BIN)/vllm-radix ab
