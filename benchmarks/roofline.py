@@ -4,7 +4,8 @@ Prints for each shape the bytes, operations and launches of one layer for vLLM's
 kernel and for ours, the time that the model of ``vllm_radix/attention/cost.py`` gives
 both, and what the planner chooses. vLLM's kernel is credited with tiles as large as
 ours, for what those gain is not grouping's. Shapes where grouping does not pay are
-among them. A model: nothing here is a measurement, and ``bench_attention`` is what will judge it.
+among them. A model: nothing here is a measurement, and ``bench_attention`` is what will
+judge it.
 """
 
 import argparse
@@ -77,8 +78,8 @@ def make_batch(shape: Shape) -> tuple[Any, Any, Any]:
     prefix, document = shape.prefix // PAGE, shape.document // PAGE
     new = shape.own + shape.rows
     width = prefix + document + -(-new // PAGE)
-    tables = np.arange(shape.requests * width, dtype=np.int32) + 1
-    tables = tables.reshape(shape.requests, width)
+    blocks = np.arange(shape.requests * width, dtype=np.int32) + 1
+    tables = blocks.reshape(shape.requests, width)
     tables[:, :prefix] = tables[0, :prefix]
     per_group = shape.requests // shape.groups
     for group in range(shape.groups):

@@ -42,7 +42,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def grouped_attention_kernel(
+def grouped_attention_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     part_ptr,
     lse_ptr,

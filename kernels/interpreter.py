@@ -112,9 +112,7 @@ def _dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
     return TensorHandle(np.matmul(left, right) + d.data, d.dtype.scalar)
 
 
-def _elementwise(
-    original: Callable[..., Any], from_end: int
-) -> Callable[..., Any]:
+def _elementwise(original: Callable[..., Any], from_end: int) -> Callable[..., Any]:
     """Return an operator that computes raw types in float32 and rounds once."""
 
     def operator(self: Any, *arguments: Any) -> Any:
@@ -148,7 +146,7 @@ _STORE = stock.InterpreterBuilder.create_masked_store
 class _Rewriter(stock.FunctionRewriter):
     """Rewrites a kernel without adding names to the module it lives in."""
 
-    def _compile_and_exec(self, transformed_ast: ast.AST) -> Any:
+    def _compile_and_exec(self, transformed_ast: ast.Module) -> Any:
         code = compile(transformed_ast, filename=self.filename, mode="exec")
         names = {**vars(stock), **self.fn.__globals__}
         local: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 @triton.jit
-def merge_partials_kernel(
+def merge_partials_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     part_ptr,
     lse_ptr,

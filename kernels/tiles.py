@@ -45,9 +45,7 @@ _TABLE: dict[str, dict[int, Tile]] = {
 ARCHITECTURES = tuple(name for name in _TABLE if name != "interpreter")
 
 
-def choose(
-    architecture: str, head_size: int, group: int, dtype: torch.dtype
-) -> Tile:
+def choose(architecture: str, head_size: int, group: int, dtype: torch.dtype) -> Tile:
     """Return the tile for a layer.
 
     Args:

@@ -25,7 +25,10 @@ def python(code: str, **env: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["vllm_radix", "vllm_radix.tree", "vllm_radix.cli", "vllm_radix.attention.plan"])
+@pytest.mark.parametrize(
+    "module",
+    ["vllm_radix", "vllm_radix.tree", "vllm_radix.cli", "vllm_radix.attention.plan"],
+)
 def test_light_modules_load_nothing_heavy(module):
     heavy = python(
         f"import sys, {module}; "

@@ -182,7 +182,10 @@ def test_grouped_attention_brings_its_worker(parse):
     ("words", "named"),
     [
         (["--attention-backend", "FLASHINFER"], "backend FLASHINFER"),
-        (["--worker-cls", "some.Worker"], "worker class some.Worker: drop --worker-cls"),
+        (
+            ["--worker-cls", "some.Worker"],
+            "worker class some.Worker: drop --worker-cls",
+        ),
     ],
 )
 def test_grouped_attention_refuses_by_name_or_leaves_it_to_stock(parse, words, named):

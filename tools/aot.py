@@ -69,6 +69,7 @@ def source(architecture: str, variant: dict[str, Any]) -> tuple[Any, dict[str, i
     """Return what to compile, and its launch options."""
     import torch
     from triton.compiler import ASTSource
+
     from vllm_radix_kernels.grouped_attention import grouped_attention_kernel
     from vllm_radix_kernels.merge_partials import merge_partials_kernel
     from vllm_radix_kernels.tiles import choose
@@ -83,7 +84,9 @@ def source(architecture: str, variant: dict[str, Any]) -> tuple[Any, dict[str, i
     kv = variant["kv"]
     if kv.startswith("fp8"):
         kv = _FP8.get(architecture, kv)
-    tile = choose(architecture, head, 4, getattr(torch, f"{'b' * (q == 'bf16')}float16"))
+    tile = choose(
+        architecture, head, 4, getattr(torch, f"{'b' * (q == 'bf16')}float16")
+    )
     features = variant.get("features", False)
     types |= {"q_ptr": f"*{q}", "k_ptr": f"*{kv}", "v_ptr": f"*{kv}"}
     types |= dict.fromkeys(("slopes_ptr", "k_scale_ptr", "v_scale_ptr"), "*fp32")

@@ -126,7 +126,9 @@ def make_cache(batch, layer, dtype=torch.float32, kv_dtype=None, layout="NHD", s
         cache = torch.randn(shape, generator=generator).to(kv_dtype)
         filled = torch.zeros(shape[:2], dtype=torch.bool)
         for row, length in enumerate(batch.seq_lens.tolist()):
-            for number, block in enumerate(batch.tables[row, : -(-length // batch.page)]):
+            for number, block in enumerate(
+                batch.tables[row, : -(-length // batch.page)]
+            ):
                 filled[block, : max(0, length - number * batch.page)] = True
         cache.view(torch.uint8 if kv_dtype.itemsize == 1 else kv_dtype)[~filled] = (
             0x7F if kv_dtype.itemsize == 1 else float("nan")

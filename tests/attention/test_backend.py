@@ -210,8 +210,9 @@ def test_no_backend_promises_full_graphs(name):
 
     module = import_module(f"vllm_radix.attention.{name}")
     backend = next(
-        cls for cls in vars(module).values() if getattr(cls, "get_builder_cls", None)
-        and cls.__module__ == module.__name__
+        cls
+        for cls in vars(module).values()
+        if getattr(cls, "get_builder_cls", None) and cls.__module__ == module.__name__
     )
     support = backend.get_builder_cls().get_cudagraph_support(None, None)
     assert support == AttentionCGSupport.NEVER

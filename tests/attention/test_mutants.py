@@ -103,7 +103,11 @@ KERNEL_MUTANTS = {
         "tl.where(empty, 0.0, highest + tl.log2(safe_weight))",
     ),
     "a dropped partial": (MERGE, "range(0, end - first)", "range(0, end - first - 1)"),
-    "a first partial of others": (MERGE, "range(0, end - first)", "range(1, end - first)"),
+    "a first partial of others": (
+        MERGE,
+        "range(0, end - first)",
+        "range(1, end - first)",
+    ),
     "merged without weights": (
         MERGE,
         "value * weight[:, None]",
@@ -140,8 +144,7 @@ PLAN_MUTANTS = {
     "a run that is not split off is lost": (
         PLAN,
         "start, above = place[node.parent] if node.parent >= 0 else (0, -1)",
-        "start, above = (node.start, place[node.parent][1]) "
-        "if node.parent >= 0 else (0, -1)",
+        "start, above = (node.start, -1)",
     ),
     "own ranges begin at the first key": (
         PLAN,

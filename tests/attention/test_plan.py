@@ -13,7 +13,12 @@ from vllm_radix.attention.cost import DEVICES, Work, seconds
 from vllm_radix.attention.forest import grow_forest
 from vllm_radix.attention.plan import Limits, Planner
 
-LAYERS = [Layer(9, 3, 64, 4), Layer(32, 8, 128, 2), Layer(4, 4, 64, 2), Layer(8, 1, 64, 2)]
+LAYERS = [
+    Layer(9, 3, 64, 4),
+    Layer(32, 8, 128, 2),
+    Layer(4, 4, 64, 2),
+    Layer(8, 1, 64, 2),
+]
 
 batches = st.builds(
     make_batch,

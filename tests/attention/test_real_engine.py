@@ -14,9 +14,7 @@ PREEMPTIONS = "vllm:num_preemptions"
 
 def grouped(model, mix, engine):
     """Run both arms; return what the grouped one counted."""
-    theirs, ours = both(
-        model, mix.requests, engine, [PREEMPTIONS], attention="grouped"
-    )
+    theirs, ours = both(model, mix.requests, engine, [PREEMPTIONS], attention="grouped")
     compared, ties = compare(theirs, ours, mix.requests)
     counts = ours["counts"]
     assert counts["scheduler"] == "RadixScheduler"

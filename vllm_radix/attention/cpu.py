@@ -22,7 +22,7 @@ class GroupedCPUBuilder(GroupedBuilder, CPUAttentionMetadataBuilder):
         if self.isa == "amx":
             raise ValueError(
                 "radix option 'attention': the CPU backend's layout for AMX is not "
-                "known to our kernels: start with attention=\"stock\""
+                'known to our kernels: start with attention="stock"'
             )
         return int(self.num_heads)
 

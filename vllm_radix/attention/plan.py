@@ -372,9 +372,7 @@ def _emit(
     items[own & is_last, 4] = OPEN_END
     items = items[np.argsort(-keys, kind="stable")]
 
-    token = np.arange(len(parts_of_row)) + np.repeat(
-        starts[order] - row_of[:-1], rows
-    )
+    token = np.arange(len(parts_of_row)) + np.repeat(starts[order] - row_of[:-1], rows)
     row_list = np.stack([token, np.repeat(order, rows)], 1).astype(np.int32)
     unique, repeated = _distinct(forest, lengths_in_order, rows, size)
     work = Work(

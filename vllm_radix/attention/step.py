@@ -1,5 +1,6 @@
 """What a worker knows of the step it runs: whose rows are whose, and their blocks."""
 
+import itertools
 from typing import Any
 
 from vllm_radix.attention.tables import HostTables
@@ -78,7 +79,7 @@ class Step:
         if len(starts) <= count or starts[count] != starts[-1]:
             return None
         scheduled = [self._scheduled.get(request_id) for request_id in ids]
-        rows = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+        rows = [end - start for start, end in itertools.pairwise(starts)]
         return ids if scheduled == rows[:count] else None
 
 

@@ -46,7 +46,7 @@ class GroupedWorker:
                     'or start with attention="stock"'
                 )
             register_backend(member, ours)
-        super().__init__(vllm_config, *args, **kwargs)
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, and see that its attention is ours."""
