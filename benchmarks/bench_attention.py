@@ -41,9 +41,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from vllm_radix_kernels.grouped_attention import grouped_attention_reference
-from vllm_radix_kernels.interpreter import Traffic, interpreted
-from vllm_radix_kernels.tiles import architecture_of, table_name
 
 from vllm_radix.attention.cost import DEVICES, Work, seconds
 from vllm_radix_bench.contenders import (
@@ -61,6 +58,9 @@ from vllm_radix_bench.contenders import (
     gather,
     make_batch,
 )
+from vllm_radix_kernels.grouped_attention import grouped_attention_reference
+from vllm_radix_kernels.interpreter import Traffic, interpreted
+from vllm_radix_kernels.tiles import architecture_of, table_name
 
 WARM_UP, PAUSE = 3, 1_000_000
 """Rounds that are not counted, and cycles that launches queue behind."""
@@ -357,6 +357,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     rows = [row for row in result["rows"] if "speedup" in row]
     levels = sorted({row["levels"] for row in rows})
+    prefixes = sorted({row["prefix"] for row in rows})
     batches = list(dict.fromkeys((r["requests"], r["new_tokens"]) for r in rows))
     heads = list(dict.fromkeys((row["heads"], row["kv_heads"]) for row in rows))
     figure, panels = pyplot.subplots(
@@ -388,7 +389,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
             panel.plot(row["prefix"], 1, "o", color="white", mec="grey", zorder=3)
         panel.axhline(1, color="grey", linewidth=0.8)
         title = "nothing shared" if level == 0 else f"levels of sharing: {level}"
-        panel.set(title=title, xlabel="prefix, tokens", xscale="log")
+        panel.set(title=title, xlabel="prefix, tokens")
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log", base=2)
+        panel.set_xticks(prefixes, [f"{prefix:,}" for prefix in prefixes])
+        panel.yaxis.set_major_formatter("{x:g}")
     panels[0][0].set_ylabel("speed-up over vLLM's Triton kernel, cold")
     panels[0][-1].legend(title="requests, heads", fontsize=7)
     figure.suptitle(result["device"]["name"])

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm_radix_kernels.grouped_attention import grouped_attention
-from vllm_radix_kernels.tiles import architecture_of, choose, table_name
 
-from vllm_radix.attention.buffers import PlanBuffers
+from vllm_radix.attention.buffers import PARTIAL_MEMORY, PlanBuffers, max_partials
 from vllm_radix.attention.cost import DEVICES, Layer, Work
 from vllm_radix.attention.plan import Limits, Planner
 from vllm_radix_bench import vllm_kernel
+from vllm_radix_kernels.grouped_attention import DevicePlan, grouped_attention
+from vllm_radix_kernels.tiles import architecture_of, choose, table_name
 
 PAGE = 16
 TOLERANCE = 2e-2
 """Of a head's output: length of the difference over length. A plain bound would not
 notice a lost page, for averages over many keys are small."""
 
-PARTIAL_MEMORY = 64 << 20
-"""Bytes for partial results, as in ``vllm_radix.attention.backend``."""
+SPARE = 8
+"""Columns of a block table behind the longest request's blocks."""
 
 OURS, VLLM, FLASH, CASCADE = "grouped", "vLLM Triton", "FlashAttention", "FlashInfer"
 DECLINED = "left to vLLM"
@@ -165,8 +165,11 @@ def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
         columns.append(blocks[np.arange(count) * nodes // count])
     # A batch is in the order its requests came in, not in the tree's.
     order = rng.permutation(count)
-    tables = np.empty((count, sum(c.shape[1] for c in columns)), dtype=np.int32)
-    tables[order] = np.concatenate(columns, 1)
+    width = sum(c.shape[1] for c in columns)
+    # vLLM's kernel reads whole tiles of a table, and vLLM's tables are as wide as the
+    # longest request may get.
+    tables = np.zeros((count, width + SPARE), dtype=np.int32)
+    tables[order, :width] = np.concatenate(columns, 1)
     seq_lens = np.full(count, shape.length, dtype=np.int32)
     starts = (np.arange(count + 1) * new).astype(np.int32)
     generator = torch.Generator(device).manual_seed(seed)
@@ -196,6 +199,7 @@ class Contender:
         work: for the cost model; None where it says nothing.
         back: rows of the result for each of the batch's; None for as they are.
         notes: for the record.
+        plan: of ours, on the device.
     """
 
     name: str
@@ -203,6 +207,7 @@ class Contender:
     work: Work | None = None
     back: torch.Tensor | None = None
     notes: Row = field(default_factory=dict)
+    plan: DevicePlan | None = None
 
 
 def ours(batch: Batch) -> Contender:
@@ -216,7 +221,7 @@ def ours(batch: Batch) -> Contender:
         device=DEVICES[architecture],
         block_size=PAGE,
         tile_rows=tile.m,
-        max_partials=PARTIAL_MEMORY // (layer.partial_bytes // 2),
+        max_partials=max_partials(layer),
     )
     plan = Planner(limits).plan(*batch.host)
     if plan is None:
@@ -246,7 +251,7 @@ def ours(batch: Batch) -> Contender:
         "nodes": plan.num_nodes,
         "levels": plan.levels,
     }
-    return Contender(OURS, call, plan.work, notes=notes)
+    return Contender(OURS, call, plan.work, notes=notes, plan=loaded)
 
 
 def stock(batch: Batch) -> Contender:

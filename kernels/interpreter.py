@@ -3,7 +3,8 @@
 Triton 3.9's own interpreter keeps bfloat16 and float8 as raw bits and then multiplies
 the bits in ``tl.dot`` and in arithmetic; its casts truncate where the hardware rounds
 to nearest even. It also needs an environment variable before Triton is imported, and
-copies every argument's whole storage at each launch: a KV cache, here.
+copies every argument's whole storage at each launch: a KV cache, here. An access
+outside of the tensors is an error instead of a crash, or of nothing at all.
 
 Inside ``interpreted()`` any ``kernel[grid](...)`` runs on the CPU, one program after
 the other, on the tensors themselves. ``tests/kernels/test_interpreter.py`` is its
@@ -65,18 +66,13 @@ class Traffic:
         self.loaded = dict.fromkeys(tensors, 0)
         self.stored = dict.fromkeys(tensors, 0)
 
-    def count(self, into: dict[str, int], ptrs: Any, mask: Any, width: int) -> None:
-        """Add the bytes of one access; each accesses one tensor."""
-        addresses = np.broadcast_to(ptrs, np.broadcast_shapes(ptrs.shape, mask.shape))
-        addresses = addresses[np.broadcast_to(mask, addresses.shape)]
-        if not addresses.size:
-            return
-        # Views may interleave (K beside V in one cache row): the tightest wins, so
-        # name one of them, or ask for the storage of both.
-        lowest = int(addresses.min())
+    def count(self, into: dict[str, int], lowest: int, size: int) -> None:
+        """Add the bytes of one access, which is to one tensor."""
+        # Views may interleave (keys beside values in one cache row): the first that
+        # is named wins, so name one of them, or the tensor that holds both.
         for start, end, name in self._ranges:
             if start <= lowest < end:
-                into[name] += addresses.size * width
+                into[name] += size
                 return
 
 
@@ -154,6 +150,9 @@ class _Rewriter(stock.FunctionRewriter):
         return local[self.fn.__name__]
 
 
+# What the kernel that runs may touch: start and end of its tensors' storages.
+_memory: set[tuple[int, int]] = set()
+
 _rewritten: dict[Any, Callable[..., Any]] = {}
 
 
@@ -180,6 +179,11 @@ def _launch(kernel: Any, *args: Any, grid: Any, warmup: bool = False, **kw: Any)
     }
     size = grid(values) if callable(grid) else grid
     size = tuple(size) + (1,) * (3 - len(size))
+    _memory.clear()
+    for value in bound.values():
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            _memory.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
     builder = stock.interpreter_builder
     builder.set_grid_dim(*size)
     body = _rewrite(kernel)
@@ -216,12 +220,39 @@ def _language() -> list[tuple[Any, str, Any]]:
     return _language_changes
 
 
+def _touch(ptrs: Any, mask: Any, traffic: Traffic | None, stored: bool) -> None:
+    """Check that an access stays inside one of the launch's tensors, and count it."""
+    addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
+    if not addresses.size:
+        return
+    width = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
+    lowest, end = int(addresses.min()), int(addresses.max()) + width
+    if not any(start <= lowest and end <= stop for start, stop in _memory):
+        raise IndexError(
+            f"a kernel {'stores' if stored else 'loads'} outside of its tensors"
+        )
+    if traffic is not None:
+        into = traffic.stored if stored else traffic.loaded
+        traffic.count(into, lowest, addresses.size * width)
+
+
 def _corrections(traffic: Traffic | None) -> list[tuple[Any, str, Any]]:
     builder = stock.InterpreterBuilder
-    changes: list[tuple[Any, str, Any]] = [
+
+    def load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        _touch(ptrs, mask, traffic, stored=False)
+        return _LOAD(self, ptrs, mask, *rest)
+
+    def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        _touch(ptrs, mask, traffic, stored=True)
+        return _STORE(self, ptrs, value, mask, *rest)
+
+    return [
         (builder, "cast_impl", _cast),
         (builder, "create_fp_to_fp", _cast),
         (builder, "create_dot", _dot),
+        (builder, "create_masked_load", load),
+        (builder, "create_masked_store", store),
         (builder, "binary_op", _elementwise(builder.binary_op, 0)),
         (builder, "unary_op", _elementwise(builder.unary_op, 0)),
         (stock.ReduceScanOpInterface, "check_tensor", _no_raw_reduction),
@@ -230,23 +261,6 @@ def _corrections(traffic: Traffic | None) -> list[tuple[Any, str, Any]]:
         (stock.InterpretedFunction, "run", _launch),
         (stock.InterpretedFunction, "__call__", _call),
     ]
-    if traffic is not None:
-
-        def load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
-            width = ptrs.get_element_ty().primitive_bitwidth // 8
-            traffic.count(traffic.loaded, ptrs.data, mask.data, max(width, 1))
-            return _LOAD(self, ptrs, mask, *rest)
-
-        def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
-            width = ptrs.get_element_ty().primitive_bitwidth // 8
-            traffic.count(traffic.stored, ptrs.data, mask.data, max(width, 1))
-            return _STORE(self, ptrs, value, mask, *rest)
-
-        changes += [
-            (builder, "create_masked_load", load),
-            (builder, "create_masked_store", store),
-        ]
-    return changes
 
 
 _depth = 0
@@ -264,6 +278,7 @@ def interpreted(traffic: Traffic | None = None) -> Iterator[None]:
 
     Raises:
         NotImplementedError: a kernel reduces bfloat16 or float8.
+        IndexError: a kernel touches memory outside of the tensors it was given.
     """
     global _depth
     if _depth and traffic is None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from vllm_radix_kernels.grouped_attention import grouped_attention_reference
 
 from vllm_radix.attention.cost import DEVICES
 from vllm_radix.attention.plan import Limits, Planner
 from vllm_radix_bench import bench_attention, contenders, vllm_kernel
 from vllm_radix_bench.contenders import CASCADE, FLASH, OURS, VLLM, Shape
+from vllm_radix_kernels.grouped_attention import grouped_attention_reference
 
 CPU = torch.device("cpu")
 SIZES = {"tail": 21, "head_size": 32}
@@ -402,7 +402,7 @@ def test_a_timed_result_is_whole_and_drawn(monkeypatch, tmp_path):
     assert result["device"]["name"] == "stand-in"
     assert result["device"]["model"]["memory"] == DEVICES["interpreter"].memory
     assert result["settings"]["repeats"] == 3
-    rows = result["rows"]
+    rows = list(result["rows"])
     assert re.fullmatch(r"needs \d+ GB of 2 free", rows.pop()["skipped"])
     left, grouped = rows
     assert left["speedup"] == {

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_radix.attention.buffers import PlanBuffers
-from vllm_radix_kernels import ops  # noqa: F401  (registers the operators)
+from vllm_radix_kernels import ops
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.interpreter import Traffic, interpreted
 from vllm_radix_kernels.merge_partials import (
@@ -254,7 +254,9 @@ def test_operators_are_known_to_torch_compile():
     device = PlanBuffers(limits, Tile(16, 32, 1, 1), 64, torch.device("cpu")).load(plan)
     q = torch.randn(int(batch.starts[-1]), 4, 64)
     k, v = make_cache(batch, layer)
-    batches = [torch.from_numpy(x) for x in (batch.tables, batch.seq_lens, batch.starts)]
+    batches = [
+        torch.from_numpy(x) for x in (batch.tables, batch.seq_lens, batch.starts)
+    ]
     out = torch.empty_like(q)
 
     def attend(q, out):

@@ -132,6 +132,22 @@ def test_bytes_are_counted_through_the_mask_and_by_tensor():
     assert traffic.stored == {"source": 0, "target": 600}
 
 
+@triton.jit
+def stray_kernel(source, target, offset, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    tl.store(target + lanes, tl.load(source + lanes + offset))
+
+
+def test_an_access_outside_of_the_tensors_is_an_error():
+    source, target = torch.zeros(16), torch.zeros(16)
+    run(stray_kernel, source, target, 0, BLOCK=16)
+    for offset in (1, -1, 1 << 40):
+        with pytest.raises(IndexError, match="loads outside of its tensors"):
+            run(stray_kernel, source, target, offset, BLOCK=16)
+    with pytest.raises(IndexError, match="stores outside of its tensors"):
+        run(stray_kernel, source, target[8:].clone(), 0, BLOCK=16)
+
+
 def test_the_language_is_as_before_afterwards():
     before = tl.load, tl.dot, tl.tensor.__add__, dot_kernel.run
     with pytest.raises(ZeroDivisionError), interpreted(), interpreted():

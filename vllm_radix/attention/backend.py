@@ -15,15 +15,11 @@ from typing import Any
 import torch
 
 from vllm_radix.attention import step as steps
-from vllm_radix.attention.buffers import PlanBuffers
+from vllm_radix.attention.buffers import PlanBuffers, max_partials
 from vllm_radix.attention.cost import DEVICES, Layer
 from vllm_radix.attention.plan import Limits, Plan, Planner
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.tiles import architecture_of, choose, table_name
-
-_PARTIAL_MEMORY = 64 << 20
-"""Bytes for partial results; a step that needs more is vLLM's."""
-
 
 class GroupedBuilder:
     """Plans a step's attention, on top of one of vLLM's metadata builders."""
@@ -54,7 +50,6 @@ class GroupedBuilder:
         tile = choose(architecture, layer.head_size, layer.group, dtype)
         speculative = vllm_config.speculative_config
         scheduler = vllm_config.scheduler_config
-        partial = layer.partial_bytes // 2
         limits = Limits(
             layer=layer,
             device=DEVICES[architecture],
@@ -63,7 +58,7 @@ class GroupedBuilder:
             tile_rows=tile.m,
             stock_tile_rows=self.stock_tile_rows,
             max_items=16 * (scheduler.max_num_seqs + scheduler.max_num_batched_tokens),
-            max_partials=_PARTIAL_MEMORY // partial,
+            max_partials=max_partials(layer),
             slack=speculative.num_speculative_tokens or 0 if speculative else 0,
         )
         self.planner = Planner(limits)

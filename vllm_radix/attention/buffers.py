@@ -2,9 +2,19 @@
 
 import torch
 
-from vllm_radix.attention.plan import ITEM, Ints, Limits, Plan
+from vllm_radix.attention.cost import Layer
+from vllm_radix.attention.forest import Ints
+from vllm_radix.attention.plan import ITEM, Limits, Plan
 from vllm_radix_kernels.grouped_attention import DevicePlan
 from vllm_radix_kernels.tiles import Tile
+
+PARTIAL_MEMORY = 64 << 20
+"""Bytes for partial results; a step that needs more is vLLM's."""
+
+
+def max_partials(layer: Layer) -> int:
+    """Return how many rows' partial results there is memory for."""
+    return PARTIAL_MEMORY // (layer.partial_bytes // 2)
 
 
 class PlanBuffers:
