@@ -32,7 +32,6 @@ def test_tiny_under_pressure_with_chunks_and_tails(tiny):
         document = mix.words(40)
         for _ in range(3):
             mix.add(system + document + mix.words(mix.rng.randrange(3, 14)))
-    mix.rollouts(tasks=1, leaves=4)
     mix.chat(users=2, turns=2)
     # A prompt of more than a step, whose start the others have.
     mix.add(system + mix.words(150))
@@ -44,7 +43,7 @@ def test_tiny_under_pressure_with_chunks_and_tails(tiny):
     }
     counts = grouped(tiny, mix, engine)
     assert counts["levels"] >= 2
-    assert counts["nodes"] > counts["grouped_steps"] > 10
+    assert counts["nodes"] > counts["grouped_steps"] > 8
     assert counts["grouped_extends"] > 3
     assert counts["copies"] > 0, "no hit ended inside a block"
     assert counts["plans_kept"] > 0
