@@ -126,8 +126,10 @@ def grouped_attention_kernel(  # type: ignore[no-untyped-def]
             mask=valid[:, None] & in_head[None, :],
             other=0.0,
         )
-        k_head_ptr = k_ptr + kv_head * k_stride_h + offs_d[:, None] * k_stride_d
-        v_head_ptr = v_ptr + kv_head * v_stride_h + offs_d[None, :] * v_stride_d
+        k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_stride_h
+        k_head_ptr = k_head_ptr + offs_d[:, None] * k_stride_d
+        v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_stride_h
+        v_head_ptr = v_head_ptr + offs_d[None, :] * v_stride_d
         if USE_ALIBI:
             slope = tl.load(slopes_ptr + head, mask=valid, other=0.0) * LOG2E
             query_start = tl.load(starts_ptr + request, mask=valid, other=0)

@@ -337,6 +337,7 @@ def test_what_has_no_room_is_vllms():
     assert plan_of(batch, make_limits(batch, LAYERS[0])) is not None
     assert plan_of(batch, make_limits(batch, LAYERS[0], max_items=8)) is None
     assert plan_of(batch, make_limits(batch, LAYERS[0], max_partials=63)) is None
+    assert plan_of(batch, make_limits(batch, LAYERS[0], max_tokens=31)) is None
 
 
 def test_few_requests_with_long_keys_are_cut_for_all_processors():

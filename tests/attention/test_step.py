@@ -80,6 +80,13 @@ def test_more_requests_than_there_was_room_for():
     assert np.array_equal(gathered[:, 0], np.arange(200))
 
 
+def test_more_blocks_than_the_longest_request_has():
+    tables = HostTables(3)
+    tables.update(output(new=[("a", [1, 2, 3]), ("b", [4])]))
+    tables.update(output(cached=[("a", [5, 6]), ("b", None)]))
+    assert tables.gather(["b", "a"]).tolist() == [[4, 0, 0, 0, 0], [1, 2, 3, 5, 6]]
+
+
 def common(starts, req_idx=None):
     return SimpleNamespace(
         query_start_loc_cpu=torch.tensor(starts),

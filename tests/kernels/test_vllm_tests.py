@@ -2,8 +2,8 @@
 
 The tests are those of the installed version's source, with their own references and
 tolerances: ``test_triton_unified_attention.py`` and ``test_prefix_prefill.py``. An
-adapter takes the place of the operator that each calls. Their batches share nothing,
-so a plan is made in one of three ways:
+adapter takes the place of the operator that each calls. Their batches share
+nothing, so each case says where groups are to come from:
 
     twice   every request is in the batch twice, so each is grouped with its double;
             both results have to be equal
@@ -19,7 +19,7 @@ Left out of ``test_triton_unified_attention.py``, for what the kernel does not d
 - ``test_triton_unified_attn`` with float8 queries, ``test_fp8_softmax_*``
 - ``test_triton_unified_attn_fp16_input_fp8_output``: output in float8
 - ``*_clamped_mm_*``: attention in both directions within ranges, chunked lookback
-- ``test_softcap_*``: of a function of vLLM's kernel; ours has such a test
+- ``test_softcap_*``: of a function of vLLM's kernel
 - 32768 blocks: gigabytes; ``seq_threshold_3D``: chooses among vLLM's kernels
 
 Left out of ``test_prefix_prefill.py``:
@@ -31,8 +31,10 @@ Left out of ``test_prefix_prefill.py``:
   interpreter; fewer heads and shorter requests instead, and a block of 544
 - ``chunked_prefill_paged_decode``: called as ``context_attention_fwd`` is
 
-Those tests' queries and keys are so small that all scores are equal: they check masks,
-biases, values and addresses. The others check the scores.
+In that file queries and keys are so small that all scores are equal, and what may be
+off is a tenth of a value: a key too many is seen only among few. So its requests and
+windows are shorter here than there; its ALiBi tests allow 1e-6. Soft caps are of 2,
+not 50, below which scores of random keys stay anyway.
 """
 
 import contextlib
@@ -56,8 +58,7 @@ import torch
 
 from vllm_radix.attention.buffers import PlanBuffers
 from vllm_radix.attention.cost import DEVICES, Layer
-from vllm_radix.attention.forest import Forest
-from vllm_radix.attention.plan import Limits, Planner, _Chosen, _emit
+from vllm_radix.attention.plan import Limits, Planner
 from vllm_radix_kernels.grouped_attention import OPEN_END, grouped_attention
 from vllm_radix_kernels.interpreter import interpreted
 from vllm_radix_kernels.tiles import Tile
@@ -79,7 +80,7 @@ class Case:
     Attributes:
         file: the module it is in.
         test: its name.
-        how: how the plan is made, see above.
+        how: where groups come from, see above.
         arguments: what it is called with.
         lengths: most tokens of a query, and of what precedes it; where the test
             draws them.
@@ -135,56 +136,69 @@ CASES = {
     "extend": unified("twice", EXTEND, (8, 2)),
     "extend, no GQA": unified("alone", EXTEND, (4, 4)),
     "extend, 5 to 1, window, cap": unified(
-        "twice", EXTEND, (5, 1), sliding_window=128, soft_cap=50.0
+        "twice", EXTEND, (5, 1), sliding_window=128, soft_cap=2.0
     ),
     "decode": unified("twice", DECODE, (8, 2)),
     "decode, alone": unified("alone", DECODE, (5, 1)),
-    "decode, cap": unified("twice", DECODE, (4, 4), soft_cap=50.0),
+    "decode, cap": unified("twice", DECODE, (4, 4), soft_cap=2.0),
     "decode, window": unified("alone", DECODE, (8, 2), sliding_window=64),
     "decode, window of a double": unified("twice", DECODE, (8, 2), sliding_window=256),
     "heads of 256": unified("twice", DECODE, (5, 1), 256),
-    "heads of 256, extend": unified("alone", EXTEND, (5, 1), 256, soft_cap=50.0),
+    "heads of 256, extend": unified("alone", EXTEND, (5, 1), 256, soft_cap=2.0),
     "heads of 96": unified("twice", EXTEND, (5, 1), 96, **TD),
-    "heads of 96, window": unified("forest", MANY, (8, 2), 96, 
-        num_blocks=3, sliding_window=128, **TD),
+    "heads of 96, window": unified(
+        "forest", MANY, (8, 2), 96, num_blocks=3, sliding_window=128, **TD
+    ),
     "blocks of 64": unified("twice", DECODE, (8, 2), block_size=64),
     "fp16": unified("twice", DECODE, (8, 2), dtype=torch.float16),
     "forest": unified("forest", MANY, (8, 2), num_blocks=2),
     "forest, window, cap": unified(
-        "forest", MANY, (4, 4), num_blocks=2, sliding_window=64, soft_cap=50.0
+        "forest", MANY, (4, 4), num_blocks=2, sliding_window=64, soft_cap=2.0
     ),
-    "forest, blocks of 32": unified("forest", MANY, (5, 1), num_blocks=3,
-        block_size=32),
+    "forest, blocks of 32": unified(
+        "forest", MANY, (5, 1), num_blocks=3, block_size=32
+    ),
     "one token each": unified("alone", [(1, 1)] * 40, (8, 2)),
     "fp8 keys, extend": unified("alone", EXTEND, (8, 2), **FP8),
     "fp8 keys, decode": unified("twice", DECODE, (5, 1), **FP8),
     "fp8 keys, forest": unified("forest", MANY, (8, 2), 256, num_blocks=2, **FP8),
-    "no context": Case(UNIFIED, f"{TD['test']}_tile_clamp", "alone",
-        {"num_heads": (5, 1)}),
+    "no context": Case(
+        UNIFIED, f"{TD['test']}_tile_clamp", "alone", {"num_heads": (5, 1)}
+    ),
     "broken extend": unified("twice", EXTEND, (5, 1), broken=True),
     "broken decode": unified("alone", DECODE, (8, 2), broken=True),
     "broken forest": unified("forest", MANY, (8, 2), num_blocks=2, broken=True),
-    # -- context attention: fp16 and fp32, windows, ALiBi, pages of 32 and of 544
+    # -- context attention: fp16 and fp32, windows, ALiBi, pages of 16, 32 and 544
     "context": prefix("twice", 4, 1, 128),
-    "context, heads of 24": prefix("alone", 4, 1, 24, sliding_window=16),
+    "context, heads of 24": prefix("alone", 4, 1, 24, sliding_window=3),
     "context, 64 to 1": prefix("twice", 64, 64, 24),
     "context, 64 to 1, 128": prefix("alone", 64, 64, 128, (4, 60)),
-    "context, 8 to 2": prefix("twice", 8, 4, 128, sliding_window=16),
+    "context, 8 to 2": prefix("twice", 8, 4, 128, sliding_window=3),
     "context, wide window": prefix("twice", 4, 4, 24, sliding_window=2048),
-    "context, fp32": prefix("twice", 4, 2, 24, dtype=torch.float32,
-        test=f"{CONTEXTED}_f32", sliding_window=16),
+    "context, fp32": prefix(
+        "twice",
+        4,
+        2,
+        24,
+        dtype=torch.float32,
+        test=f"{CONTEXTED}_f32",
+        sliding_window=3,
+    ),
     "context, blocks of 544": prefix("alone", 4, 4, 128, (6, 1024), block_size=544),
-    "context, blocks of 544, twice": prefix("twice", 4, 4, 24, (6, 1024),
-        block_size=544),
     "ALiBi": prefix("twice", 4, 1, 128, **ALIBI),
     "ALiBi, 8 to 1": prefix("alone", 8, 8, 24, **ALIBI),
     "ALiBi, 12 heads": prefix("twice", 12, 4, 24, **ALIBI),
-    "ALiBi, fp32": prefix("alone", 4, 2, 24, dtype=torch.float32,
-        test=f"{CONTEXTED}_alibi_f32"),
+    "ALiBi, fp32": prefix(
+        "alone", 4, 2, 24, dtype=torch.float32, test=f"{CONTEXTED}_alibi_f32"
+    ),
+    "ALiBi, blocks of 544": prefix(
+        "twice", 4, 4, 24, (6, 1024), block_size=544, **ALIBI
+    ),
     "all cached": prefix("twice", 4, 1, 128, **CACHED),
     "all cached, 64 to 1": prefix("alone", 64, 64, 24, **CACHED),
-    "exact table": Case(PREFIX, f"{CACHED['test']}_block_table_boundary", "alone",
-        {"device": "cpu"}),
+    "exact table": Case(
+        PREFIX, f"{CACHED['test']}_block_table_boundary", "alone", {"device": "cpu"}
+    ),
     "broken context": prefix("twice", 4, 1, 128, broken=True),
     "broken ALiBi": prefix("alone", 8, 8, 24, **ALIBI, broken=True),
     "broken cache": prefix("twice", 4, 1, 128, **CACHED, broken=True),
@@ -198,7 +212,7 @@ class Adapter:
     """vLLM's operators, by our kernel.
 
     Args:
-        case: says how to plan.
+        case: what is run.
 
     Attributes:
         calls: calls so far.
@@ -275,14 +289,14 @@ class Adapter:
         sliding_window=None,
     ):
         assert kv_cache_dtype == "auto"
+        if self.calls:
+            # The first call was to warm up; the second one is timed.
+            return
         # K is [blocks, KV heads, D / 8, page, 8], V [blocks, KV heads, D, page].
         keys = k_cache.permute(0, 3, 1, 2, 4).flatten(3)
         values = v_cache.clone().permute(0, 3, 1, 2)
         page = keys.shape[1]
         starts = b_start_loc.tolist()
-        if self.calls:
-            # The first call was to warm up; the second one is timed.
-            return
         for request, length in enumerate(b_seq_len.tolist() if k is not None else ()):
             # The step's own tokens are beside the cache there, and in it here.
             start, end = starts[request], starts[request + 1]
@@ -307,7 +321,8 @@ class Adapter:
         case, num_tokens = self._case, len(q)
         if case.how == "twice":
             # The doubles come after all: nobody's is its neighbour.
-            q, tables, seq_lens = torch.cat([q, q]), tables.repeat(2, 1), seq_lens.repeat(2)
+            q = torch.cat([q, q])
+            tables, seq_lens = tables.repeat(2, 1), seq_lens.repeat(2)
             starts = torch.cat([starts, starts[1:] + num_tokens])
         # An element's bytes are overstated: whatever is shared pays.
         layer = Layer(q.shape[1], k.shape[2], q.shape[2], kv_bytes=1 << 12)
@@ -319,14 +334,12 @@ class Adapter:
             split=192 if case.how == "alone" else 0,
         )
         batch = (tables.numpy(), seq_lens.numpy(), starts.numpy())
-        plan = plan_alone(*batch, limits) if case.how == "alone" else (
-            Planner(limits).plan(*batch)
-        )
-        assert plan is not None, "nothing is shared, or it does not pay"
+        plan = Planner(limits).propose(*batch)
+        assert plan is not None, "the plan does not fit"
         if case.broken:
             plan = blinded(plan, seq_lens.numpy(), starts.numpy())
         self.calls += 1
-        self.nodes += 0 if case.how == "alone" else plan.num_nodes
+        self.nodes += plan.num_nodes
         self.partials += plan.num_partials
         room = dataclasses.replace(
             limits, max_items=len(plan.items), max_partials=max(1, plan.num_partials)
@@ -354,19 +367,6 @@ def _one(scales):
         return None
     assert len(scales.unique()) == 1
     return scales.flatten()[:1]
-
-
-def plan_alone(tables, seq_lens, starts, limits):
-    """Return the plan that the planner does not make, of a batch without groups."""
-    count = len(seq_lens)
-    rows = np.diff(starts).astype(np.int64)
-    forest = Forest(np.arange(count), [], np.zeros(count, dtype=np.int64))
-    # It takes at least one range to be shared: of no rows and no keys, here.
-    nobody = _Chosen([0], [0], [0], [0], [-1], np.full(count, -1), 0)
-    lengths, first_rows = seq_lens.astype(np.int64), starts.astype(np.int64)
-    made = _emit(forest, nobody, lengths, rows, first_rows, limits)
-    assert made is not None, "the plan does not fit"
-    return dataclasses.replace(made[0], serial=1)
 
 
 def blinded(plan, seq_lens, starts):
@@ -470,7 +470,7 @@ def test_vllms_test_passes(name):
     ended = outcomes(case.file)[name]
     assert not ended["error"], ended["words"]
     assert ended["calls"], "vLLM's kernel was tested"
-    assert ended["nodes"] or case.how == "alone", "nothing was grouped"
+    assert bool(ended["nodes"]) == (case.how != "alone"), "grouped, or not"
 
 
 @pytest.mark.engine

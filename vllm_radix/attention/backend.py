@@ -21,6 +21,7 @@ from vllm_radix.attention.plan import Limits, Plan, Planner
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.tiles import architecture_of, choose, table_name
 
+
 class GroupedBuilder:
     """Plans a step's attention, on top of one of vLLM's metadata builders."""
 
@@ -57,14 +58,13 @@ class GroupedBuilder:
             block_size=vllm_config.cache_config.block_size,
             tile_rows=tile.m,
             stock_tile_rows=self.stock_tile_rows,
+            max_tokens=scheduler.max_num_batched_tokens,
             max_items=16 * (scheduler.max_num_seqs + scheduler.max_num_batched_tokens),
             max_partials=max_partials(layer),
             slack=speculative.num_speculative_tokens or 0 if speculative else 0,
         )
         self.planner = Planner(limits)
-        self.buffers = PlanBuffers(
-            limits, tile, scheduler.max_num_batched_tokens, device
-        )
+        self.buffers = PlanBuffers(limits, tile, limits.max_tokens, device)
 
     def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
         raise NotImplementedError

@@ -42,6 +42,7 @@ class Limits:
         block_size: tokens of a block of the tables.
         tile_rows: rows of a tile of the kernel, query heads of a KV head included.
         stock_tile_rows: the same of vLLM's kernel, for what it loads.
+        max_tokens: query rows that there is room for.
         max_items: work items that there is room for.
         max_partials: partial results that there is room for.
         split: keys after which a range is cut in two, for parallelism; 0 chooses.
@@ -53,6 +54,7 @@ class Limits:
     block_size: int
     tile_rows: int
     stock_tile_rows: int = 16
+    max_tokens: int = 1 << 20
     max_items: int = 1 << 16
     max_partials: int = 1 << 14
     split: int = 0
@@ -348,7 +350,8 @@ def _emit(
 
     counts = tiles * splits
     total = int(counts.sum())
-    if total > limits.max_items or int(first[-1]) > limits.max_partials:
+    fits = total <= limits.max_items and int(first[-1]) <= limits.max_partials
+    if not fits or len(parts_of_row) > limits.max_tokens:
         return None
     which = np.repeat(np.arange(len(counts)), counts)
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -16,7 +16,7 @@ class HostTables:
     """Block ids of each live request, one row each.
 
     Args:
-        max_blocks: blocks of a request, at most.
+        max_blocks: blocks of a request, as a rule at most.
         group: which KV cache group's blocks.
     """
 
@@ -80,5 +80,9 @@ class HostTables:
 
     def _write(self, row: int, start: int, blocks: Sequence[int]) -> None:
         end = start + len(blocks)
+        missing = end - self._tables.shape[1]
+        if missing > 0:
+            # Blocks for drafts may lie beyond the longest request's.
+            self._tables = np.pad(self._tables, ((0, 0), (0, missing)))
         self._tables[row, start:end] = blocks
         self._used[row] = end
