@@ -19,6 +19,8 @@ from test_plan import Traffic
 from vllm_radix.attention import plan as plan_module
 from vllm_radix_kernels import grouped_attention as attention_module
 
+pytestmark = pytest.mark.interpreted
+
 ROOT = Path(__file__).parents[2]
 ATTENTION = ROOT / "kernels" / "grouped_attention.py"
 MERGE = ROOT / "kernels" / "merge_partials.py"

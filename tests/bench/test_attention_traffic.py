@@ -7,6 +7,8 @@ from vllm_radix.attention.plan import Limits, Planner
 from vllm_radix_bench.attention_traffic import SHAPES, count, plot, ratios, show
 from vllm_radix_bench.contenders import PAGE, Shape, make_batch
 
+pytestmark = pytest.mark.interpreted
+
 SMALL = {
     "decode": Shape(6, 1, 192, 1, 4, 1, tail=16, head_size=32),
     "extend": Shape(4, 4, 192, 1, 4, 1, tail=16, head_size=32),

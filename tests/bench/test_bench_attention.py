@@ -35,6 +35,7 @@ def source_of(name):
     return Path(importlib.util.find_spec(name).origin)
 
 
+@pytest.mark.interpreted
 def test_interpreted_it_compares_and_counts_and_times_nothing(tmp_path):
     path = tmp_path / "made" / "out.json"
     command = [sys.executable, "-m", "vllm_radix_bench.bench_attention", "--interpret"]

@@ -29,6 +29,8 @@ from vllm_radix_kernels.merge_partials import (
 )
 from vllm_radix_kernels.tiles import ARCHITECTURES, Tile, choose, table_name
 
+pytestmark = pytest.mark.interpreted
+
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 FP8 = 1.2e-2
 

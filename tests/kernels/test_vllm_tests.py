@@ -63,6 +63,8 @@ from vllm_radix_kernels.grouped_attention import OPEN_END, grouped_attention
 from vllm_radix_kernels.interpreter import interpreted
 from vllm_radix_kernels.tiles import Tile
 
+pytestmark = pytest.mark.interpreted
+
 UNIFIED = "test_triton_unified_attention"
 PREFIX = "test_prefix_prefill"
 ATTENTION = "test_triton_unified_attn"
