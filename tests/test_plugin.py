@@ -195,3 +195,22 @@ def test_grouped_attention_refuses_by_name_or_leaves_it_to_stock(parse, words, n
     allowed = "--radix.on_unsupported=stock"
     made = parse("--radix.attention=grouped", allowed, *words).create_engine_config()
     assert made.parallel_config.worker_cls != WORKER
+
+
+def test_grouped_attention_refuses_what_its_graphs_and_sums_cannot_give(
+    parse, monkeypatch
+):
+    from vllm.config import CUDAGraphMode
+
+    from vllm_radix.engine.support import grouped_problem
+
+    made = parse("--radix").create_engine_config()
+    assert grouped_problem(made) is None
+    for mode in (CUDAGraphMode.FULL, CUDAGraphMode.FULL_DECODE_ONLY):
+        made.compilation_config.cudagraph_mode = mode
+        assert "PIECEWISE" in grouped_problem(made)
+    for mode in ("NONE", "PIECEWISE", "FULL_AND_PIECEWISE"):
+        made.compilation_config.cudagraph_mode = CUDAGraphMode[mode]
+        assert grouped_problem(made) is None
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert "unset VLLM_BATCH_INVARIANT" in grouped_problem(made)

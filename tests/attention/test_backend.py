@@ -38,6 +38,9 @@ class PlainBuilder:
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         return SimpleNamespace()
 
+    def update_block_table(self, metadata, block_table, slot_mapping):
+        return SimpleNamespace(**vars(metadata))
+
 
 class Builder(GroupedBuilder, PlainBuilder):
     def _count_heads(self, layer_names, vllm_config):
@@ -110,8 +113,86 @@ def test_what_is_not_a_step_of_ours_is_vllms(step):
         assert built.build(0, other).radix_plan is None, name
     step.end()
     assert built.build(0, common).radix_plan is None
-    steps.install(None)
+    begin(step, batch)
+    assert built.build(0, common).radix_plan is not None
+    step.enabled = False
     assert built.build(0, common).radix_plan is None
+
+
+def test_a_builder_that_vllm_wraps_sees_other_batches_and_plans_nothing(step):
+    """As vLLM does for attention within chunks: rows are the scheduler's, keys not."""
+
+    class Chunked(Builder):
+        def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
+            return super().build(common_prefix_len, common_attn_metadata, fast_build)
+
+    spec = SimpleNamespace(num_kv_heads=2, head_size=64, dtype=torch.float32)
+    wrapped = Chunked(spec, ["layer"], config(), torch.device("cpu"))
+    common = begin(step, shared(blocks=8))
+    assert builder().build(0, common).radix_plan is not None
+    assert wrapped.build(0, common).radix_plan is None
+    assert wrapped not in step.builders
+
+
+def test_metadata_for_other_block_tables_has_no_plan(step):
+    built = builder()
+    metadata = built.build(0, begin(step, shared(blocks=8)))
+    assert metadata.radix_plan is not None
+    assert built.update_block_table(metadata, None, None).radix_plan is None
+
+
+def test_metadata_that_was_derived_for_the_second_runner_has_no_plan(step):
+    common = begin(step, shared(blocks=8), second_runner=True)
+    common.req_idx = None
+    assert builder().build(0, common).radix_plan is None
+
+
+def test_warming_up_runs_the_kernels_of_each_kind_of_layer(step, monkeypatch):
+    calls = []
+    cache = torch.zeros(3, 2, 16, 128)
+
+    class Impl:
+        radix_grouped, logits_soft_cap, alibi_slopes, sinks = True, 0, None, None
+
+        def forward(self, layer, q, k, v, kv_cache, metadata, output):
+            calls.append((tuple(q.shape), q.dtype, int(metadata.radix_plan.num_items)))
+
+    layer = SimpleNamespace(impl=Impl(), kv_cache=cache)
+    capped = SimpleNamespace(impl=Impl(), kv_cache=cache)
+    capped.impl.logits_soft_cap = 30.0
+    built = builder()
+    built.layer_names = ["a", "b", "c"]
+    built.warm_up({"a": layer, "b": layer, "c": capped})
+    assert calls == [((1, 4, 64), torch.float32, 1)] * 2
+
+
+def test_layouts_that_radix_does_not_serve_are_refused_or_left_to_stock(step):
+    from engine_double import make_kv_cache_config
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+
+    from vllm_radix.attention.worker import GroupedWorker
+
+    class Worker(GroupedWorker):
+        def __init__(self, strict):
+            self._radix_strict, self._radix_step = strict, steps.Step(8, strict)
+
+    class Plain:
+        def initialize_from_config(self, kv_cache_config):
+            return "made"
+
+    made = type("Made", (Worker, Plain), {})
+    spec = {"block_size": 16, "num_kv_heads": 1, "head_size": 8}
+    full = FullAttentionSpec(**spec, dtype=torch.float32)
+    window = SlidingWindowSpec(**spec, dtype=torch.float32, sliding_window=64)
+    one = make_kv_cache_config(specs=[full])
+    several = make_kv_cache_config(specs=[window, full])
+    with pytest.raises(ValueError, match="SlidingWindowSpec of 64"):
+        made(strict=True).initialize_from_config(several)
+    lenient = made(strict=False)
+    assert lenient.initialize_from_config(one) == "made"
+    assert lenient._radix_step.enabled
+    assert lenient.initialize_from_config(several) == "made"
+    assert not lenient._radix_step.enabled
 
 
 def test_nothing_shared_is_vllms_kernel_and_nothing_is_uploaded(step):
@@ -182,6 +263,7 @@ def test_the_triton_backends_cache_is_read_as_it_lies(step, order):
         ("triton", {"attn_type": "encoder_only"}, "encoder_only attention"),
         ("triton", {"attn_type": "encoder_decoder"}, "encoder_decoder attention"),
         ("triton", {"head_size": 512}, "heads of 512"),
+        ("triton", {"kv_sharing_target_layer_name": "l"}, "share another's KV cache"),
         ("triton", {"use_alibi_sqrt": True}, "ALiBi with square roots"),
         ("triton", {"chunk_lookback": 1, "sliding_window": 64}, "chunked attention"),
         ("triton", {"kv_cache_dtype": "int8_per_token_head"}, "int8_per_token_head"),
@@ -217,5 +299,7 @@ def test_no_backend_promises_full_graphs(name):
     support = backend.get_builder_cls().get_cudagraph_support(None, None)
     assert support == AttentionCGSupport.NEVER
     assert not backend.supports_device_cpu_query_lens_mismatch()
+    assert not backend.supports_batch_invariance()
+    assert not backend.get_impl_cls().fused_output_quant_supported(None, None)
     # vLLM looks its backends up by these names.
     assert backend.get_name() in ("TRITON_ATTN", "FLASH_ATTN", "CPU_ATTN")

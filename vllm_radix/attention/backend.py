@@ -10,8 +10,10 @@ later step's plan says. So these backends declare that they support no full grap
 vLLM captures piecewise: everything but attention.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from vllm_radix.attention import step as steps
@@ -47,8 +49,8 @@ class GroupedBuilder:
             kv_bytes=kv_cache_spec.dtype.itemsize,
         )
         architecture = table_name(architecture_of(device))
-        dtype = vllm_config.model_config.dtype
-        tile = choose(architecture, layer.head_size, layer.group, dtype)
+        self.dtype = vllm_config.model_config.dtype
+        tile = choose(architecture, layer.head_size, layer.group, self.dtype)
         speculative = vllm_config.speculative_config
         scheduler = vllm_config.scheduler_config
         limits = Limits(
@@ -65,6 +67,12 @@ class GroupedBuilder:
         )
         self.planner = Planner(limits)
         self.buffers = PlanBuffers(limits, tile, limits.max_tokens, device)
+        self._step = steps.current()
+        # vLLM wraps builders whose layers see other batches than the scheduler's
+        # (chunked attention, fast prefill); its wrappers override ``build``.
+        self._plans = type(self).build is GroupedBuilder.build
+        if self._plans and self._step is not None:
+            self._step.builders.append(self)
 
     def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
         raise NotImplementedError
@@ -88,15 +96,57 @@ class GroupedBuilder:
             common_prefix_len, common_attn_metadata, fast_build, **kwargs
         )
         metadata.radix_plan = None
-        step = steps.current()
-        if step is not None and not fast_build:
+        step = self._step
+        if step is not None and self._plans and not fast_build:
             plan = self._plan(common_attn_metadata, step)
             if plan is not None:
                 metadata.radix_plan = self.buffers.load(plan)
         return metadata
 
+    def update_block_table(self, *args: Any, **kwargs: Any) -> Any:
+        """Return vLLM's metadata for other block tables: without a plan."""
+        metadata = super().update_block_table(*args, **kwargs)  # type: ignore[misc]
+        metadata.radix_plan = None
+        return metadata
+
+    def warm_up(self, layers: Any) -> None:
+        """Compile the kernels, by computing one token with one key.
+
+        Args:
+            layers: vLLM's attention layers by name, with their caches bound.
+        """
+        limits, plan = self.planner.limits, None
+        known = set()
+        for name in self.layer_names:  # type: ignore[attr-defined]
+            layer, impl = layers[name], layers[name].impl
+            if not getattr(impl, "radix_grouped", False):
+                continue
+            # What the kernels are specialised for, beyond the builder's own layer.
+            features = (impl.logits_soft_cap, impl.alibi_slopes is None)
+            kind = (*features, impl.sinks is None, layer.kv_cache.stride())
+            if kind in known:
+                continue
+            known.add(kind)
+            device = layer.kv_cache.device
+            plan = plan or Planner(limits).propose(
+                np.zeros((1, 1), np.int32), [1], [0, 1]
+            )
+            assert plan is not None, "there is room for one token"
+            size = (1, limits.layer.num_heads, limits.layer.head_size)
+            query = torch.zeros(size, dtype=self.dtype, device=device)
+            metadata = SimpleNamespace(
+                radix_plan=self.buffers.load(plan),
+                block_table=torch.zeros((1, 1), dtype=torch.int32, device=device),
+                seq_lens=torch.ones(1, dtype=torch.int32, device=device),
+                query_start_loc=torch.arange(2, dtype=torch.int32, device=device),
+            )
+            output = torch.empty_like(query)
+            impl.forward(layer, query, query, query, layer.kv_cache, metadata, output)
+
     def _plan(self, common: Any, step: steps.Step) -> Plan | None:
         if common.causal is not True or common.mm_req_doc_ranges:
+            return None
+        if getattr(common, "rswa_prefix_lens", None) is not None:
             return None
         if common.seq_lens_cpu_upper_bound is None:
             return None
@@ -147,6 +197,8 @@ class GroupedImpl:
             return f"{kind} attention"
         if layer.head_size > 256:
             return f"heads of {layer.head_size} (256 at most)"
+        if layer.kv_sharing_target_layer_name is not None:
+            return "layers that share another's KV cache"
         if getattr(layer, "use_alibi_sqrt", False):
             return "ALiBi with square roots"
         if getattr(layer, "chunk_lookback", -1) != -1:
@@ -154,6 +206,10 @@ class GroupedImpl:
         if "per_token" in str(layer.kv_cache_dtype):
             return f"a KV cache of type {layer.kv_cache_dtype}"
         return None
+
+    def fused_output_quant_supported(self, *_: Any) -> bool:
+        """Our kernels write what they compute; a fused layer would never be grouped."""
+        return False
 
     def window(self) -> int:
         """Return the layer's sliding window, 0 for none."""
@@ -225,4 +281,9 @@ class GroupedBackend:
     @classmethod
     def supports_device_cpu_query_lens_mismatch(cls) -> bool:
         """Plans are made from the host's query lengths: they must be the device's."""
+        return False
+
+    @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        """Who else is in the batch decides how a row's sum is cut up."""
         return False

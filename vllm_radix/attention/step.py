@@ -38,6 +38,11 @@ class Step:
     Args:
         max_blocks: blocks of a request, at most.
         strict: refuse layers that cannot be served, instead of leaving them to vLLM.
+
+    Attributes:
+        statistics: what was planned so far.
+        builders: the metadata builders that plan.
+        enabled: False leaves every step to vLLM.
     """
 
     def __init__(self, max_blocks: int, strict: bool) -> None:
@@ -45,6 +50,8 @@ class Step:
         self.strict = strict
         self.statistics = Statistics()
         self.runner: Any = None
+        self.builders: list[Any] = []
+        self.enabled = True
         self._scheduled: dict[str, int] = {}
 
     def begin(self, output: Any, runner: Any) -> None:
@@ -66,14 +73,18 @@ class Step:
         Args:
             common: vLLM's ``CommonAttentionMetadata``.
         """
-        if not self._scheduled:
+        if not self._scheduled or not self.enabled:
             return None
         if common.req_idx is not None:
             # Model runner V2: rows of its own request table.
             names = self.runner.req_states.index_to_req_id
             ids = [names.get(index) for index in common.req_idx.tolist()]
         else:
-            ids = list(self.runner.input_batch.req_ids)
+            batch = getattr(self.runner, "input_batch", None)
+            if batch is None:
+                # Runner V2, and metadata that was derived from a step's.
+                return None
+            ids = list(batch.req_ids)
         starts = common.query_start_loc_cpu.tolist()
         count = len(ids)
         if len(starts) <= count or starts[count] != starts[-1]:

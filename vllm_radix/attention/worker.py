@@ -58,7 +58,9 @@ class GroupedWorker:
             if impl is None:
                 continue
             ours = getattr(impl, "radix_grouped", None)
-            if ours is None:
+            # vLLM derives a backend where a layer attends within chunks.
+            builder = layer.get_attn_backend().get_builder_cls()
+            if ours is None or not builder.__module__.startswith("vllm_radix."):
                 others.add(layer.get_attn_backend().get_name())
             elif ours:
                 grouped += 1
@@ -78,6 +80,31 @@ class GroupedWorker:
             windows,
             f", those of {', '.join(sorted(others))}" if others else "",
         )
+
+    def initialize_from_config(
+        self, kv_cache_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Make the caches, unless their layout is one that is not served."""
+        from vllm_radix.engine.support import layout_problem
+
+        problem = layout_problem(kv_cache_config)
+        if problem is not None:
+            if self._radix_strict:
+                raise ValueError(problem)
+            # As the scheduler does: it is stock's, and so is attention.
+            logger.warning("Attention is stock vLLM's, as asked: %s", problem)
+            self._radix_step.enabled = False
+        return super().initialize_from_config(  # type: ignore[misc]
+            kv_cache_config, *args, **kwargs
+        )
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Warm up, our kernels first: none is compiled while requests wait."""
+        config: Any = self.vllm_config  # type: ignore[attr-defined]
+        layers = config.compilation_config.static_forward_context
+        for builder in self._radix_step.builders if self._radix_step.enabled else ():
+            builder.warm_up(layers)
+        return super().compile_or_warm_up_model(*args, **kwargs)  # type: ignore[misc]
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a step, with its requests known to the attention backend."""

@@ -4,6 +4,7 @@ The rest of ``engine/`` imports from here, so that a new vLLM is one file to
 read. What is relied upon beyond names is in ``tests/engine/test_compat.py``.
 """
 
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.core.block_pool import BlockPool
@@ -53,6 +54,7 @@ __all__ = [
     "SchedulingPolicy",
     "UniformTypeKVCacheSpecs",
     "VllmConfig",
+    "envs",
     "generate_block_hash_extra_keys",
     "logger",
 ]

@@ -14,6 +14,7 @@ from vllm_radix.engine.compat import (
     Scheduler,
     UniformTypeKVCacheSpecs,
     VllmConfig,
+    envs,
     logger,
 )
 
@@ -126,6 +127,7 @@ def grouped_problem(vllm_config: VllmConfig) -> str | None:
     """
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     backend = vllm_config.attention_config.backend
+    graphs = vllm_config.compilation_config.cudagraph_mode
     reason = fix = None
     if str(parallel.worker_cls) not in _GROUPED_WORKERS:
         reason = f"the worker class {parallel.worker_cls}"
@@ -141,6 +143,17 @@ def grouped_problem(vllm_config: VllmConfig) -> str | None:
     elif backend is not None and backend.name not in _GROUPED_BACKENDS:
         reason = f"the attention backend {backend.name}"
         fix = f"use --attention-backend {' or '.join(_GROUPED_BACKENDS[:2])}"
+    elif envs.VLLM_BATCH_INVARIANT:
+        reason, fix = "batch invariance", "unset VLLM_BATCH_INVARIANT"
+    elif vllm_config.cache_config.kv_sharing_fast_prefill:
+        reason, fix = "fast prefill", "drop --kv-sharing-fast-prefill"
+    elif (
+        graphs
+        and graphs.has_full_cudagraphs()
+        and not graphs.has_piecewise_cudagraphs()
+    ):
+        reason = f"CUDA graphs of mode {graphs.name} (attention is not captured)"
+        fix = """use --compilation-config '{"cudagraph_mode": "PIECEWISE"}'"""
     if reason is None:
         return None
     return (
