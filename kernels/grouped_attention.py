@@ -41,7 +41,8 @@ OPEN_END = 2**31 - 1
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+# As wide as a model's longest request: no reason to compile anew.
+@triton.jit(do_not_specialize=["table_stride"])
 def grouped_attention_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     part_ptr,

@@ -81,6 +81,9 @@ def table_name(architecture: str) -> str:
     vendor = architecture.rstrip("0123456789abcdef")
     number = architecture.removeprefix(vendor)
     known = [name for name in ARCHITECTURES if name.startswith(vendor)]
+    if vendor == "gfx" and not (len(number) == 3 and number.startswith("9")):
+        # Not of the CDNA line: other waves, other matrix instructions.
+        known = []
     older = [n for n in known if int(n.removeprefix(vendor), 16) <= int(number, 16)]
     if not vendor or not older:
         raise ValueError(

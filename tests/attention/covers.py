@@ -12,6 +12,7 @@ def check_plan(batch, plan, limits):
     partials are numbered without gap or overlap, one item of a row holds its end, and
     what the plan says it loads is what its items load.
     """
+    assert plan is not None, "what is shared was not grouped"
     items, rows, first = plan.items, plan.rows, plan.first
     num_rows = int(batch.starts[-1])
     assert len(rows) == num_rows

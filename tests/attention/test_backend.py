@@ -32,8 +32,8 @@ def step():
 class PlainBuilder:
     """Stands for one of vLLM's builders."""
 
-    def __init__(self, *_):
-        pass
+    def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
+        self.device, self.layer_names = device, layer_names
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         return SimpleNamespace()
@@ -53,6 +53,7 @@ def config(**fields):
         scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
         cache_config=SimpleNamespace(block_size=16),
         speculative_config=None,
+        parallel_config=SimpleNamespace(worker_cls="vllm_radix.attention.cpu.Worker"),
         **fields,
     )
 
@@ -164,6 +165,57 @@ def test_warming_up_runs_the_kernels_of_each_kind_of_layer(step, monkeypatch):
     built.layer_names = ["a", "b", "c"]
     built.warm_up({"a": layer, "b": layer, "c": capped})
     assert calls == [((1, 4, 64), torch.float32, 1)] * 2
+    # The first step's plan is another, and is uploaded.
+    batch = shared(blocks=8)
+    plan = built.build(0, begin(step, batch)).radix_plan
+    expected = plan_of(batch, built.planner.limits)
+    assert int(plan.num_items) == len(expected.items) > 1
+    assert torch.equal(plan.rows[: len(expected.rows)], torch.tensor(expected.rows))
+
+
+def test_where_all_layers_have_windows_nothing_is_planned_or_allocated(step):
+    built = builder()
+    windowed = SimpleNamespace(impl=SimpleNamespace(radix_grouped=False))
+    built.warm_up({"layer": windowed})
+    assert built.build(0, begin(step, shared(blocks=8))).radix_plan is None
+    assert "buffers" not in vars(built)
+
+
+def test_an_engine_beside_a_grouped_one_is_left_alone(step):
+    spec = SimpleNamespace(num_kv_heads=2, head_size=64, dtype=torch.float32)
+    neighbour = config()
+    neighbour.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"
+    built = Builder(spec, ["layer"], neighbour, torch.device("cpu"))
+    assert built.build(0, begin(step, shared(blocks=8))).radix_plan is None
+    assert step.builders == []
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_heads_that_no_tile_holds_are_refused_or_left_to_stock(step, strict):
+    step.strict = strict
+    spec = SimpleNamespace(num_kv_heads=2, head_size=512, dtype=torch.float32)
+    arguments = (spec, ["layer"], config(), torch.device("cpu"))
+    if strict:
+        with pytest.raises(ValueError, match="head size 512"):
+            Builder(*arguments)
+    else:
+        built = Builder(*arguments)
+        assert built.build(0, begin(step, shared(blocks=8))).radix_plan is None
+
+
+def test_the_backends_that_vllm_derives_are_told_apart():
+    from vllm.model_executor.layers.attention import chunked_local_attention
+
+    from vllm_radix.attention.triton import GroupedTritonBackend, GroupedTritonBuilder
+
+    derived = chunked_local_attention.create_chunked_local_attention_backend(
+        GroupedTritonBackend, 8192
+    )
+    made = derived.get_builder_cls()
+    assert issubclass(made, GroupedTritonBuilder)
+    assert made.build is not GroupedBuilder.build
+    assert not made.__module__.startswith("vllm_radix.")
+    assert GroupedTritonBuilder.build is GroupedBuilder.build
 
 
 def test_layouts_that_radix_does_not_serve_are_refused_or_left_to_stock(step):

@@ -58,10 +58,10 @@ KERNEL_MUTANTS = {
         "table_row * table_stride + offs_n // PAGE",
         "table_row * table_stride + (offs_n + 1) // PAGE",
     ),
-    "block table of the row, not of the item": (
+    "block table of the first request for all": (
         ATTENTION,
         "tables_ptr + table_row * table_stride",
-        "tables_ptr + (table_row + 1) * table_stride",
+        "tables_ptr + table_row * 0",
     ),
     "old sum not rescaled": (
         ATTENTION,
@@ -339,5 +339,5 @@ def test_planner_mutants_are_caught(name, tmp_path, monkeypatch):
     else:
         monkeypatch.setattr(forests, "Planner", module.Planner)
         monkeypatch.setattr("test_plan.Planner", module.Planner)
-    with pytest.raises((AssertionError, IndexError, AttributeError)):
+    with pytest.raises(AssertionError):
         plan_jury()

@@ -310,7 +310,7 @@ def test_unknown_devices_take_the_nearest_older_row():
     assert table_name("sm_103") == "sm_100"
     assert table_name("sm_121") == "sm_120"
     assert table_name("gfx950") == "gfx950"
-    for name in ("sm_75", "gfx90a", "tpu"):
+    for name in ("sm_75", "gfx90a", "gfx1100", "gfx1201", "tpu"):
         with pytest.raises(ValueError, match=name):
             table_name(name)
     with pytest.raises(ValueError, match="512"):

@@ -10,6 +10,7 @@ later step's plan says. So these backends declare that they support no full grap
 vLLM captures piecewise: everything but attention.
 """
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,13 @@ from vllm_radix.attention.buffers import PlanBuffers, max_partials
 from vllm_radix.attention.cost import DEVICES, Layer
 from vllm_radix.attention.plan import Limits, Plan, Planner
 from vllm_radix_kernels.grouped_attention import grouped_attention
-from vllm_radix_kernels.tiles import architecture_of, choose, table_name
+from vllm_radix_kernels.tiles import Tile, architecture_of, choose, table_name
+
+
+def asked_for(vllm_config: Any) -> bool:
+    """Whether an engine's workers group attention."""
+    worker = str(vllm_config.parallel_config.worker_cls)
+    return worker.startswith("vllm_radix.attention.")
 
 
 class GroupedBuilder:
@@ -42,6 +49,33 @@ class GroupedBuilder:
         super().__init__(  # type: ignore[call-arg]
             kv_cache_spec, layer_names, vllm_config, device, *args, **kwargs
         )
+        self._query_dtype = vllm_config.model_config.dtype
+        # A neighbour in the same process may have been started without.
+        self._step = steps.current() if asked_for(vllm_config) else None
+        # vLLM wraps builders whose layers see other batches than the scheduler's
+        # (chunked attention, fast prefill); its wrappers override ``build``.
+        self._plans = type(self).build is GroupedBuilder.build
+        if self._step is None or not self._plans:
+            return
+        try:
+            limits, self._tile = self._limits(kv_cache_spec, layer_names, vllm_config)
+        except ValueError:
+            if self._step.strict:
+                raise
+            self._plans = False
+            return
+        self.planner = Planner(limits)
+        self._step.builders.append(self)
+
+    def _limits(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any
+    ) -> tuple[Limits, Tile]:
+        """Return what to plan for.
+
+        Raises:
+            ValueError: our kernels serve neither these heads nor this device.
+        """
+        device: torch.device = self.device  # type: ignore[attr-defined]
         layer = Layer(
             num_heads=self._count_heads(layer_names, vllm_config),
             num_kv_heads=kv_cache_spec.num_kv_heads,
@@ -49,8 +83,7 @@ class GroupedBuilder:
             kv_bytes=kv_cache_spec.dtype.itemsize,
         )
         architecture = table_name(architecture_of(device))
-        self.dtype = vllm_config.model_config.dtype
-        tile = choose(architecture, layer.head_size, layer.group, self.dtype)
+        tile = choose(architecture, layer.head_size, layer.group, self._query_dtype)
         speculative = vllm_config.speculative_config
         scheduler = vllm_config.scheduler_config
         limits = Limits(
@@ -65,14 +98,14 @@ class GroupedBuilder:
             max_partials=max_partials(layer),
             slack=speculative.num_speculative_tokens or 0 if speculative else 0,
         )
-        self.planner = Planner(limits)
-        self.buffers = PlanBuffers(limits, tile, limits.max_tokens, device)
-        self._step = steps.current()
-        # vLLM wraps builders whose layers see other batches than the scheduler's
-        # (chunked attention, fast prefill); its wrappers override ``build``.
-        self._plans = type(self).build is GroupedBuilder.build
-        if self._plans and self._step is not None:
-            self._step.builders.append(self)
+        return limits, tile
+
+    @functools.cached_property
+    def buffers(self) -> PlanBuffers:
+        """The plan on the device; no memory is taken before it is needed."""
+        limits = self.planner.limits
+        device: torch.device = self.device  # type: ignore[attr-defined]
+        return PlanBuffers(limits, self._tile, limits.max_tokens, device)
 
     def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
         raise NotImplementedError
@@ -80,6 +113,10 @@ class GroupedBuilder:
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
         """Return that full graphs are not supported; see the module."""
+        if vllm_config is not None and not asked_for(vllm_config):
+            return super().get_cudagraph_support(  # type: ignore[misc]
+                vllm_config, kv_cache_spec
+            )
         from vllm.v1.attention.backend import AttentionCGSupport
 
         return AttentionCGSupport.NEVER
@@ -133,7 +170,7 @@ class GroupedBuilder:
             )
             assert plan is not None, "there is room for one token"
             size = (1, limits.layer.num_heads, limits.layer.head_size)
-            query = torch.zeros(size, dtype=self.dtype, device=device)
+            query = torch.zeros(size, dtype=self._query_dtype, device=device)
             metadata = SimpleNamespace(
                 radix_plan=self.buffers.load(plan),
                 block_table=torch.zeros((1, 1), dtype=torch.int32, device=device),
@@ -142,6 +179,8 @@ class GroupedBuilder:
             )
             output = torch.empty_like(query)
             impl.forward(layer, query, query, query, layer.kv_cache, metadata, output)
+        # Layers that are all vLLM's need no plans.
+        self._plans = bool(known)
 
     def _plan(self, common: Any, step: steps.Step) -> Plan | None:
         if common.causal is not True or common.mm_req_doc_ranges:
@@ -179,7 +218,11 @@ class GroupedImpl:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        step = steps.current()
+        from vllm.config import get_current_vllm_config_or_none
+
+        config = get_current_vllm_config_or_none()
+        asked = config is None or asked_for(config)
+        step = steps.current() if asked else None
         problem = self.unsupported()
         if problem is not None and step is not None and step.strict:
             raise ValueError(
@@ -187,7 +230,7 @@ class GroupedImpl:
                 ': start with attention="stock", or with on_unsupported="stock"'
             )
         # With a window, a group reads keys that most of its rows do not see.
-        self.radix_grouped = problem is None and not self.window()
+        self.radix_grouped = asked and problem is None and not self.window()
 
     def unsupported(self) -> str | None:
         """Return what about this layer our kernels do not compute, or None."""

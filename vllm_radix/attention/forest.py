@@ -1,8 +1,10 @@
 """Which requests of a batch hold the same leading blocks: a forest, from block tables.
 
-Numpy only. Equal block ids at equal places from the first block on are equal keys and
-values, whoever scheduled the batch; only blocks that are full and lie before a
-request's first query row count, so nobody's own writes are ever shared.
+Numpy only. In a cache that keeps every token's block, equal block ids at equal places
+from the first block on are equal keys and values; where blocks are given up while their
+request runs (sliding windows) they are not, and such layouts are refused. Only blocks
+that are full and lie before a request's first query row count, so nobody's own writes
+are ever shared.
 """
 
 from dataclasses import dataclass, field

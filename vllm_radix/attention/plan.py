@@ -12,6 +12,7 @@ From step to step a plan stays as it is while the batch, its blocks and its quer
 stay: sequences that grow are read up to their length on the device.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,9 @@ OPEN_END = 2**31 - 1
 
 _LEAST_SPLIT = 256
 """Fewest keys that are worth a program, and a partial, of their own."""
+
+# One count for all planners: plans of two of them may go to the same buffers.
+_serials = itertools.count(1)
 
 Longs = npt.NDArray[np.int64]
 
@@ -74,7 +78,7 @@ class Plan:
         items: [N, 8] int32, the longest first.
         rows: [T, 2] int32, token and request, requests in the forest's order.
         first: [T + 1] int32, first partial of each row.
-        serial: differs between plans with different arrays.
+        serial: differs between any two plans of a process.
         num_nodes: shared runs that are read once.
         levels: most of them on one request's path.
         grouped_tokens: tokens of those runs.
@@ -131,7 +135,6 @@ class Planner:
         self.limits = limits
         self.made = self.refreshed = self.kept = 0
         self._batch: _Batch | None = None
-        self._serial = 0
 
     def plan(
         self, tables: Ints, seq_lens: npt.ArrayLike, query_starts: npt.ArrayLike
@@ -175,8 +178,7 @@ class Planner:
             forest = Forest(np.arange(len(rows)), [], np.zeros(len(rows), dtype=int))
         chosen = _choose(forest, rows[forest.order], self.limits)
         made = _emit(forest, chosen, lengths, rows, starts, self.limits)
-        self._serial += 1
-        return None if made is None else replace(made[0], serial=self._serial)
+        return None if made is None else made[0]
 
     def _measure(
         self, seq_lens: npt.ArrayLike, query_starts: npt.ArrayLike
@@ -197,12 +199,10 @@ class Planner:
         chosen = _choose(forest, rows[forest.order], self.limits)
         if not chosen.low:
             return None
-        self._serial += 1
         made = _emit(forest, chosen, lengths, rows, batch.starts, self.limits)
         if made is None:
             return None
         plan, own_limit = made
-        plan = replace(plan, serial=self._serial)
         device, layer = self.limits.device, self.limits.layer
         ours = seconds(device, layer, plan.work)
         if ours * device.margin >= seconds(device, layer, plan.rival):
@@ -398,7 +398,7 @@ def _emit(
         items=items,
         rows=row_list,
         first=first,
-        serial=0,
+        serial=next(_serials),
         num_nodes=num_nodes,
         levels=chosen.levels,
         grouped_tokens=int((ends - node_start).sum()),

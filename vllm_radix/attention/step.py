@@ -68,7 +68,8 @@ class Step:
         """Return the requests of a batch's rows, in order; None if they are not known.
 
         They are known if each has as many query rows in the metadata as the scheduler
-        gave it: drafts' passes and slices of a batch do not.
+        gave it: most drafts' passes and slices of a batch do not. Metadata that vLLM
+        derives for chunks of keys may; its builders are told apart (``backend.py``).
 
         Args:
             common: vLLM's ``CommonAttentionMetadata``.

@@ -51,7 +51,7 @@ class GroupedWorker:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, and see that its attention is ours."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
-        others, grouped, windows = set(), 0, 0
+        others, derived, grouped, windows = set(), 0, 0, 0
         config: Any = self.vllm_config  # type: ignore[attr-defined]
         for layer in config.compilation_config.static_forward_context.values():
             impl = getattr(layer, "impl", None)
@@ -60,8 +60,10 @@ class GroupedWorker:
             ours = getattr(impl, "radix_grouped", None)
             # vLLM derives a backend where a layer attends within chunks.
             builder = layer.get_attn_backend().get_builder_cls()
-            if ours is None or not builder.__module__.startswith("vllm_radix."):
+            if ours is None:
                 others.add(layer.get_attn_backend().get_name())
+            elif not builder.__module__.startswith("vllm_radix."):
+                derived += 1
             elif ours:
                 grouped += 1
             elif impl.window():
@@ -73,11 +75,18 @@ class GroupedWorker:
                 f"extend: start with --attention-backend {' or '.join(self.overrides)}"
                 ', or with attention="stock"'
             )
+        if derived and self._radix_strict:
+            raise ValueError(
+                "radix option 'attention': grouped attention does not serve layers "
+                f"that attend within chunks, and this model has {derived}: start with "
+                'attention="stock", or with on_unsupported="stock"'
+            )
         logger.info(
             "Grouped attention: %d layers; left to stock vLLM: %d with a sliding "
-            "window%s. Not yet timed on a GPU.",
+            "window, %d that attend within chunks%s. Not yet timed on a GPU.",
             grouped,
             windows,
+            derived,
             f", those of {', '.join(sorted(others))}" if others else "",
         )
 
@@ -87,6 +96,8 @@ class GroupedWorker:
         """Make the caches, unless their layout is one that is not served."""
         from vllm_radix.engine.support import layout_problem
 
+        # Those that a profiling run made are done with.
+        self._radix_step.builders.clear()
         problem = layout_problem(kv_cache_config)
         if problem is not None:
             if self._radix_strict:
@@ -122,6 +133,7 @@ class GroupedWorker:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
         from vllm.v1.attention.selector import _cached_get_attn_backend
 
+        self._radix_step.builders.clear()
         if steps.current() is self._radix_step:
             steps.install(None)
             for name in self.overrides:
