@@ -264,6 +264,7 @@ def kernel_jury():
 
 def plan_jury():
     """Plan many batches, and sequences of steps; fail on the first wrong plan."""
+    _pairs()
     small, wide = Layer(3, 3, 64, 4), Layer(6, 2, 64, 4)
     planned = 0
     for seed, layer in itertools.product(range(40), (small, wide)):
@@ -290,7 +291,6 @@ def plan_jury():
             if fresh is not None:
                 assert plan is not None and plan.num_nodes == fresh.num_nodes
             traffic.step()
-    _pairs()
 
 
 def _check_kept(batch, plan, limits):
