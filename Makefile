@@ -17,7 +17,7 @@ lint:  ## ruff, ruff format, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: lint  ## Linters and the tests that start no engine, interpret no kernel (2 minutes)
+unit: lint  ## Linters and the tests that start no engine, interpret no kernel (3 minutes)
 	$(BIN)/pytest -q -m "not engine and not serve and not interpreted"
 
 test: lint  ## Everything CI runs
