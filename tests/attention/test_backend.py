@@ -355,3 +355,11 @@ def test_no_backend_promises_full_graphs(name):
     assert not backend.get_impl_cls().fused_output_quant_supported(None, None)
     # vLLM looks its backends up by these names.
     assert backend.get_name() in ("TRITON_ATTN", "FLASH_ATTN", "CPU_ATTN")
+
+
+def test_planner_and_kernel_mean_the_same_by_an_item():
+    """Said twice, for the planner imports no torch."""
+    from vllm_radix.attention import plan as planner
+    from vllm_radix_kernels import grouped_attention as kernel
+
+    assert (planner.ITEM, planner.OPEN_END) == (kernel.ITEM, kernel.OPEN_END)
