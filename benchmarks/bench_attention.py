@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from vllm_radix.attention.cost import DEVICES, Work, seconds
+from vllm_radix.attention.cost import DEVICES, loaded_bytes, seconds
 from vllm_radix_bench.contenders import (
     CONTENDERS,
     DECLINED,
@@ -151,12 +151,6 @@ def spread(times: list[float]) -> Row:
     return {"median": median(times), "min": min(times), "max": max(times)}
 
 
-def loaded_bytes(shape: Shape, work: Work) -> int:
-    """Return what tiles load, and the partial results."""
-    layer = shape.layer
-    return work.loaded * layer.token_bytes + work.partials * layer.partial_bytes
-
-
 def time_row(shape: Shape, device: torch.device, clock: Clock, repeats: int) -> Row:
     """Return a timed row of the result."""
     batch = make_batch(shape, device)
@@ -170,7 +164,7 @@ def time_row(shape: Shape, device: torch.device, clock: Clock, repeats: int) -> 
     for who, times in zip(present, clock.measure(present, repeats), strict=True):
         out[who.name] = {"status": "measured", **who.notes, **times}
         if who.work is not None:
-            cold, size = times["cold_s"]["median"], loaded_bytes(shape, who.work)
+            cold, size = times["cold_s"]["median"], loaded_bytes(shape.layer, who.work)
             predicted = seconds(peaks, shape.layer, who.work)
             out[who.name] |= {
                 "bytes": size,

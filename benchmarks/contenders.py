@@ -221,12 +221,13 @@ def ours(batch: Batch) -> Contender:
         device=DEVICES[architecture],
         block_size=PAGE,
         tile_rows=tile.m,
+        max_tokens=len(batch.q),
         max_partials=max_partials(layer),
     )
     plan = Planner(limits).plan(*batch.host)
     if plan is None:
         raise MissingError(DECLINED)
-    buffers = PlanBuffers(limits, tile, len(batch.q), device)
+    buffers = PlanBuffers(limits, tile, device)
     loaded = buffers.load(plan)
     out = torch.full_like(batch.q, float("nan"))
 

@@ -18,7 +18,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vllm_radix.attention.cost import DEVICES, Layer, Work, seconds
+from vllm_radix.attention.cost import (
+    DEVICES,
+    Layer,
+    Work,
+    loaded_bytes,
+    operations,
+    seconds,
+)
 from vllm_radix.attention.plan import Limits, Planner
 from vllm_radix_kernels.tiles import choose
 
@@ -148,15 +155,8 @@ def table(architecture: str) -> Table:
     for shape in SHAPES:
         made = predict(shape, architecture)
         works = (made.stock, made.ours)
-        loaded = [
-            work.loaded * shape.layer.token_bytes
-            + work.partials * shape.layer.partial_bytes
-            for work in works
-        ]
-        flops = [
-            4 * w.tile * shape.layer.head_size * shape.layer.num_kv_heads * w.loaded
-            for w in works
-        ]
+        loaded = [loaded_bytes(shape.layer, work) for work in works]
+        flops = [operations(shape.layer, work) for work in works]
         shown.add_row(
             shape.name,
             " > ".join(f"{size / 1e6:,.1f}" for size in loaded),

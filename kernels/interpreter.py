@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 from triton.runtime import interpreter as stock
 from triton.runtime.jit import JITFunction
@@ -298,8 +297,3 @@ def interpreted(traffic: Traffic | None = None) -> Iterator[None]:
             else:
                 setattr(obj, name, old)
         _depth -= 1
-
-
-def version() -> str:
-    """Return the version of Triton that is interpreted."""
-    return str(triton.__version__)

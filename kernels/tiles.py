@@ -27,7 +27,9 @@ class Tile:
     stages: int
 
 
-_SMALL, _LARGE = 128, 256
+MAX_HEAD_SIZE = 256
+
+_SMALL, _LARGE = 128, MAX_HEAD_SIZE
 """Head sizes up to which a column of the table holds, padded to a power of two."""
 
 _TABLE: dict[str, dict[int, Tile]] = {
@@ -58,8 +60,8 @@ def choose(architecture: str, head_size: int, group: int, dtype: torch.dtype) ->
     Raises:
         ValueError: a head is larger than 256, or the architecture unknown.
     """
-    if head_size > _LARGE:
-        raise ValueError(f"head size {head_size} is not one of 1 to {_LARGE}")
+    if head_size > MAX_HEAD_SIZE:
+        raise ValueError(f"head size {head_size} is not one of 1 to {MAX_HEAD_SIZE}")
     row = _TABLE[table_name(architecture)]
     tile = row[_SMALL if head_size <= _SMALL else _LARGE]
     m, n = tile.m, tile.n

@@ -84,9 +84,8 @@ def source(architecture: str, variant: dict[str, Any]) -> tuple[Any, dict[str, i
     kv = variant["kv"]
     if kv.startswith("fp8"):
         kv = _FP8.get(architecture, kv)
-    tile = choose(
-        architecture, head, 4, getattr(torch, f"{'b' * (q == 'bf16')}float16")
-    )
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[q]
+    tile = choose(architecture, head, 4, dtype)
     features = variant.get("features", False)
     types |= {"q_ptr": f"*{q}", "k_ptr": f"*{kv}", "v_ptr": f"*{kv}"}
     types |= dict.fromkeys(("slopes_ptr", "k_scale_ptr", "v_scale_ptr"), "*fp32")

@@ -243,6 +243,20 @@ def flag_value(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def not_grouped(what: str, fix: str = "") -> str:
+    """Return the sentence that refuses grouped attention, and names the fix.
+
+    Args:
+        what: what it does not serve.
+        fix: what else the user may do, if anything.
+    """
+    return (
+        f"radix option 'attention': grouped attention does not serve {what}: "
+        f'{fix + ", " if fix else ""}start with attention="stock", or with '
+        'on_unsupported="stock".'
+    )
+
+
 def _parse(text: str) -> Any:
     """Return a value from the environment: JSON where it is, else the text."""
     try:

@@ -112,7 +112,7 @@ def make_limits(batch, layer, tile_rows=16, split=0, **fields):
         block_size=batch.page,
         tile_rows=tile_rows,
         split=split,
-        **{"max_items": 4096, "max_partials": 4096, **fields},
+        **{"max_tokens": 8192, "max_items": 4096, "max_partials": 4096, **fields},
     )
 
 
@@ -144,7 +144,7 @@ def make_cache(batch, layer, dtype=torch.float32, kv_dtype=None, layout="NHD", s
 def compute(batch, layer, plan, limits, q, k, v, tile_n=32, poison=True, **features):
     """Run the kernels over a plan, interpreted; unused memory is NaN."""
     tile = Tile(limits.tile_rows, tile_n, 1, 1)
-    buffers = PlanBuffers(limits, tile, len(q) + 5, torch.device("cpu"))
+    buffers = PlanBuffers(limits, tile, torch.device("cpu"))
     device = buffers.load(plan)
     device.programs = 3
     if poison:

@@ -43,8 +43,7 @@ class PlainBuilder:
 
 
 class Builder(GroupedBuilder, PlainBuilder):
-    def _count_heads(self, layer_names, vllm_config):
-        return LAYER.num_heads
+    _num_heads = LAYER.num_heads
 
 
 def config(**fields):
@@ -289,7 +288,7 @@ def impl(kind, **fields):
 def test_the_triton_backends_cache_is_read_as_it_lies(step, order):
     batch = shared(blocks=8, levels=2, rows=3)
     limits = make_limits(batch, LAYER)
-    buffers = PlanBuffers(limits, Tile(16, 64, 1, 1), 64, torch.device("cpu"))
+    buffers = PlanBuffers(limits, Tile(16, 64, 1, 1), torch.device("cpu"))
     plan = buffers.load(plan_of(batch, limits))
     keys, values = make_cache(batch, LAYER)
     # vLLM's: [blocks, KV heads, page, keys | values], in either physical order.

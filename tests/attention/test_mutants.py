@@ -12,7 +12,7 @@ from pathlib import Path
 import forests
 import pytest
 import torch
-from covers import check_plan
+from covers import check_kept_plan, check_plan
 from forests import Layer, compute, make_batch, make_cache, make_limits, reference
 from test_plan import Traffic
 
@@ -286,20 +286,11 @@ def plan_jury():
             plan = planner.plan(batch.tables, batch.seq_lens, batch.starts)
             fresh = forests.plan_of(batch, planner.limits)
             if plan is not None:
-                _check_kept(batch, plan, planner.limits)
+                check_kept_plan(batch, plan, planner.limits)
             # Not to share what is shared is a bug, too.
             if fresh is not None:
                 assert plan is not None and plan.num_nodes == fresh.num_nodes
             traffic.step()
-
-
-def _check_kept(batch, plan, limits):
-    from dataclasses import replace
-
-    from test_plan import _loaded
-
-    work = replace(plan.work, loaded=_loaded(batch, plan))
-    check_plan(batch, replace(plan, work=work), limits)
 
 
 def _pairs():

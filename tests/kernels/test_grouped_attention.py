@@ -175,7 +175,7 @@ def test_padding_rows_and_programs_without_work_change_nothing():
     first, second = shared(blocks=8, seed=1), shared(members=3, blocks=9, seed=2)
     limits = make_limits(first, layer)
     tile = Tile(16, 32, 1, 1)
-    buffers = PlanBuffers(limits, tile, 64, torch.device("cpu"))
+    buffers = PlanBuffers(limits, tile, torch.device("cpu"))
     tables = torch.zeros(8, 40, dtype=torch.int32)
     lengths = torch.zeros(8, dtype=torch.int32)
     starts = torch.zeros(9, dtype=torch.int32)
@@ -212,7 +212,7 @@ def test_loaded_bytes_are_what_the_plan_says():
         shape = (int(batch.starts[-1]), 6, 32)
         q, out = torch.randn(shape), torch.empty(shape)
         k, v = make_cache(batch, layer)
-        device = PlanBuffers(limits, Tile(16, 32, 1, 1), 512, torch.device("cpu"))
+        device = PlanBuffers(limits, Tile(16, 32, 1, 1), torch.device("cpu"))
         device = device.load(plan)
         traffic = Traffic(k=k, v=v, part=device.part, lse=device.lse)
         batches = [batch.tables, batch.seq_lens, batch.starts]
@@ -253,7 +253,7 @@ def test_operators_are_known_to_torch_compile():
     batch, layer = shared(blocks=6), Layer(4, 2, 64, 4)
     limits = make_limits(batch, layer)
     plan = plan_of(batch, limits)
-    device = PlanBuffers(limits, Tile(16, 32, 1, 1), 64, torch.device("cpu")).load(plan)
+    device = PlanBuffers(limits, Tile(16, 32, 1, 1), torch.device("cpu")).load(plan)
     q = torch.randn(int(batch.starts[-1]), 4, 64)
     k, v = make_cache(batch, layer)
     batches = [

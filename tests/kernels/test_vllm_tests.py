@@ -336,10 +336,13 @@ class Adapter:
         self.nodes += plan.num_nodes
         self.partials += plan.num_partials
         room = dataclasses.replace(
-            limits, max_items=len(plan.items), max_partials=max(1, plan.num_partials)
+            limits,
+            max_tokens=len(q),
+            max_items=len(plan.items),
+            max_partials=max(1, plan.num_partials),
         )
         tile = Tile(limits.tile_rows, 64, 1, 1)
-        device = PlanBuffers(room, tile, len(q), torch.device("cpu")).load(plan)
+        device = PlanBuffers(room, tile, torch.device("cpu")).load(plan)
         device.part.fill_(float("nan"))
         device.lse.fill_(float("nan"))
         result = torch.full_like(q, float("nan"))

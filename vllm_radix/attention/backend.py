@@ -21,8 +21,15 @@ from vllm_radix.attention import step as steps
 from vllm_radix.attention.buffers import PlanBuffers, max_partials
 from vllm_radix.attention.cost import DEVICES, Layer
 from vllm_radix.attention.plan import Limits, Plan, Planner
+from vllm_radix.config import not_grouped
 from vllm_radix_kernels.grouped_attention import grouped_attention
-from vllm_radix_kernels.tiles import Tile, architecture_of, choose, table_name
+from vllm_radix_kernels.tiles import (
+    MAX_HEAD_SIZE,
+    Tile,
+    architecture_of,
+    choose,
+    table_name,
+)
 
 
 def asked_for(vllm_config: Any) -> bool:
@@ -58,7 +65,7 @@ class GroupedBuilder:
         if self._step is None or not self._plans:
             return
         try:
-            limits, self._tile = self._limits(kv_cache_spec, layer_names, vllm_config)
+            limits, self._tile = self._limits(kv_cache_spec, vllm_config)
         except ValueError:
             if self._step.strict:
                 raise
@@ -67,9 +74,7 @@ class GroupedBuilder:
         self.planner = Planner(limits)
         self._step.builders.append(self)
 
-    def _limits(
-        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any
-    ) -> tuple[Limits, Tile]:
+    def _limits(self, kv_cache_spec: Any, vllm_config: Any) -> tuple[Limits, Tile]:
         """Return what to plan for.
 
         Raises:
@@ -77,7 +82,7 @@ class GroupedBuilder:
         """
         device: torch.device = self.device  # type: ignore[attr-defined]
         layer = Layer(
-            num_heads=self._count_heads(layer_names, vllm_config),
+            num_heads=int(self._num_heads),
             num_kv_heads=kv_cache_spec.num_kv_heads,
             head_size=kv_cache_spec.head_size,
             kv_bytes=kv_cache_spec.dtype.itemsize,
@@ -103,11 +108,12 @@ class GroupedBuilder:
     @functools.cached_property
     def buffers(self) -> PlanBuffers:
         """The plan on the device; no memory is taken before it is needed."""
-        limits = self.planner.limits
         device: torch.device = self.device  # type: ignore[attr-defined]
-        return PlanBuffers(limits, self._tile, limits.max_tokens, device)
+        return PlanBuffers(self.planner.limits, self._tile, device)
 
-    def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
+    @property
+    def _num_heads(self) -> int:
+        """Query heads of the builder's layers, as vLLM's builder has them."""
         raise NotImplementedError
 
     @classmethod
@@ -152,35 +158,35 @@ class GroupedBuilder:
         Args:
             layers: vLLM's attention layers by name, with their caches bound.
         """
-        limits, plan = self.planner.limits, None
-        known = set()
+        kinds: dict[Any, Any] = {}
         for name in self.layer_names:  # type: ignore[attr-defined]
             layer, impl = layers[name], layers[name].impl
-            if not getattr(impl, "radix_grouped", False):
-                continue
-            # What the kernels are specialised for, beyond the builder's own layer.
-            features = (impl.logits_soft_cap, impl.alibi_slopes is None)
-            kind = (*features, impl.sinks is None, layer.kv_cache.stride())
-            if kind in known:
-                continue
-            known.add(kind)
-            device = layer.kv_cache.device
-            plan = plan or Planner(limits).propose(
-                np.zeros((1, 1), np.int32), [1], [0, 1]
-            )
-            assert plan is not None, "there is room for one token"
-            size = (1, limits.layer.num_heads, limits.layer.head_size)
-            query = torch.zeros(size, dtype=self._query_dtype, device=device)
-            metadata = SimpleNamespace(
-                radix_plan=self.buffers.load(plan),
-                block_table=torch.zeros((1, 1), dtype=torch.int32, device=device),
-                seq_lens=torch.ones(1, dtype=torch.int32, device=device),
-                query_start_loc=torch.arange(2, dtype=torch.int32, device=device),
-            )
-            output = torch.empty_like(query)
-            impl.forward(layer, query, query, query, layer.kv_cache, metadata, output)
+            if getattr(impl, "radix_grouped", False):
+                # What kernels are specialised for, beyond the builder's own layer.
+                features = (impl.logits_soft_cap, impl.alibi_slopes is None)
+                strides = layer.kv_cache.stride()
+                kinds.setdefault((*features, impl.sinks is None, strides), layer)
         # Layers that are all vLLM's need no plans.
-        self._plans = bool(known)
+        self._plans = bool(kinds)
+        if not kinds:
+            return
+        device: torch.device = self.device  # type: ignore[attr-defined]
+        plan = self.planner.propose(np.zeros((1, 1), np.int32), [1], [0, 1])
+        assert plan is not None, "there is room for one token"
+        metadata = SimpleNamespace(
+            radix_plan=self.buffers.load(plan),
+            block_table=torch.zeros((1, 1), dtype=torch.int32, device=device),
+            seq_lens=torch.ones(1, dtype=torch.int32, device=device),
+            query_start_loc=torch.arange(2, dtype=torch.int32, device=device),
+        )
+        heads = self.planner.limits.layer
+        size = (1, heads.num_heads, heads.head_size)
+        query = torch.zeros(size, dtype=self._query_dtype, device=device)
+        for layer in kinds.values():
+            output = torch.empty_like(query)
+            layer.impl.forward(
+                layer, query, query, query, layer.kv_cache, metadata, output
+            )
 
     def _plan(self, common: Any, step: steps.Step) -> Plan | None:
         if common.causal is not True or common.mm_req_doc_ranges:
@@ -216,6 +222,8 @@ class GroupedBuilder:
 class GroupedImpl:
     """Runs a step's plan, on top of one of vLLM's attention implementations."""
 
+    attend = staticmethod(grouped_attention)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         from vllm.config import get_current_vllm_config_or_none
@@ -225,10 +233,7 @@ class GroupedImpl:
         step = steps.current() if asked else None
         problem = self.unsupported()
         if problem is not None and step is not None and step.strict:
-            raise ValueError(
-                f"radix option 'attention': grouped attention does not serve {problem}"
-                ': start with attention="stock", or with on_unsupported="stock"'
-            )
+            raise ValueError(not_grouped(problem))
         # With a window, a group reads keys that most of its rows do not see.
         self.radix_grouped = asked and problem is None and not self.window()
 
@@ -238,8 +243,8 @@ class GroupedImpl:
         kind = str(getattr(layer.attn_type, "value", layer.attn_type))
         if kind != "decoder":
             return f"{kind} attention"
-        if layer.head_size > 256:
-            return f"heads of {layer.head_size} (256 at most)"
+        if layer.head_size > MAX_HEAD_SIZE:
+            return f"heads of {layer.head_size} ({MAX_HEAD_SIZE} at most)"
         if layer.kv_sharing_target_layer_name is not None:
             return "layers that share another's KV cache"
         if getattr(layer, "use_alibi_sqrt", False):
@@ -299,7 +304,7 @@ class GroupedImpl:
             return result
         ours: Any = self
         keys, values = self.caches(kv_cache)
-        grouped_attention(
+        self.attend(
             query,
             keys,
             values,

@@ -23,7 +23,6 @@ class PlanBuffers:
     Args:
         limits: of the planner.
         tile: of the kernel; its rows are the limits' ``tile_rows``.
-        max_tokens: query rows of a step, at most.
         device: where the kernel runs.
 
     Attributes:
@@ -31,9 +30,7 @@ class PlanBuffers:
         uploads: plans written so far.
     """
 
-    def __init__(
-        self, limits: Limits, tile: Tile, max_tokens: int, device: torch.device
-    ) -> None:
+    def __init__(self, limits: Limits, tile: Tile, device: torch.device) -> None:
         layer = limits.layer
         self.uploads = 0
         self._serial = 0
@@ -47,8 +44,8 @@ class PlanBuffers:
 
         self.plan = DevicePlan(
             items=ints(limits.max_items, ITEM),
-            rows=ints(max_tokens, 2),
-            first=ints(max_tokens + 1),
+            rows=ints(limits.max_tokens, 2),
+            first=ints(limits.max_tokens + 1),
             num_items=ints(1),
             part=floats(limits.max_partials, layer.num_heads, layer.head_size),
             lse=floats(limits.max_partials, layer.num_heads),

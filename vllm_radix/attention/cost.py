@@ -112,14 +112,23 @@ class Work:
     launches: int
 
 
+def loaded_bytes(layer: Layer, work: Work) -> int:
+    """Return what a kernel's tiles load, and its partial results."""
+    return work.loaded * layer.token_bytes + work.partials * layer.partial_bytes
+
+
+def operations(layer: Layer, work: Work) -> int:
+    """Return the operations of a kernel's matrix products, idle rows included."""
+    return 4 * work.tile * layer.head_size * layer.num_kv_heads * work.loaded
+
+
 def seconds(device: Device, layer: Layer, work: Work) -> float:
     """Return how long a kernel takes on a device, by the model above."""
     fits = work.repeated * layer.token_bytes <= device.cache_size
     from_memory = work.unique if fits else max(work.unique, work.loaded)
     partials = work.partials * layer.partial_bytes
-    operations = 4 * work.tile * layer.head_size * layer.num_kv_heads * work.loaded
     return work.launches * device.launch_s + max(
         (from_memory * layer.token_bytes + partials) / device.memory,
-        (work.loaded * layer.token_bytes + partials) / device.cache,
-        operations / device.flops,
+        loaded_bytes(layer, work) / device.cache,
+        operations(layer, work) / device.flops,
     )

@@ -11,20 +11,25 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from vllm_radix.attention.backend import GroupedBackend, GroupedBuilder, GroupedImpl
+from vllm_radix.attention.plan import Limits
 from vllm_radix.attention.worker import GroupedWorker
+from vllm_radix.config import not_grouped
+from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.interpreter import interpreted
+from vllm_radix_kernels.tiles import Tile
 
 
 class GroupedCPUBuilder(GroupedBuilder, CPUAttentionMetadataBuilder):
     """Plans for the CPU backend."""
 
-    def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
-        if self.isa == "amx":
-            raise ValueError(
-                "radix option 'attention': the CPU backend's layout for AMX is not "
-                'known to our kernels: start with attention="stock"'
-            )
+    @property
+    def _num_heads(self) -> int:
         return int(self.num_heads)
+
+    def _limits(self, kv_cache_spec: Any, vllm_config: Any) -> tuple[Limits, Tile]:
+        if self.isa == "amx":
+            raise ValueError(not_grouped("the CPU backend's cache layout for AMX"))
+        return super()._limits(kv_cache_spec, vllm_config)
 
 
 class GroupedCPUImpl(GroupedImpl, CPUAttentionBackendImpl):
@@ -45,10 +50,11 @@ class GroupedCPUImpl(GroupedImpl, CPUAttentionBackendImpl):
         values = halves[:, :, 1].unflatten(2, (page, size)).permute(0, 2, 1, 3)
         return keys, values
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Compute attention with our kernels interpreted."""
+    @staticmethod
+    def attend(*args: Any, **kwargs: Any) -> None:
+        """Run our kernels interpreted."""
         with interpreted():
-            return super().forward(*args, **kwargs)
+            grouped_attention(*args, **kwargs)
 
 
 class GroupedCPUBackend(GroupedBackend, CPUAttentionBackend):

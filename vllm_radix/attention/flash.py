@@ -1,7 +1,5 @@
 """Grouped attention over vLLM's FlashAttention backend."""
 
-from typing import Any
-
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
     FlashAttentionImpl,
@@ -16,7 +14,8 @@ class GroupedFlashBuilder(GroupedBuilder, FlashAttentionMetadataBuilder):
 
     stock_tile_rows = 64
 
-    def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
+    @property
+    def _num_heads(self) -> int:
         return int(self.num_heads_q)
 
 

@@ -7,7 +7,7 @@ that are full and lie before a request's first query row count, so nobody's own 
 are ever shared.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +45,8 @@ class Forest:
     """
 
     order: npt.NDArray[np.intp]
-    nodes: list[Node] = field(default_factory=list)
-    depth: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64)
-    )
+    nodes: list[Node]
+    depth: npt.NDArray[np.int64]
 
 
 def grow_forest(tables: Ints, full: npt.NDArray[np.int64]) -> Forest | None:

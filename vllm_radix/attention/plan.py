@@ -115,7 +115,7 @@ class _Batch:
     starts: Longs
     forest: Forest | None
     plan: Plan | None = None
-    # Of the plan: first own key of each request, and the end of its last whole split.
+    # Of the plan: length of each request beyond which its own range is cut again.
     own_limit: Longs | None = None
 
 

@@ -15,7 +15,8 @@ from vllm_radix.attention.backend import GroupedBackend, GroupedBuilder, Grouped
 class GroupedTritonBuilder(GroupedBuilder, TritonAttentionMetadataBuilder):
     """Plans for the Triton backend."""
 
-    def _count_heads(self, layer_names: list[str], vllm_config: Any) -> int:
+    @property
+    def _num_heads(self) -> int:
         return int(self.num_heads_q)
 
 

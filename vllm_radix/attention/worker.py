@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from vllm.logger import init_logger
 
 from vllm_radix.attention import step as steps
-from vllm_radix.config import RadixConfig
+from vllm_radix.config import RadixConfig, not_grouped
 
 logger = init_logger("vllm.radix")
 
@@ -69,17 +69,12 @@ class GroupedWorker:
             elif impl.window():
                 windows += 1
         if others and self._radix_strict:
-            raise ValueError(
-                "radix option 'attention': vLLM chose the attention backend "
-                f"{', '.join(sorted(others))}, which grouped attention does not "
-                f"extend: start with --attention-backend {' or '.join(self.overrides)}"
-                ', or with attention="stock"'
-            )
+            chosen = f"what vLLM chose, the backend {', '.join(sorted(others))}"
+            fix = f"use --attention-backend {' or '.join(self.overrides)}"
+            raise ValueError(not_grouped(chosen, fix))
         if derived and self._radix_strict:
             raise ValueError(
-                "radix option 'attention': grouped attention does not serve layers "
-                f"that attend within chunks, and this model has {derived}: start with "
-                'attention="stock", or with on_unsupported="stock"'
+                not_grouped(f"layers that attend within chunks ({derived} here)")
             )
         logger.info(
             "Grouped attention: %d layers; left to stock vLLM: %d with a sliding "

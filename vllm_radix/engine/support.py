@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
+from vllm_radix.config import not_grouped
 from vllm_radix.engine.compat import (
     AsyncScheduler,
     DiffusionAsyncScheduler,
@@ -128,7 +129,7 @@ def grouped_problem(vllm_config: VllmConfig) -> str | None:
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     backend = vllm_config.attention_config.backend
     graphs = vllm_config.compilation_config.cudagraph_mode
-    reason = fix = None
+    reason = fix = ""
     if str(parallel.worker_cls) not in _GROUPED_WORKERS:
         reason = f"the worker class {parallel.worker_cls}"
         fix = "drop --worker-cls"
@@ -154,12 +155,9 @@ def grouped_problem(vllm_config: VllmConfig) -> str | None:
     ):
         reason = f"CUDA graphs of mode {graphs.name} (attention is not captured)"
         fix = """use --compilation-config '{"cudagraph_mode": "PIECEWISE"}'"""
-    if reason is None:
+    if not reason:
         return None
-    return (
-        f"radix option 'attention': grouped attention does not serve {reason}: {fix}, "
-        'start with attention="stock", or with on_unsupported="stock".'
-    )
+    return not_grouped(reason, fix)
 
 
 def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
