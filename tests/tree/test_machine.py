@@ -139,7 +139,13 @@ class Both(RuleBasedStateMachine):
 
     @rule(blocks=st.lists(st.integers(0, POOL + 2), max_size=6))
     def pin(self, blocks):
-        self.both(lambda cache: cache.pin(blocks))
+        for block in blocks:
+            self.both(lambda cache, block=block: cache.pin(block))
+
+    @rule(blocks=st.lists(st.integers(0, POOL + 2), max_size=6))
+    def unpin(self, blocks):
+        for block in blocks:
+            self.both(lambda cache, block=block: cache.unpin(block))
 
     @rule(block=st.integers(0, POOL - 1))
     def note_hit(self, block):
@@ -229,6 +235,7 @@ class Both(RuleBasedStateMachine):
         self.flat.check()
         mine, theirs = self.tree.stats(), self.flat.stats()
         assert mine._replace(nodes=0) == theirs
+        assert self.tree.num_pinned_idle == self.flat.num_pinned_idle
         # Conservation: every id is blank, idle, or used by a request.
         assert len(set(self.blank)) == len(self.blank)
         used = {block for block in range(POOL) if self.uses[block]}

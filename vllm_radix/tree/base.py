@@ -216,16 +216,22 @@ class PrefixCache(ABC):
         """
 
     @abstractmethod
-    def pin(self, blocks: Sequence[int]) -> None:
-        """Evict these idle blocks last, and so the blocks before them.
+    def pin(self, block: int) -> None:
+        """Evict a block last, and so the blocks before it on its path.
 
-        A bias, not a lock: they go when nothing else is left, the last one first.
-        Blocks that are held, blank or unhit tails are passed over. Forgets the pins
-        before.
-
-        Args:
-            blocks: those to keep, the one to be kept longest first.
+        A bias, not a lock: pinned blocks go when nothing else is left, in their own
+        order. Pins are counted, and gone when the block leaves the cache. Ids that
+        are blank, spare or of partial blocks are passed over.
         """
+
+    @abstractmethod
+    def unpin(self, block: int) -> None:
+        """Take back one ``pin`` of a block; without one it changes nothing."""
+
+    @property
+    @abstractmethod
+    def num_pinned_idle(self) -> int:
+        """How many idle blocks are pinned, or lie before a pinned one."""
 
     @abstractmethod
     def evict(self, count: int) -> list[int]:

@@ -34,7 +34,7 @@ class FlatCache(PrefixCache):
         self._place: dict[int, _Place] = {}
         self._rank: dict[int, int] = {}
         self._hit: set[int] = set()
-        self._pinned: dict[int, int] = {}
+        self._pins: dict[int, int] = {}
         self._clock = 0
         self.version += 1
 
@@ -197,19 +197,42 @@ class FlatCache(PrefixCache):
             self._rank[block] = self.policy.rank(self._clock, depth)
             if len(place[1]) % self.block_bytes and block not in self._hit:
                 self._rank[block] += TAIL
+            if block in self._pins:
+                self._rank[block] += PIN
             self._clock += 1
         return freed
 
-    def pin(self, blocks: Sequence[int]) -> None:
-        """Evict these blocks last."""
-        for block, rank in self._pinned.items():
-            if self._rank.get(block, 0) >= PIN:
-                self._rank[block] = rank
-        self._pinned = {}
-        for place, block in enumerate(blocks):
-            if self._rank.get(block, -1) >= 0 and block not in self._pinned:
-                self._pinned[block] = self._rank[block]
-                self._rank[block] = 2 * PIN - 1 - place
+    def pin(self, block: int) -> None:
+        """Evict a block last."""
+        place = self._place.get(block)
+        if place is None or len(place[1]) % self.block_bytes:
+            return
+        if self._blocks[place][0] != block:
+            return
+        if block in self._rank and block not in self._pins:
+            self._rank[block] += PIN
+        self._pins[block] = self._pins.get(block, 0) + 1
+
+    def unpin(self, block: int) -> None:
+        """Take back one pin."""
+        if block in self._pins:
+            self._pins[block] -= 1
+            if not self._pins[block]:
+                del self._pins[block]
+                if block in self._rank:
+                    self._rank[block] -= PIN
+
+    @property
+    def num_pinned_idle(self) -> int:
+        """How many idle blocks are before a pinned one, O(n^2)."""
+        ends = [self._place[block] for block in self._pins]
+        return sum(
+            any(
+                space == self._place[block][0] and key.startswith(self._place[block][1])
+                for space, key in ends
+            )
+            for block in self._rank
+        )
 
     def evict(self, count: int) -> list[int]:
         """Evict the lowest rank among blocks with nothing below, one by one."""
@@ -237,6 +260,7 @@ class FlatCache(PrefixCache):
         place = self._place.pop(block)
         self._rank.pop(block, None)
         self._hit.discard(block)
+        self._pins.pop(block, None)
         self._blocks[place].remove(block)
         if not self._blocks[place]:
             del self._blocks[place]

@@ -62,10 +62,33 @@ def check_tree(tree: RadixTree) -> None:
     assert idle == tree._num_idle, "idle blocks are miscounted"
     tails = sum(rank < HELD for rank in tree._rank)
     assert tails == tree._num_tails, "tails are miscounted"
-    for block, rank in enumerate(tree._rank):
-        assert rank < PIN or block in tree._pinned, f"block {block} stays pinned"
+    _check_pins(tree, seen)
     for there, spares in tree._spares.items():
         assert there in seen and not tree.is_idle(there), "spares of no block"
         assert spares and all(tree._spare_of[s] == there for s in spares)
     assert sum(map(len, tree._spares.values())) == len(tree._spare_of)
     assert not tree._spare_of.keys() & seen.keys(), "a spare is in the tree"
+
+
+def _check_pins(tree: RadixTree, seen: dict[int, tuple[Node, int]]) -> None:
+    """Verify what is known of pinned blocks, and of those before them."""
+    pinned_to = {node: node.start for node in tree._nodes()}
+    for block in tree._pins:
+        assert block in seen, f"block {block} is pinned, and not cached"
+        node, depth = seen[block]
+        pinned_to[node] = max(pinned_to[node], depth + 1)
+        while node.parent is not None and node.parent.parent is not None:
+            pinned_to[node.parent] = node.start
+            node = node.parent
+    for node, end in pinned_to.items():
+        assert node.pinned_to == end, "a path is pinned wrongly"
+        below = sum(pinned_to[child] > child.start for child in node.children)
+        assert node.pinned_children == below, "pinned children are miscounted"
+    for block, rank in enumerate(tree._rank):
+        pinned = block in tree._pins and rank != HELD
+        assert (rank >= PIN) == pinned, f"block {block} is ranked wrongly"
+    count = sum(
+        tree._rank[block] != HELD and depth < pinned_to[node]
+        for block, (node, depth) in seen.items()
+    )
+    assert count == tree._num_pinned_idle, "pinned idle blocks are miscounted"

@@ -9,7 +9,8 @@ class Node:
 
     Attributes:
         parent: the node above; None for a root and for a removed node.
-        key: the edge's tokens. May be longer than ``blocks``: what eviction
+        key: the edge's tokens; a ``bytearray`` once the edge has grown, so that
+            growing costs what is added. May be longer than ``blocks``: what eviction
             trims from the tail is cut off later, in one go. Of a partial block,
             whose node is always a leaf, less than one block of tokens.
         blocks: block ids, ``HOLE`` where one was discarded.
@@ -20,6 +21,9 @@ class Node:
         alive: False once the node has left the tree.
         hit: of a partial block: somebody has copied from it.
         trimmed: eviction has shortened this leaf since it last grew.
+        pinned_to: blocks between the root and the last block of this edge that is
+            pinned or lies before a pinned one; ``start`` where there is none.
+        pinned_children: children with such blocks.
     """
 
     __slots__ = (
@@ -31,15 +35,21 @@ class Node:
         "holes",
         "key",
         "parent",
+        "pinned_children",
+        "pinned_to",
         "start",
         "trimmed",
     )
 
     def __init__(
-        self, parent: "Node | None", key: bytes, blocks: list[int], start: int
+        self,
+        parent: "Node | None",
+        key: bytes | bytearray,
+        blocks: list[int],
+        start: int,
     ) -> None:
         self.parent = parent
-        self.key = key
+        self.key: bytes | bytearray = key
         self.blocks = blocks
         self.start = start
         self.children: list[Node] = []
@@ -48,3 +58,5 @@ class Node:
         self.holes = 0
         self.alive = True
         self.trimmed = False
+        self.pinned_to = start
+        self.pinned_children = 0

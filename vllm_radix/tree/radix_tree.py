@@ -28,7 +28,7 @@ from vllm_radix.tree.explain import Miss, explain
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.probe import Probe
-from vllm_radix.tree.structure import HELD, TAIL, Structure
+from vllm_radix.tree.structure import HELD, PIN, TAIL, Structure
 
 _NEIGHBOURS = 64
 """Blocks looked at on each side, while they may not be copied from yet."""
@@ -259,9 +259,11 @@ class RadixTree(Structure):
                 new = ids[depth - start :]
                 if self.news is not None:
                     end = node.blocks[-1] if depth else self.news.root(namespace)
-                    self.news.grown.append((end, tokens[:size]))
+                    self.news.grown.append((end, bytes(tokens[:size])))
             if node.parent is not None and not node.children:
                 self._regrow(node)
+                if isinstance(node.key, bytes):
+                    node.key = bytearray(node.key)
                 node.key += tokens
                 node.blocks += new
             else:
@@ -380,8 +382,9 @@ class RadixTree(Structure):
         """Make held blocks idle, O(1) each and O(log n) per leaf."""
         freed: list[int] = []
         nodes, ranks, depths = self._node, self._rank, self._depth
-        spares, spare_of = self._spares, self._spare_of
+        spares, spare_of, pins = self._spares, self._spare_of, self._pins
         rank, clock, known = self.policy.rank, self._clock, len(self._node)
+        pinned = 0
         for block in blocks:
             if block in spare_of:
                 self._drop_spare(block)
@@ -396,12 +399,17 @@ class RadixTree(Structure):
                 continue
             ranks[block] = rank(clock, depths[block])
             clock += 1
+            if depths[block] < node.pinned_to:
+                pinned += 1
+                if block in pins:
+                    ranks[block] += PIN
             if node.blocks[-1] == block and not node.children:
                 if len(node.key) < self.block_bytes and not node.hit:
                     ranks[block] += TAIL
                     self._num_tails += 1
                 self._offer(block)
         self._num_idle += clock - self._clock
+        self._num_pinned_idle += pinned
         self._clock = clock
         return freed
 
@@ -421,8 +429,11 @@ class RadixTree(Structure):
             # One edge's tail at a time, while it stays the lowest rank.
             following = self._heap[0][0] if self._heap else None
             run, before = node.blocks, len(out)
+            end = node.start + len(run)
             while True:
                 self._num_tails -= rank < HELD
+                if rank >= PIN:
+                    del self._pins[block]
                 self._node[block] = None
                 self._rank[block] = HELD
                 out.append(block)
@@ -437,6 +448,11 @@ class RadixTree(Structure):
                     break
             self._num_cached -= len(out) - before
             self._num_idle -= len(out) - before
+            left = node.start + len(run)
+            if node.pinned_to > left:
+                self._num_pinned_idle -= min(node.pinned_to, end) - left
+                node.pinned_to = left
+                self._shrink_pinned(node)
             if self.history is not None:
                 for block in out[before:]:
                     self.history.forget(block)
@@ -454,7 +470,7 @@ class RadixTree(Structure):
         """Note for ``history`` where the tail of a leaf was evicted."""
         assert self.history is not None
         size, left = self.block_bytes, len(node.blocks)
-        first = node.key[left * size : (left + 1) * size]
+        first = bytes(node.key[left * size : (left + 1) * size])
         if len(first) < size:
             return  # a partial block: no request ever missed it as a whole
         above = node if left else node.parent
@@ -540,6 +556,37 @@ class RadixTree(Structure):
     def num_idle(self) -> int:
         """How many blocks are cached and used by nobody."""
         return self._num_idle
+
+    @property
+    def num_pinned_idle(self) -> int:
+        """How many idle blocks are pinned, or lie before a pinned one."""
+        return self._num_pinned_idle
+
+    def idle_on_path(self, block: int) -> int:
+        """Return the idle blocks among a cached block and those before it.
+
+        A request that uses a prefix holds all of it, so the idle ones are the last
+        ones: O(nodes that hold them, log of their blocks).
+        """
+        node = self._node_of(block)
+        if node is None:
+            return 0
+        ranks, idle, end = self._rank, 0, self._depth[block] + 1 - node.start
+        while node.parent is not None:
+            run = node.blocks
+            low, high = 0, end
+            while low < high:
+                middle = (low + high) // 2
+                if run[middle] == HOLE or ranks[run[middle]] != HELD:
+                    high = middle
+                else:
+                    low = middle + 1
+            idle += end - low
+            if low:
+                break
+            node = node.parent
+            end = len(node.blocks)
+        return idle
 
     @property
     def num_tails(self) -> int:

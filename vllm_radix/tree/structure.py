@@ -65,9 +65,10 @@ class Structure(PrefixCache):
         self._spares: dict[int, list[int]] = {}
         self._spare_of: dict[int, int] = {}
         self._clock = 0
-        # Rank without the pin, of blocks pinned; an entry is stale when the block's
-        # rank is not that of a pinned one.
-        self._pinned: dict[int, int] = {}
+        # How often each pinned block is pinned, and the idle blocks that are pinned
+        # or lie before a pinned one.
+        self._pins: dict[int, int] = {}
+        self._num_pinned_idle = 0
         # Grows when probes taken before may have become wrong: a hole appears,
         # or a trimmed leaf grows again, into other tokens.
         self._epoch = 0
@@ -160,10 +161,12 @@ class Structure(PrefixCache):
         self._num_cached += len(blocks)
 
     def _disown(self, block: int) -> None:
-        self._node[block] = None
-        self._num_cached -= 1
+        if block in self._pins:
+            self._drop_pin(block)
         if self._rank[block] != HELD:
             self._hold(block)
+        self._node[block] = None
+        self._num_cached -= 1
         if self.history is not None:
             self.history.forget(block)
         if self.news is not None:
@@ -171,9 +174,12 @@ class Structure(PrefixCache):
 
     def _hold(self, block: int) -> None:
         """Make an idle block held."""
+        node = self._node[block]
+        assert node is not None
         self._num_tails -= self._rank[block] < HELD
         self._rank[block] = HELD
         self._num_idle -= 1
+        self._num_pinned_idle -= self._depth[block] < node.pinned_to
 
     def _drop_spare(self, block: int) -> None:
         there = self._spare_of.pop(block)
@@ -210,7 +216,7 @@ class Structure(PrefixCache):
     def _link(self, parent: Node, key: bytes, blocks: list[int], depth: int) -> Node:
         """Add a leaf below ``parent``."""
         child = Node(parent, key, blocks, depth)
-        first = key[: self.block_bytes]
+        first = bytes(key[: self.block_bytes])
         at = bisect_left(parent.first, first)
         parent.children.insert(at, child)
         parent.first.insert(at, first)
@@ -256,12 +262,15 @@ class Structure(PrefixCache):
         size = self.block_bytes
         upper = Node(parent, node.key[: at * size], node.blocks[:at], node.start)
         upper.children = [node]
-        upper.first = [node.key[at * size : (at + 1) * size]]
+        upper.first = [bytes(node.key[at * size : (at + 1) * size])]
         parent.children[bisect_left(parent.first, upper.key[:size])] = upper
         node.parent = upper
         node.key = node.key[at * size :]
         node.blocks = node.blocks[at:]
         node.start += at
+        upper.pinned_to = min(node.pinned_to, node.start)
+        node.pinned_to = max(node.pinned_to, node.start)
+        upper.pinned_children = int(node.pinned_to > node.start)
         if node.holes:
             upper.holes = upper.blocks.count(HOLE)
             node.holes -= upper.holes
@@ -302,7 +311,10 @@ class Structure(PrefixCache):
         for block in child.blocks:
             if block != HOLE:
                 self._node[block] = node
-        node.key += child.key
+        node.key = bytes(node.key) + bytes(child.key)
+        if child.pinned_to > child.start:
+            node.pinned_to = child.pinned_to
+        node.pinned_children = child.pinned_children
         node.blocks += child.blocks
         node.holes += child.holes
         node.children, node.first = child.children, child.first
@@ -327,28 +339,74 @@ class Structure(PrefixCache):
 
     # -- what may be evicted ---------------------------------------------------
 
-    def pin(self, blocks: Sequence[int]) -> None:
-        """Evict these blocks last, and with them what is before them on their paths.
+    def pin(self, block: int) -> None:
+        """Evict a block last, and so the blocks before it on its path.
 
-        A bias, not a lock: when nothing else is left they go, the last one first.
-        Blocks that are not idle are passed over. The pins before are forgotten, and
-        those blocks get back the ranks they had. O(n log n), n the pins before and
-        now.
-
-        Args:
-            blocks: those to keep, the one to be kept longest first.
+        O(1) for a block that is pinned already; else O(nodes above it whose blocks
+        were not pinned, and their blocks).
         """
-        before, self._pinned = self._pinned, {}
-        ranks, known = self._rank, len(self._rank)
-        for place, block in enumerate(blocks):
-            rank = ranks[block] if 0 <= block < known else HELD
-            if rank < 0 or block in self._pinned:
-                continue
-            self._pinned[block] = before.pop(block, rank) if rank >= PIN else rank
-            self._rerank(block, 2 * PIN - 1 - place)
-        for block, rank in before.items():
-            if block < known and ranks[block] >= PIN and block not in self._pinned:
-                self._rerank(block, rank)
+        count = self._pins.get(block)
+        if count is not None:
+            self._pins[block] = count + 1
+            return
+        node = self._node_of(block)
+        if node is None or self._is_partial(node):
+            return
+        self._pins[block] = 1
+        if self._rank[block] != HELD:
+            self._rerank(block, self._rank[block] + PIN)
+        end = self._depth[block] + 1
+        # Blocks before a pinned one are pinned already: the walk ends there.
+        while node.parent is not None and node.pinned_to < end:
+            before = node.pinned_to
+            self._num_pinned_idle += self._count_idle(node, before, end)
+            node.pinned_to = end
+            if before > node.start:
+                break
+            node.parent.pinned_children += 1
+            end, node = node.start, node.parent
+
+    def unpin(self, block: int) -> None:
+        """Take back one ``pin`` of a block; O as for ``pin``."""
+        count = self._pins.get(block)
+        if count is None:
+            return
+        if count > 1:
+            self._pins[block] = count - 1
+        else:
+            self._drop_pin(block)
+
+    def _drop_pin(self, block: int) -> None:
+        """Remove all pins of a block."""
+        del self._pins[block]
+        node = self._node[block]
+        assert node is not None
+        if self._rank[block] >= PIN:
+            self._rerank(block, self._rank[block] - PIN)
+        if node.pinned_to == self._depth[block] + 1:
+            self._shrink_pinned(node)
+
+    def _shrink_pinned(self, node: Node) -> None:
+        """Find the last pinned block of an edge again, and of those above."""
+        while node.parent is not None and not node.pinned_children:
+            end = node.pinned_to
+            at = min(end - node.start, len(node.blocks))
+            while at > 0 and node.blocks[at - 1] not in self._pins:
+                at -= 1
+            node.pinned_to = node.start + at
+            self._num_pinned_idle -= self._count_idle(node, node.pinned_to, end)
+            if at or end == node.start:
+                break
+            node = node.parent
+            node.pinned_children -= 1
+
+    def _count_idle(self, node: Node, start: int, end: int) -> int:
+        """Return the idle blocks of an edge from depth ``start`` to ``end``."""
+        ranks = self._rank
+        return sum(
+            block != HOLE and ranks[block] != HELD
+            for block in node.blocks[start - node.start : end - node.start]
+        )
 
     def _rerank(self, block: int, rank: int) -> None:
         """Give an idle block another rank."""
