@@ -33,7 +33,6 @@ _LEAST = {"max_overtakes": 0, "fair_quantum": 1, "min_sub_block_tokens": 1}
 _RANGES = {
     "max_extra_wait": (0.0, 1e9),
     "patience": (0.0, 1e9),
-    "pin_quota": (0.0, 1.0),
 }
 _SWITCHES = ("hold", "sub_block", "explain")
 
@@ -58,8 +57,6 @@ class RadixConfig:
             come, first served.
         hold: let requests wait while another one computes, in chunks, what they
             share with it.
-        pin_quota: share of the cache that may be kept for what the queue needs
-            next; it is evicted last.
         tenant: whom requests are counted for, to be fair between them: the name of
             a field of ``vllm_xargs``, or ``cache_salt``. Empty: no matter who.
         fair_quantum: tokens that a tenant may compute before the others' turn.
@@ -83,11 +80,10 @@ class RadixConfig:
     """
 
     policy: str = "prefix"
-    patience: float = 0.8
+    patience: float = 1.0
     max_overtakes: int = 1000
     max_extra_wait: float = 60.0
     hold: bool = True
-    pin_quota: float = 0.5
     tenant: str = ""
     fair_quantum: int = 8192
     sub_block: bool = True

@@ -22,7 +22,11 @@ from vllm.v1.core.sched.diffusion_scheduler import (
 )
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue, SchedulingPolicy
+from vllm.v1.core.sched.request_queue import (
+    FCFSRequestQueue,
+    RequestQueue,
+    SchedulingPolicy,
+)
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
@@ -48,6 +52,7 @@ __all__ = [
     "KVCacheSpecRegistry",
     "PauseState",
     "Request",
+    "RequestQueue",
     "RequestStatus",
     "Scheduler",
     "SchedulerOutput",

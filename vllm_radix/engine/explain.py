@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_radix.engine.block_pool import RadixBlockPool
@@ -41,21 +42,20 @@ class Placement:
     """Why a request was put where it was in the queue.
 
     Attributes:
-        why: see ``vllm_radix.policy.Pick``.
+        why: the reason; see ``vllm_radix.policy.PlannedAdmission``.
         arrival: its place in order of arrival.
-        since: when it arrived, in seconds of the monotonic clock.
+        waited: seconds that it waited until it was placed.
         held: seconds that it waited for a prefix to be computed.
     """
 
     why: str
     arrival: int
-    since: float
+    waited: float
     held: float
 
     def __str__(self) -> str:
-        waited = time.monotonic() - self.since
         held = f", {self.held:.2f} s of them held" if self.held else ""
-        return f"waited {waited:.2f} s{held}; {_PLACED[self.why]}"
+        return f"waited {self.waited:.2f} s{held}; {_PLACED[self.why]}"
 
 
 class Explainer:
@@ -63,6 +63,7 @@ class Explainer:
 
     Args:
         pool: whose cache it explains.
+        clock: returns the time, in seconds.
 
     Attributes:
         missed_tokens: tokens to compute that were not cached, by reason: those of
@@ -72,8 +73,11 @@ class Explainer:
             admitted.
     """
 
-    def __init__(self, pool: RadixBlockPool) -> None:
+    def __init__(
+        self, pool: RadixBlockPool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._pool = pool
+        self.clock = clock
         self._history = pool.tree.history = History()
         self.missed_tokens: Counter[str] = Counter()
         self.last: tuple[str, Miss, int] | None = None
@@ -83,7 +87,7 @@ class Explainer:
 
     def new_step_starts(self) -> None:
         """Stamp what is evicted from now on."""
-        self._history.now = time.monotonic()
+        self._history.now = self.clock()
 
     def look(self, request: Request, num_cached: int) -> None:
         """Find the reason, before the request's own blocks are in the tree.
@@ -123,7 +127,7 @@ class Explainer:
         self.last = request.request_id, miss, num_cached
         self.missed_tokens[miss.reason] += max(0, missed)
         why = _WORDS[miss.reason]
-        age = time.monotonic() - (miss.evicted_at or 0.0)
+        age = self.clock() - (miss.evicted_at or 0.0)
         placement = self.placements.pop(request.request_id, None)
         logger.info(
             "Request %s: %d of %d tokens cached; %s (from token %d on)%s",

@@ -10,13 +10,14 @@ from typing import Any
 
 import vllm_radix
 from vllm_radix.config import RadixConfig
-from vllm_radix.engine.admission import Admission
+from vllm_radix.engine.admission import AdmissionController
 from vllm_radix.engine.compat import (
     AsyncScheduler,
     FCFSRequestQueue,
     KVCacheConfig,
     PauseState,
     Request,
+    RequestStatus,
     Scheduler,
     SchedulerOutput,
     SchedulingPolicy,
@@ -30,7 +31,7 @@ from vllm_radix.engine.support import (
     layout_problem,
     stock_scheduler_cls,
 )
-from vllm_radix.policy import Room
+from vllm_radix.policy import StepCapacity
 from vllm_radix.tree import POLICIES
 
 _COPYING_WORKERS = ("vllm.v1.worker.", "vllm_radix.attention.")
@@ -100,19 +101,21 @@ class RadixScheduler(Scheduler):
             explain=config.explain,
             num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
         )
-        self.clock: Callable[[], float] = time.monotonic
-        self.admission: Admission | None = None
+        self._clock: Callable[[], float] = time.monotonic
+        self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.
         if (
             config.policy != "fcfs"
             and self.policy == SchedulingPolicy.FCFS
             and isinstance(self.waiting, FCFSRequestQueue)
         ):
-            self.admission = Admission(
+            self.admission = AdmissionController(
                 self.kv_cache_manager,
                 config,
                 self._inflight_prefills,
+                lambda: self._clock(),
             )
+            self.waiting = self.admission.queue
         self._announce()
 
     @property
@@ -157,29 +160,31 @@ class RadixScheduler(Scheduler):
             ", ".join(left_to_stock) or "nothing",
         )
 
-    def add_request(self, request: Request) -> None:
-        """Add a request; its key is made now, not in the middle of a step."""
-        super().add_request(request)
-        # The next input of a streaming session comes under the session's id.
-        known = self.requests.get(request.request_id) is request
-        if self.admission is not None and known:
-            self.admission.add(request, self.clock())
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Returns the time, in seconds; set it to run on another clock."""
+        return self._clock
 
-    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Put the waiting queue in order, then let vLLM schedule."""
+    @clock.setter
+    def clock(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        if self.kv_cache_manager.explainer is not None:
+            self.kv_cache_manager.explainer.clock = clock
+
+    def schedule(
+        self, throttle_prefills: bool = False, *args: Any, **kwargs: Any
+    ) -> SchedulerOutput:
+        """Plan which waiting requests go first, then let vLLM schedule."""
         admission = self.admission
         if admission is None:
-            return super().schedule(*args, **kwargs)
-        now = self.clock()
-        admission.start_step()
-        room = self._room()
-        held: list[Request] = []
-        if room is None:
-            admission.skip_step(now)
+            return super().schedule(throttle_prefills, *args, **kwargs)
+        now = self._clock()
+        capacity = None if throttle_prefills else self._capacity()
+        if capacity is None:
+            admission.skip_step()
         else:
-            held = admission.arrange(self.waiting, room, now)
-        output = super().schedule(*args, **kwargs)
-        self.waiting.extend(held)
+            admission.plan_step(capacity, now)
+        output = super().schedule(throttle_prefills, *args, **kwargs)
         admission.end_step(output, self.kv_holding_waiting, now)
         return output
 
@@ -187,13 +192,13 @@ class RadixScheduler(Scheduler):
         """Reset the cache, and with it what was learned of the traffic."""
         done: bool = super().reset_prefix_cache(*args, **kwargs)
         if done and self.admission is not None:
-            self.admission.forget()
+            self.admission.forget_rates()
         return done
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
         if self.admission is not None:
-            self.admission.remove(request, self.clock())
+            self.admission.remove(request)
         return super()._free_request(request, *args, **kwargs)
 
     def _chunk(self) -> int:
@@ -205,22 +210,38 @@ class RadixScheduler(Scheduler):
             chunk = max(chunk, budget // max(1, eligible))
         return max(0, chunk)
 
-    def _room(self) -> Room | None:
-        """Return what the next step can admit; None when that is nobody."""
-        active = len(self.running) + self.num_waiting_for_streaming_input
-        room = Room(
-            slots=self.max_num_active_reqs - active,
-            # Each running request takes a token, or more.
-            tokens=self.max_num_scheduled_tokens - len(self.running),
-            blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
-            chunk=self._chunk(),
-        )
-        alone = len(self.waiting) < 2 and not self._inflight_prefills
-        if alone or min(room.slots, room.tokens, room.blocks) <= 0:
-            return None
+    def _capacity(self) -> StepCapacity | None:
+        """Return what the next step can admit; None when that is no request."""
         if not self.waiting or self.pause_state != PauseState.UNPAUSED:
             return None
-        return room
+        if len(self.waiting) < 2 and not self._inflight_prefills:
+            return None
+        active = len(self.running) + self.num_waiting_for_streaming_input
+        chunk = self._chunk()
+        # Each running request takes a token, or more; a prompt that is computed in
+        # chunks takes the rest of it, or of the budget.
+        tokens = self.max_num_scheduled_tokens - len(self.running)
+        for request in self._inflight_prefills:
+            if request.status == RequestStatus.RUNNING:
+                rest = request.num_tokens - request.num_computed_tokens - 1
+                tokens -= max(0, min(rest, chunk - 1) if chunk else rest)
+        blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        if self.running:
+            blocks -= self.kv_cache_manager.watermark_blocks
+        slots = self.max_num_active_reqs - active
+        if min(slots, tokens, blocks) <= 0:
+            return None
+        if self.lora_config is None:
+            return StepCapacity(slots, tokens, blocks, chunk=chunk)
+        adapters = (r.lora_request for r in self.running if r.lora_request)
+        return StepCapacity(
+            slots,
+            tokens,
+            blocks,
+            chunk=chunk,
+            adapters=frozenset(adapter.lora_int_id for adapter in adapters),
+            max_adapters=self.lora_config.max_loras,
+        )
 
 
 class AsyncRadixScheduler(RadixScheduler, AsyncScheduler):

@@ -11,7 +11,7 @@ _MOST = 10_000
 """Tenants remembered; beyond, the one served longest ago is forgiven."""
 
 
-class Deficits:
+class DeficitCounters:
     """What each tenant may still compute in this round.
 
     Args:
@@ -22,8 +22,8 @@ class Deficits:
         self._quantum = quantum
         self._left: dict[str, float] = {}
 
-    def barred(self, tenants: Iterable[str]) -> set[str]:
-        """Return those who stand back now; starts a new round when all would.
+    def over_quota(self, tenants: Iterable[str]) -> set[str]:
+        """Return the tenants that stand back now; starts a new round when all would.
 
         Args:
             tenants: of all who wait.

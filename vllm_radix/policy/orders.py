@@ -1,8 +1,8 @@
-"""Orders of waiting requests: who would go first, were there no bounds.
+"""Orders of waiting requests: which one would go first, were there no bounds.
 
 Each order gives every waiting request a tuple of scores, the lowest first; ties go
-to the request that came first. What keeps an order from starving anybody is not
-here but in ``plan``, and is the same for all of them.
+to the request that came first. What keeps an order from starving a request is in
+``planner`` and ``tail_guard``.
 """
 
 from abc import ABC, abstractmethod
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vllm_radix.policy.backlog import View
-from vllm_radix.policy.groups import shares
+from vllm_radix.policy.prefix_groups import work_shares
+from vllm_radix.policy.queue_view import QueueView
 
 Scores = Sequence[npt.NDArray[np.generic]]
 
@@ -22,19 +22,23 @@ class Order(ABC):
 
     Attributes:
         name: the value of the option ``policy``.
-        guarded: whether the tail guard (see ``Pace``) keeps requests from waiting
-            much longer than first come, first served; the hard bounds hold anyway.
-        local: whether a request's score depends on that request alone.
-        every: every so many admissions the oldest request is served, 0 for never.
+        protects_needed: whether a request overtakes only to keep cached what waiting
+            requests need, and what they need is pinned; else the order always holds.
+        uses_tail_guard: whether ``TailGuard`` keeps requests from waiting much longer
+            than first come, first served; the hard bounds hold anyway.
+        score_is_local: whether a request's score depends on that request alone.
+        serve_oldest_every: every so many admissions the oldest request is served, 0
+            for never.
     """
 
     name: str
-    guarded = False
-    local = True
-    every = 0
+    protects_needed = False
+    uses_tail_guard = False
+    score_is_local = True
+    serve_oldest_every = 0
 
     @abstractmethod
-    def scores(self, view: View) -> Scores:
+    def scores(self, view: QueueView) -> Scores:
         """Return arrays of scores, the one that matters most first.
 
         Args:
@@ -47,7 +51,7 @@ class FirstCome(Order):
 
     name = "fcfs"
 
-    def scores(self, view: View) -> Scores:
+    def scores(self, view: QueueView) -> Scores:
         """Return nothing: ties go to who came first."""
         return ()
 
@@ -57,7 +61,7 @@ class LongestPrefix(Order):
 
     name = "lpm"
 
-    def scores(self, view: View) -> Scores:
+    def scores(self, view: QueueView) -> Scores:
         """Return the cached blocks, negative."""
         return (-view.cached,)
 
@@ -70,7 +74,7 @@ class KLongestPrefix(LongestPrefix):
     """
 
     name = "k-lpm"
-    every = 8
+    serve_oldest_every = 8
 
 
 class DepthFirst(Order):
@@ -80,14 +84,14 @@ class DepthFirst(Order):
     """
 
     name = "dfs"
-    local = False
+    score_is_local = False
 
-    def scores(self, view: View) -> Scores:
+    def scores(self, view: QueueView) -> Scores:
         """Return what is shared with the warmest, negative, and the place."""
         count = len(view.cached)
         if not count:
             return ()
-        warmest = int(np.argmax(np.where(view.left, view.cached, -1)))
+        warmest = int(np.argmax(np.where(view.selectable, view.cached, -1)))
         common = np.full(count, np.iinfo(np.int64).max)
         common[warmest + 1 :] = np.minimum.accumulate(view.shared[warmest + 1 :])
         common[:warmest] = np.minimum.accumulate(view.shared[warmest:0:-1])[::-1]
@@ -102,7 +106,7 @@ class ResponseRatio(Order):
 
     name = "hrrn"
 
-    def scores(self, view: View) -> Scores:
+    def scores(self, view: QueueView) -> Scores:
         """Return the ratio, negative."""
         return (-view.age / view.uncached,)
 
@@ -112,47 +116,76 @@ class ShortestWork(Order):
 
     name = "shortest"
 
-    def scores(self, view: View) -> Scores:
+    def scores(self, view: QueueView) -> Scores:
         """Return the uncached tokens."""
         return (view.uncached,)
 
 
-class Horn(Order):
-    """Horn's rule (1972): the group with the least work per request first."""
+class LeastWorkGroup(Order):
+    """The group with the least work per request first.
 
-    name = "horn"
-    local = False
+    Horn, "Single-machine job sequencing with treelike precedence ordering" (1972).
+    """
 
-    def scores(self, view: View) -> Scores:
+    name = "least-work-group"
+    score_is_local = False
+
+    def scores(self, view: QueueView) -> Scores:
         """Return the rate of the best group, then one's own part."""
-        part, rate = shares(view)
+        part, rate = work_shares(view)
         return rate, part
 
 
-class Prefix(LongestPrefix):
-    """The default: longest cached prefix first, guarded.
+class Window(Order):
+    """Cached prefixes first among the oldest few; never past a blocked request.
 
-    What those before it in the plan will have cached counts as cached. So a group
-    stays together from its first member on; groups are opened by their oldest.
-    Every eighth admission is the oldest request's at the latest, so that a stream of
-    one hot prefix cannot hold up the others.
+    A look-ahead over the head of the queue, as proposed for vLLM itself: with it a
+    request overtakes at most ``width - 1`` others that wait before it.
+
+    Attributes:
+        width: requests that are looked at.
+    """
+
+    name = "window"
+    score_is_local = False
+    width = 32
+
+    def scores(self, view: QueueView) -> Scores:
+        """Return the cached blocks of the oldest few, negative, and 0 for others."""
+        by_age = np.argsort(view.arrival)
+        free = view.selectable[by_age]
+        blocked = np.flatnonzero(~free & ~view.planned[by_age])
+        end = blocked[0] if len(blocked) else len(by_age)
+        inside = by_age[:end][free[:end]][: self.width]
+        score = np.zeros(len(by_age), np.int64)
+        score[inside] = -view.cached[inside]
+        return (score,)
+
+
+class ProtectNeeded(LongestPrefix):
+    """The default: the oldest first, unless that would push out what others need.
+
+    What waiting requests have cached is pinned. While the oldest request fits beside
+    it, the oldest goes; else the longest cached prefix does, within the bounds, and
+    so frees what it needs for the others. Storage and order decide with one set.
     """
 
     name = "prefix"
-    guarded = True
-    every = 8
+    protects_needed = True
+    uses_tail_guard = True
 
 
 ORDERS: dict[str, type[Order]] = {
     order.name: order
     for order in (
-        Prefix,
+        ProtectNeeded,
         FirstCome,
         LongestPrefix,
         KLongestPrefix,
         DepthFirst,
         ResponseRatio,
         ShortestWork,
-        Horn,
+        LeastWorkGroup,
+        Window,
     )
 }

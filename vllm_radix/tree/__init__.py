@@ -11,7 +11,7 @@ from vllm_radix.tree.flat import FlatCache
 from vllm_radix.tree.history import History
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode, encode
 from vllm_radix.tree.news import News
-from vllm_radix.tree.node import HOLE
+from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.probe import Probe
 from vllm_radix.tree.radix_tree import RadixTree
 
@@ -27,6 +27,7 @@ __all__ = [
     "Miss",
     "Namespace",
     "News",
+    "Node",
     "Partial",
     "PrefixCache",
     "Probe",

@@ -562,30 +562,41 @@ class RadixTree(Structure):
         """How many idle blocks are pinned, or lie before a pinned one."""
         return self._num_pinned_idle
 
-    def idle_on_path(self, block: int) -> int:
+    def idle_on_path(
+        self, block: int, taken: dict[Node, int], take: bool = False
+    ) -> int:
         """Return the idle blocks among a cached block and those before it.
 
         A request that uses a prefix holds all of it, so the idle ones are the last
         ones: O(nodes that hold them, log of their blocks).
+
+        Args:
+            block: where the path ends.
+            taken: what is to count as held: the depth up to which, for each edge.
+            take: add the path to ``taken``.
         """
         node = self._node_of(block)
         if node is None:
             return 0
-        ranks, idle, end = self._rank, 0, self._depth[block] + 1 - node.start
+        ranks, idle, end = self._rank, 0, self._depth[block] + 1
         while node.parent is not None:
-            run = node.blocks
-            low, high = 0, end
+            run, start = node.blocks, node.start
+            known = taken.get(node, 0)
+            low, high = max(known - start, 0), end - start
+            if low >= high:
+                break
+            if take:
+                taken[node] = end
             while low < high:
                 middle = (low + high) // 2
                 if run[middle] == HOLE or ranks[run[middle]] != HELD:
                     high = middle
                 else:
                     low = middle + 1
-            idle += end - low
+            idle += end - start - low
             if low:
                 break
-            node = node.parent
-            end = len(node.blocks)
+            end, node = start, node.parent
         return idle
 
     @property

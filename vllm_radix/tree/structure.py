@@ -376,6 +376,10 @@ class Structure(PrefixCache):
         else:
             self._drop_pin(block)
 
+    def pinned_blocks(self) -> set[int]:
+        """Return the pinned blocks: O(n)."""
+        return set(self._pins)
+
     def _drop_pin(self, block: int) -> None:
         """Remove all pins of a block."""
         del self._pins[block]

@@ -18,31 +18,33 @@ time in which it reads the weights.
 """
 
 _WINDOW = 64
-"""Admissions over which the pace is taken."""
+"""Admissions over which the rate is measured."""
 
-_ENOUGH = 24
-"""Admissions before there is a pace."""
+_MIN_ADMISSIONS = 24
+"""Admissions before the rate is measured."""
 
-_MEMORY = 3.0
+_QUEUE_MEMORY = 3.0
 """How long a long queue is remembered, in multiples of the wait that it meant."""
 
 
-class Pace:
-    """Watches admissions and the queue.
+class ServiceRate:
+    """Estimates how long first come, first served, would make a newcomer wait.
+
+    From the rate of admissions of late, and the length of the queue.
 
     Attributes:
-        work: done so far, in tokens: the clock.
-        each: work between admissions while requests were waiting.
+        work: the work done so far, in tokens: the clock.
+        work_per_admission: the work between admissions while requests were waiting.
         known: whether that was measured; else it is a guess.
-        limit: the longest wait of late, in work, for a newcomer served after all
-            who wait: what the guard allows.
+        wait_limit: the longest wait of late, in work, that a newcomer would have had,
+            first come, first served: what the tail guard allows.
     """
 
     def __init__(self) -> None:
         self.work = 0
-        self.each = 0.0
+        self.work_per_admission = 0.0
         self.known = False
-        self.limit = 0.0
+        self.wait_limit = 0.0
         # Whether the last step left requests waiting, and work done in such a state.
         self._in_backlog = False
         self._busy = 0
@@ -56,7 +58,7 @@ class Pace:
         self._saved: deque[int] = deque(maxlen=_WINDOW)
         self._saved_sum = 0
 
-    def note(self, tokens: int, waiting: int, saved: list[int]) -> None:
+    def observe_step(self, tokens: int, waiting: int, saved: list[int]) -> None:
         """Note a step that was scheduled: O(admissions).
 
         Args:
@@ -77,8 +79,8 @@ class Pace:
                 self._saved.append(tokens_saved)
                 self._saved_sum += tokens_saved
             start, first = self._admitted[0]
-            if self._count - first >= _ENOUGH:
-                self.each = (self._busy - start) / (self._count - first)
+            if self._count - first >= _MIN_ADMISSIONS:
+                self.work_per_admission = (self._busy - start) / (self._count - first)
                 self.known = True
         work = max(STEP, tokens) if tokens else 0
         self.work += work
@@ -86,20 +88,20 @@ class Pace:
         if self._in_backlog:
             self._busy += work
 
-    def watch(self, waiting: int, guess: float) -> None:
+    def observe_queue(self, waiting: int, guess: float) -> None:
         """Work out the limit again: O(1), amortised.
 
         A queue that grows is taken to go on growing for as long as it takes to
-        serve it: who comes last meets the longer one.
+        serve it: the request that comes last meets the longer queue.
 
         Args:
             waiting: requests that wait.
-            guess: work between admissions, for as long as there is no pace.
+            guess: the work between admissions, as long as it is not measured.
         """
         now = self.work
         if not self.known:
-            self.each = max(guess, STEP)
-        each = self.each
+            self.work_per_admission = max(guess, STEP)
+        each = self.work_per_admission
         if self._saved:
             each += self._saved_sum / len(self._saved)
         self._queue.append((now, waiting))
@@ -112,53 +114,6 @@ class Pace:
         while self._waits and self._waits[-1][1] <= wait:
             self._waits.pop()
         self._waits.append((now, wait))
-        while self._waits[0][0] < now - _MEMORY * self._waits[0][1]:
+        while self._waits[0][0] < now - _QUEUE_MEMORY * self._waits[0][1]:
             self._waits.popleft()
-        self.limit = self._waits[0][1]
-
-
-class Turns:
-    """When each request's turn would have come, first come, first served.
-
-    By count: the turn of the request that arrived n-th comes with the n-th
-    departure, whoever departs.
-
-    Attributes:
-        departed: requests that do not wait any more.
-    """
-
-    def __init__(self) -> None:
-        self.departed = 0
-        # Times of departures from the ``_first``-th on.
-        self._first = 0
-        self._times: list[float] = []
-
-    def depart(self, now: float, count: int, oldest: int) -> None:
-        """Note that requests left the queue: O(count), amortised.
-
-        Args:
-            now: when.
-            count: how many.
-            oldest: arrival of the oldest that still waits, or of the next to come.
-        """
-        self._times += [now] * count
-        self.departed += count
-        past = min(oldest, self.departed) - self._first
-        if past > len(self._times) // 2:
-            del self._times[:past]
-            self._first += past
-
-    def since(self, arrival: int) -> float | None:
-        """Return when a request's turn came; None when it has not yet. O(1)."""
-        if arrival >= self.departed:
-            return None
-        return self._times[max(0, arrival - self._first)]
-
-    def overtaken(self, arrival: int, older: int) -> int:
-        """Return how many later requests departed first.
-
-        Args:
-            arrival: of the request.
-            older: requests that arrived before it and still wait.
-        """
-        return max(0, self.departed + older - arrival)
+        self.wait_limit = self._waits[0][1]

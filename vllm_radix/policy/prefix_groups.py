@@ -7,16 +7,10 @@ member's part of it is its length over the number of members.
 
 import numpy as np
 
-from vllm_radix.policy.backlog import Floats, Ints, View
+from vllm_radix.policy.queue_view import Floats, QueueView
 
 
-def unique_uncached(view: View) -> int:
-    """Return the blocks yet to compute for all in a view, shared ones once: O(n)."""
-    known = np.maximum(view.cached, view.shared)
-    return int(np.maximum(view.blocks - known, 0).sum())
-
-
-def group_bounds(view: View) -> list[tuple[int, int]]:
+def group_bounds(view: QueueView) -> list[tuple[int, int]]:
     """Return the first and last place of each group of two or more: O(n)."""
     joined = view.shared > view.cached
     joined[:1] = False
@@ -25,7 +19,7 @@ def group_bounds(view: View) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def shares(view: View) -> tuple[Floats, Floats]:
+def work_shares(view: QueueView) -> tuple[Floats, Floats]:
     """Return each request's part of the work, and its best group's rate of work.
 
     O(n) in numpy, and in Python O(members) for the members of groups, times the
@@ -40,11 +34,11 @@ def shares(view: View) -> tuple[Floats, Floats]:
     part = view.uncached.astype(np.float64)
     rate = part.copy()
     for first, last in group_bounds(view):
-        _share_out(view, first, last, part, rate)
+        _split_group_work(view, first, last, part, rate)
     return part, rate
 
 
-def _share_out(view: View, first: int, last: int, part: Floats, rate: Floats) -> None:
+def _split_group_work(view: QueueView, first: int, last: int, part: Floats, rate: Floats) -> None:
     """Share out the work of one group, a tree of common prefixes.
 
     Its nodes are found from left to right with a stack of open ones, as a suffix
@@ -52,7 +46,7 @@ def _share_out(view: View, first: int, last: int, part: Floats, rate: Floats) ->
     """
     size = view.block_size
     tokens, shared = view.tokens.tolist(), view.shared.tolist()
-    left = view.left.tolist()
+    left = view.selectable.tolist()
     base = int(view.cached[first])
     # Open nodes: blocks at the end, first place, members, tokens below the end.
     stack: list[list[int]] = [[base, first, 0, 0]]
@@ -83,31 +77,3 @@ def _share_out(view: View, first: int, last: int, part: Floats, rate: Floats) ->
     for begin, end, each, pace in nodes:
         part[begin:end] += each
         np.minimum(rate[begin:end], pace, out=rate[begin:end])
-
-
-def mates(shared: Ints, place: int, cached: Ints) -> list[tuple[int, int]]:
-    """Return who shares more with a request than is cached, and how much.
-
-    Args:
-        shared: blocks shared with the one before, for all.
-        place: of the request that is to compute what they share.
-        cached: blocks that are cached, for all.
-
-    Returns:
-        Places, and the blocks each shares with the request: O(mates).
-    """
-    found = []
-    limit = len(shared)
-    common = np.iinfo(np.int64).max
-    for other in range(place + 1, limit):
-        common = min(common, int(shared[other]))
-        if common <= cached[other]:
-            break
-        found.append((other, common))
-    common = np.iinfo(np.int64).max
-    for other in range(place - 1, -1, -1):
-        common = min(common, int(shared[other + 1]))
-        if common <= cached[other]:
-            break
-        found.append((other, common))
-    return found

@@ -1,0 +1,119 @@
+"""Requests that wait for another one to compute what they share with it."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from vllm_radix.engine.compat import Request, RequestStatus
+from vllm_radix.policy import StepCapacity, WaitingRequest, WaitingTree
+
+_LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
+
+
+class Holds:
+    """Holds requests back while another computes, in chunks, what they share.
+
+    A request is held no longer than the hard bounds on waiting allow, however long a
+    prefill or a load takes.
+
+    Args:
+        tree: the requests that wait, and those that compute in chunks.
+        waiting: the requests that wait, by id.
+        may_wait: returns whether a request is within its hard bounds at a time.
+        block_size: tokens in a block.
+
+    Attributes:
+        held: ids of the requests that are held in this step.
+    """
+
+    def __init__(
+        self,
+        tree: WaitingTree,
+        waiting: Mapping[str, WaitingRequest],
+        may_wait: Callable[[WaitingRequest, float], bool],
+        block_size: int,
+    ) -> None:
+        self._tree = tree
+        self._waiting = waiting
+        self._may_wait = may_wait
+        self._size = block_size
+        self.held: set[str] = set()
+
+    def _hold(self, entry: WaitingRequest, now: float) -> bool:
+        """Hold a request, unless it has reached a hard bound."""
+        if not self._may_wait(entry, now):
+            return False
+        if entry.held_since is None:
+            entry.held_since = now
+        return True
+
+    def behind_running(
+        self,
+        leaders: Iterable[tuple[Request, WaitingRequest]],
+        capacity: StepCapacity,
+        now: float,
+    ) -> set[str]:
+        """Return the requests to hold because a running one computes their prefix.
+
+        Args:
+            leaders: requests that compute their prompts in chunks, or load them.
+            capacity: what the step can admit.
+            now: the time, in seconds.
+        """
+        held: set[str] = set()
+        for request, leader in leaders:
+            published = leader.cached
+            if request.status != _LOADING:
+                # It goes on before a request is admitted in this step.
+                chunk = capacity.chunk or capacity.tokens
+                published = (request.num_computed_tokens + chunk) // self._size
+            for entry in self._tree.uncached_sharers(leader, published):
+                if entry.id in self._waiting and self._hold(entry, now):
+                    held.add(entry.id)
+        return held
+
+    def behind_starting(
+        self,
+        order: Iterable[WaitingRequest],
+        capacity: StepCapacity,
+        unavailable: set[str],
+        now: float,
+    ) -> set[str]:
+        """Return the requests to hold because one that starts will compute on.
+
+        O(slots), and those returned.
+
+        Args:
+            order: requests, as they are to be admitted.
+            capacity: what the step can admit; it has a ``chunk``.
+            unavailable: ids of requests that cannot go.
+            now: the time, in seconds.
+        """
+        late: set[str] = set()
+        admitted: set[str] = set()
+        for leader in order:
+            if len(admitted) == capacity.slots:
+                break
+            if leader.id in late or leader.id in unavailable:
+                continue
+            admitted.add(leader.id)
+            done = leader.cached * self._size + capacity.chunk
+            if done >= leader.tokens:
+                continue
+            for entry in self._tree.uncached_sharers(leader, done // self._size):
+                free = entry.id in self._waiting and entry.id not in admitted
+                if free and entry.id not in late and self._hold(entry, now):
+                    late.add(entry.id)
+        return late
+
+    def settle(self, held: set[str], now: float) -> None:
+        """Release the requests that are not held any more.
+
+        Args:
+            held: ids of those that are held in this step.
+            now: the time, in seconds.
+        """
+        for request_id in self.held - held:
+            entry = self._waiting.get(request_id)
+            if entry is not None and entry.held_since is not None:
+                entry.held_before += now - entry.held_since
+                entry.held_since = None
+        self.held = held

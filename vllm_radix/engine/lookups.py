@@ -1,0 +1,179 @@
+"""How much of each waiting request is cached, kept up to date from the tree's news."""
+
+from collections.abc import Callable, Hashable, Iterable
+
+from vllm_radix.policy import WaitingRequest
+from vllm_radix.tree import News, RadixTree
+
+_MAX_NEWS = 10_000
+"""Changes of the tree after which all is looked up again instead."""
+
+
+class PrefixLookups:
+    """Looks up each waiting request once, and again only when news concern it.
+
+    Requests are filed by where their cached prefix ends: the block, and the tokens
+    that come next. Those blocks are what waiting requests need; they are pinned.
+
+    Args:
+        tree: the cache.
+        pin: whether to pin what waiting requests have cached.
+        on_change: called with each request after it was looked up.
+
+    Attributes:
+        num_warm: requests that have a cached prefix.
+        warm_blocks: uncached blocks of those requests.
+    """
+
+    def __init__(
+        self, tree: RadixTree, pin: bool, on_change: Callable[[WaitingRequest], None]
+    ) -> None:
+        self._tree = tree
+        self._news = tree.news = News()
+        self._pin = pin
+        self._on_change = on_change
+        self._ends: dict[Hashable, dict[bytes, set[WaitingRequest]]] = {}
+        self._end_of: dict[str, tuple[Hashable, bytes]] = {}
+        self.num_warm = 0
+        self.warm_blocks = 0
+
+    def __contains__(self, entry: WaitingRequest) -> bool:
+        return entry.id in self._end_of
+
+    def __len__(self) -> int:
+        return len(self._end_of)
+
+    def look_up(self, entry: WaitingRequest) -> None:
+        """Look up a request, and file it where its cached prefix ends."""
+        tree = self._tree
+        entry.probe = tree.probe(entry.key, entry.namespace, None, entry.probe)
+        entry.cached = entry.probe.num_blocks if entry.probe else 0
+        if entry.cached:
+            self.num_warm += 1
+            self.warm_blocks += entry.blocks - entry.cached
+        last = entry.probe.last_block if entry.probe else None
+        end = News.root(entry.namespace) if last is None else last
+        at = entry.cached * tree.block_bytes
+        following = entry.key[at : at + tree.block_bytes]
+        here = self._ends.get(end)
+        if here is None:
+            here = self._ends[end] = {}
+            if last is not None and self._pin:
+                tree.pin(last)
+        here.setdefault(following, set()).add(entry)
+        self._end_of[entry.id] = end, following
+        self._on_change(entry)
+
+    def forget(self, entry: WaitingRequest) -> bool:
+        """Stop following a request; return whether it was followed."""
+        known = self._end_of.pop(entry.id, None)
+        if known is None:
+            return False
+        if entry.cached:
+            self.num_warm -= 1
+            self.warm_blocks -= entry.blocks - entry.cached
+        end, following = known
+        here = self._ends[end]
+        here[following].discard(entry)
+        if not here[following]:
+            del here[following]
+            if not here:
+                del self._ends[end]
+                if self._pin and isinstance(end, int):
+                    self._tree.unpin(end)
+        return True
+
+    def end_block(self, entry: WaitingRequest) -> int | None:
+        """Return the block that a request's cached prefix ends with, if any."""
+        end, _ = self._end_of.get(entry.id, (None, b""))
+        return end if isinstance(end, int) else None
+
+    def last_sharer_before(self, entry: WaitingRequest) -> int:
+        """Return the arrival of the last older request with the same cached prefix.
+
+        O(requests with that prefix).
+
+        Returns:
+            The arrival; -1 if there is none.
+        """
+        end, _ = self._end_of.get(entry.id, (None, b""))
+        here = self._ends.get(end, {}).values()
+        older = (o.arrival for same in here for o in same if o.arrival < entry.arrival)
+        return max(older, default=-1)
+
+    def catch_up(self) -> bool:
+        """Look up again the requests that the tree's news concern.
+
+        O(the news, and those concerned).
+
+        Returns:
+            Whether there were any.
+        """
+        news = self._news
+        if not news:
+            return False
+        concerned: set[WaitingRequest] = set()
+        if self._end_of:
+            concerned = self._concerned(news)
+        news.clear()
+        # All are taken off first: the id of a block that has left may be another's.
+        for entry in concerned:
+            self.forget(entry)
+        for entry in concerned:
+            self.look_up(entry)
+        return bool(concerned)
+
+    def _concerned(self, news: News) -> set[WaitingRequest]:
+        concerned: set[WaitingRequest] = set()
+        if news.reshaped:
+            for here in self._ends.values():
+                concerned.update(*here.values())
+            return concerned
+        ends = self._ends
+        for block in news.gone:
+            if block in ends:
+                concerned.update(*ends[block].values())
+        for before, following in news.grown:
+            if before in ends:
+                concerned |= ends[before].get(following, set())
+        return concerned
+
+    def skip(self) -> None:
+        """Keep the news within bounds while nothing is looked up."""
+        news = self._news
+        if not self._end_of:
+            news.clear()
+        elif len(news.gone) + len(news.grown) > _MAX_NEWS:
+            news.clear()
+            news.reshaped = True
+
+    def check(self, entries: Iterable[WaitingRequest]) -> None:
+        """Verify that all that is kept agrees, O(everything).
+
+        Args:
+            entries: the requests that are followed.
+
+        Raises:
+            AssertionError: it does not.
+        """
+        followed = {entry.id: entry for entry in entries}
+        assert followed.keys() == self._end_of.keys(), "followed, and not filed"
+        listed = {
+            entry.id: (end, following)
+            for end, here in self._ends.items()
+            for following, there in here.items()
+            for entry in there
+        }
+        assert listed == self._end_of, "not listed where filed"
+        warm = [entry for entry in followed.values() if entry.cached]
+        assert len(warm) == self.num_warm, "warm requests are miscounted"
+        blocks = sum(entry.blocks - entry.cached for entry in warm)
+        assert blocks == self.warm_blocks, "their blocks are miscounted"
+        if self._news:
+            return
+        for entry in followed.values():
+            probe = self._tree.probe(entry.key, entry.namespace)
+            assert entry.cached == (probe.num_blocks if probe else 0), "old news"
+        if self._pin:
+            ends = {end for end in self._ends if isinstance(end, int)}
+            assert ends == self._tree.pinned_blocks(), "pins and needs differ"
