@@ -65,9 +65,7 @@ def tree_search(rng: random.Random) -> Roots:
         if not depth:
             return []
         width = {3: 4, 2: 4, 1: 2}[depth]
-        return [
-            Turn(_text(rng, 60, 140), 100, grow(depth - 1)) for _ in range(width)
-        ]
+        return [Turn(_text(rng, 60, 140), 100, grow(depth - 1)) for _ in range(width)]
 
     return [Turn(_text(rng, 3000), 100, grow(3)) for _ in range(24)]
 

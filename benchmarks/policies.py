@@ -26,7 +26,16 @@ from tqdm import tqdm
 
 BLOCKS, BLOCK_SIZE = 256, 32
 UNBOUNDED = {"max_overtakes": 10**9, "max_extra_wait": 1e9}
-OTHERS = ("fcfs", "lpm", "k-lpm", "dfs", "hrrn", "shortest", "least-work-group", "window")
+OTHERS = (
+    "fcfs",
+    "lpm",
+    "k-lpm",
+    "dfs",
+    "hrrn",
+    "shortest",
+    "least-work-group",
+    "window",
+)
 PATIENCE = (0.0, 0.4, 0.6, 0.8, 1.0, 1.5, 2.5)
 DEFAULT = "prefix 1"
 SHOWN_SEEDS = (3, 4)
@@ -146,7 +155,16 @@ def tails(runs: list[dict[str, Any]], arm: str) -> float:
 
 def table(results: list[dict[str, Any]], seeds: tuple[int, ...], title: str) -> Table:
     """Return mean / p99 TTFT and tokens computed of every arm on every load."""
-    shown = ["lpm", "k-lpm", "hrrn", "shortest", "least-work-group", "dfs", "window", DEFAULT]
+    shown = [
+        "lpm",
+        "k-lpm",
+        "hrrn",
+        "shortest",
+        "least-work-group",
+        "dfs",
+        "window",
+        DEFAULT,
+    ]
     out = Table(title=title)
     for name in ("load", *shown, "tokens: lpm", DEFAULT, "known in advance"):
         out.add_column(name, justify="left" if name == "load" else "right")

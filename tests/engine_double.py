@@ -78,9 +78,17 @@ class EngineDouble:
     def hashed(self):
         return self._maker.hashed
 
-    def add(self, request_id, prompt, max_tokens=4, **fields):
-        """Add a request; ``fields`` as of vLLM's ``Request``."""
+    def add(self, request_id, prompt, max_tokens=4, grammar=None, **fields):
+        """Add a request; ``fields`` as of vLLM's ``Request``.
+
+        Args:
+            grammar: stands for a structured output; the request waits until its
+                ``grammar`` is not None.
+        """
         request = self._maker.make(request_id, prompt, max_tokens, **fields)
+        if grammar is not None:
+            request.structured_output_request = grammar
+            request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
         self.scheduler.add_request(request)
         return request
 

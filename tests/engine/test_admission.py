@@ -1,7 +1,5 @@
 """Hold, pins, bounds, fairness and the null cases, on the engine double."""
 
-from itertools import pairwise
-
 import pytest
 from engine_double import EngineDouble, make_scheduler
 from test_scheduler import PRESSED, ROOMY, grouped, prompt, run
@@ -10,7 +8,13 @@ from vllm.v1.request import RequestStatus
 
 from vllm_radix import RadixScheduler
 from vllm_radix.policy import ORDERS
-from vllm_radix.tree.structure import PIN
+
+
+class Grammar:
+    """A structured output whose grammar is being compiled."""
+
+    grammar = None
+
 
 UNBOUNDED = {"max_overtakes": 10**9, "max_extra_wait": 1e9}
 
@@ -92,9 +96,7 @@ def test_a_request_that_waits_for_a_grammar_holds_nobody():
     engine.add("busy", prompt("busy", 40), max_tokens=40)
     engine.step()
     for request_id, tokens in same_prefix(3).items():
-        request = engine.add(request_id, tokens)
-        if request_id == "0":
-            request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        engine.add(request_id, tokens, grammar=None if int(request_id) else Grammar())
     for _ in range(40):
         engine.step()
     assert engine.admitted == ["busy", "1", "2"]
@@ -176,18 +178,17 @@ def test_nothing_shared_is_stock_order_under_pressure(policy):
 # -- order ---------------------------------------------------------------------
 
 
-def test_a_group_stays_together_when_nothing_is_cached_yet():
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_no_shared_prefix_is_computed_twice_when_nothing_is_cached_yet(slots):
+    """Six groups wait, and the cache holds four of their prefixes."""
     prompts = grouped(groups=6, members=4)
-    ours = run(
-        prompts,
-        num_blocks=21,
-        max_num_seqs=2,
-        max_num_batched_tokens=512,
-        radix={"patience": 9.0},
-    )
-    groups = [request_id.split("-")[0] for request_id in ours.admitted]
-    changes = sum(a != b for a, b in pairwise(groups))
-    assert changes <= 8, groups
+    options = {"num_blocks": 21, "max_num_batched_tokens": 512}
+    theirs = run(prompts, Scheduler, max_num_seqs=slots, **options)
+    radix = {"patience": 9.0}
+    ours = run(prompts, radix=radix, max_num_seqs=slots, **options)
+    once = 6 * 128 + 24 * (20 + 3)
+    assert ours.computed <= once < theirs.computed
+    assert ours.outputs == theirs.outputs
 
 
 @pytest.mark.parametrize("policy", [name for name in ORDERS if name != "fcfs"])
@@ -256,18 +257,14 @@ def test_a_stream_of_one_prefix_holds_up_others_only_so_long(policy, starves):
 
 
 def test_requests_that_wait_for_a_grammar_stop_nobody():
-    class Structured:
-        grammar = None
-
     engine = EngineDouble(make_scheduler(**PRESSED))
     prompts = grouped(groups=8, members=4)
     slow = []
     for at, (request_id, tokens) in enumerate(prompts.items()):
-        request = engine.add(request_id, tokens)
-        if at % 5 == 0:
-            request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-            request.structured_output_request = Structured()
-            slow.append(request)
+        if at % 5:
+            engine.add(request_id, tokens)
+        else:
+            slow.append(engine.add(request_id, tokens, grammar=Grammar()))
     for _ in range(30):
         engine.step()
     assert not {request.request_id for request in slow} & set(engine.admitted)
@@ -283,12 +280,12 @@ def test_requests_that_wait_for_a_grammar_stop_nobody():
 
 
 def pinned(tree):
-    return {block for block, rank in enumerate(tree._rank) if rank >= PIN}
+    return tree.pinned_blocks()
 
 
-@pytest.mark.parametrize("quota", [0.0, 0.5])
-def test_what_the_queue_needs_is_evicted_last(quota):
-    radix = {"pin_quota": quota, "max_overtakes": 0}
+@pytest.mark.parametrize("policy", ["prefix", "lpm"])
+def test_what_the_queue_needs_is_evicted_last(policy):
+    radix = {"policy": policy, "max_overtakes": 0}
     engine = EngineDouble(make_scheduler(num_blocks=31, max_num_seqs=1, radix=radix))
     wanted = prompt("wanted", 128)
     engine.add("before", wanted)
@@ -298,7 +295,7 @@ def test_what_the_queue_needs_is_evicted_last(quota):
     engine.add("next", wanted + prompt("n", 20))
     engine.run()
     assert engine.admitted[-1] == "next"
-    assert engine.cached["next"] == (128 if quota else 0)
+    assert engine.cached["next"] == (128 if policy == "prefix" else 0)
     assert not pinned(engine.scheduler.kv_cache_manager.block_pool.tree)
 
 
@@ -311,16 +308,17 @@ def test_a_reset_forgets_pins():
     while not pinned(tree):
         engine.step()
     assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-    assert not pinned(tree) and not tree._pinned
+    assert not pinned(tree)
     engine.run()
     assert sorted(engine.outputs) == sorted(prompts)
 
 
 def test_pins_never_make_a_request_wait():
     prompts = grouped(groups=8, members=6)
-    for quota in (0.0, 1.0):
-        ours = run(prompts, radix={"pin_quota": quota}, **PRESSED)
-        assert len(ours.outputs) == len(prompts)
+    theirs = run(prompts, Scheduler, **PRESSED)
+    ours = run(prompts, **PRESSED)
+    assert ours.outputs == theirs.outputs
+    assert ours.steps <= theirs.steps
 
 
 # -- fairness ------------------------------------------------------------------
@@ -370,7 +368,8 @@ def test_nothing_is_kept_of_requests_that_are_gone():
         for name in "ab":
             engine.add(f"{name} {i}", prompt(f"{name}{i}", 20), 1, cache_salt=f"{i}")
         engine.run()
-    assert not len(admission)
-    assert not admission._unfiled and not admission._ends
-    assert len(admission._pace._queue) <= 8
+    assert not admission.num_known
+    assert not admission._new and not len(admission._lookups)
+    assert not admission._tenants and not admission._grammars
+    assert len(admission._rate._queue) <= 8
     assert len(admission._turns._times) <= 4

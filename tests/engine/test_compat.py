@@ -45,7 +45,6 @@ def test_there_are_overrides():
         "pop_blocks_for_free",
         "_has_partial_local_hit",
         "add_local_computed_blocks",
-        "add_request",
         "schedule",
         "_free_request",
     }

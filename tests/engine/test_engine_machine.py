@@ -49,7 +49,6 @@ class Engine(RuleBasedStateMachine):
             {
                 "policy": st.sampled_from(["prefix", "prefix", *ORDERS]),
                 "patience": st.sampled_from([0.0, 0.9, 9.0]),
-                "pin_quota": st.sampled_from([0.0, 0.5, 1.0]),
                 "hold": st.booleans(),
                 "tenant": st.sampled_from(["", "", "cache_salt"]),
                 "fair_quantum": st.sampled_from([1, 64]),
@@ -332,7 +331,10 @@ class Engine(RuleBasedStateMachine):
             self.finish_all()
             assert self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
             assert not self.pool.tree.stats().spare_blocks
-            assert self.scheduler.admission is None or not len(self.scheduler.admission)
+            assert (
+                self.scheduler.admission is None
+                or not self.scheduler.admission.num_known
+            )
             assert not self.pool.open_tails
 
 

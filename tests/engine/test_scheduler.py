@@ -10,9 +10,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
-from vllm_radix.engine.admission import Admission
+from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.scheduler import AsyncRadixScheduler
-from vllm_radix.policy import Room
+from vllm_radix.policy import StepCapacity
 
 
 def prompt(seed, length):
@@ -201,7 +201,7 @@ def test_a_request_forgotten_while_waiting_leaves_nothing_behind():
     for request_id in [r.request_id for r in engine.scheduler.waiting]:
         engine.abort(request_id)
     engine.run()
-    assert not len(engine.scheduler.admission)
+    assert not engine.scheduler.admission.num_known
 
 
 def test_requests_that_load_their_kv_count_as_admitted():
@@ -212,7 +212,7 @@ def test_requests_that_load_their_kv_count_as_admitted():
         engine.add(name, prompt("same", 96) + prompt(name, 40))
         engine.step()
     (loading,) = (r for r in scheduler.waiting if r.request_id == "loading")
-    scheduler.waiting.remove(loading)
+    scheduler.waiting.remove_request(loading)
     scheduler.kv_holding_waiting.add_request(loading)
     admission = scheduler.admission
     admission.end_step(SchedulerOutput.make_empty(), [loading], 0.0)
@@ -225,13 +225,13 @@ def test_requests_that_load_their_kv_count_as_admitted():
 def looked_up(monkeypatch):
     """The requests that any scheduler looks up, as it does."""
     seen = []
-    look_up = Admission._look_up
+    look_up = PrefixLookups.look_up
 
     def watched(self, entry):
         seen.append(entry.id)
         return look_up(self, entry)
 
-    monkeypatch.setattr(Admission, "_look_up", watched)
+    monkeypatch.setattr(PrefixLookups, "look_up", watched)
     return seen
 
 
@@ -241,18 +241,18 @@ def test_a_request_is_looked_up_again_when_the_cache_concerns_it(looked_up):
     engine.step()
     for request_id, tokens in grouped(8, 2).items():
         engine.add(request_id, tokens)
-    room = Room(slots=1, tokens=256, blocks=20)
-    admission, queue = engine.scheduler.admission, engine.scheduler.waiting
-    admission.arrange(queue, room, 0.0)
+    capacity = StepCapacity(slots=1, tokens=256, blocks=20)
+    admission = engine.scheduler.admission
+    admission.plan_step(capacity, 0.0)
     assert len(looked_up) == 16
-    admission.arrange(queue, room, 0.0)
+    admission.plan_step(capacity, 0.0)
     assert len(looked_up) == 16
     engine.add("new", prompt("new", 40))
-    admission.arrange(queue, room, 0.0)
+    admission.plan_step(capacity, 0.0)
     assert looked_up[16:] == ["new"]
     # The first request's blocks fill up; nobody who waits goes on there.
     engine.step()
-    admission.arrange(queue, room, 0.0)
+    admission.plan_step(capacity, 0.0)
     assert looked_up[17:] == []
 
 
@@ -362,4 +362,4 @@ def test_a_streaming_session_is_queued_once(more):
     engine.run()
     assert len(engine.outputs["other"]) == 4
     scheduler = engine.scheduler
-    assert not len(scheduler.admission)
+    assert not scheduler.admission.num_known

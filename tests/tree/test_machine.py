@@ -142,6 +142,16 @@ class Both(RuleBasedStateMachine):
         for block in blocks:
             self.both(lambda cache, block=block: cache.pin(block))
 
+    @rule(tokens=TEXT, namespace=SPACE, times=st.integers(-1, 2))
+    def pin_prefix(self, tokens, namespace, times):
+        """What a waiting request has cached, as far as it goes."""
+        key = encode(self.tokens(tokens))
+        for block in self.flat.match(key, namespace).blocks[-1:]:
+            for _ in range(times):
+                self.both(lambda cache, block=block: cache.pin(block))
+            if times < 0:
+                self.both(lambda cache, block=block: cache.unpin(block))
+
     @rule(blocks=st.lists(st.integers(0, POOL + 2), max_size=6))
     def unpin(self, blocks):
         for block in blocks:

@@ -83,7 +83,10 @@ class AdmissionController:
         self._grammars: dict[str, Request] = {}
         self._new: dict[str, WaitingRequest] = {}
         self._arrivals = 0
+        # Blocks to compute for all that wait, shared ones once; and requests that
+        # shared some with an older one when they came.
         self._uncached_blocks = 0
+        self._num_sharing = 0
         self._tenants: Counter[str] = Counter()
         self._order = ORDERS[config.policy]()
         self._waiting_tree = WaitingTree(self._tree.block_bytes)
@@ -196,7 +199,8 @@ class AdmissionController:
             return None
         self._grammars.pop(request_id, None)
         self._table.remove(entry.arrival)
-        self._uncached_blocks -= entry.blocks - entry.cached
+        self._uncached_blocks -= entry.own_uncached
+        self._num_sharing -= entry.shared_before > 0
         if self._deficits is not None:
             self._tenants[entry.tenant] -= 1
             if not self._tenants[entry.tenant]:
@@ -225,12 +229,15 @@ class AdmissionController:
         arrival = oldest.arrival if oldest is not None else self._arrivals
         self._turns.depart(now, count, arrival)
 
-    def _on_look_up(self, entry: WaitingRequest) -> None:
-        """Note how much of a request is cached now."""
-        uncached = entry.blocks - entry.cached
-        self._uncached_blocks += uncached - self._table.set_uncached(
-            entry.arrival, uncached
-        )
+    def _on_look_up(self, entry: WaitingRequest, before: int) -> None:
+        """Note how much of a request is cached now.
+
+        Args:
+            entry: the request.
+            before: its ``own_uncached`` of the look-up before.
+        """
+        self._uncached_blocks += entry.own_uncached - before
+        self._table.set_uncached(entry.arrival, entry.own_uncached)
         self._heap.push(entry)
 
     def _catch_up(self) -> None:
@@ -247,6 +254,8 @@ class AdmissionController:
                 del self._new[entry.id]
         self._waiting_tree.add_all(new)
         for entry in new:
+            self._num_sharing += entry.shared_before > 0
+            self._uncached_blocks += entry.own_uncached - entry.blocks
             self._lookups.look_up(entry)
         self._heap.compact(
             (e for e in self._waiting.values() if e in self._lookups),
@@ -283,10 +292,8 @@ class AdmissionController:
         """
         self._begin_step()
         self._catch_up()
-        if self._order.protects_needed:
-            needed = self._tree.num_pinned_idle
-        else:
-            needed = 0
+        protects = self._order.protects_needed
+        needed = self._tree.num_pinned_idle if protects else 0
         capacity = _with_needed(capacity, needed)
         if self._stuck is not None and self._stuck.holds(
             capacity, self._changes, self._rate.work
@@ -300,8 +307,8 @@ class AdmissionController:
         self._rate.observe_queue(len(self.queue), guess)
         over_quota = self._over_quota(blocked)
         picks: list[PlannedAdmission] = []
-        fits = self._uncached_blocks <= capacity.blocks - needed
-        if not (fits and self._order.protects_needed) or over_quota:
+        fits = self._everything_fits(capacity)
+        if not fits or over_quota:
             picks = self._plan(capacity, now, blocked, over_quota, fits)
         if capacity.chunk and self._config.hold:
             held |= self._hold_behind_starting(picks, blocked, capacity, now)
@@ -314,6 +321,15 @@ class AdmissionController:
         self._explain(picks, now)
         if len(picks) == 1 and not (blocked or over_quota or fits):
             self._note_stuck(picks[0], capacity, plan)
+
+    def _everything_fits(self, capacity: StepCapacity) -> bool:
+        """Return whether there is nothing to gain from any order: O(1)."""
+        if not (self._lookups.num_warm or self._num_sharing):
+            return True
+        unused = capacity.blocks - capacity.needed
+        if not self._order.protects_needed:
+            unused = self._pool.num_blank_blocks + self._tree.num_tails
+        return self._uncached_blocks <= unused
 
     def _plan(
         self,
@@ -340,7 +356,7 @@ class AdmissionController:
             self._idle_cached,
         )
         planner = self._planner
-        if fits and planner.order.protects_needed:
+        if fits:
             planner = self._in_turn
         stands_back = None
         if over_quota:
@@ -364,11 +380,11 @@ class AdmissionController:
         """Remember that the best request does not fit, until something changes."""
         entry = pick.entry
         self._taken.clear()
-        need = entry.blocks - entry.cached + self._idle_cached(entry, False)
+        need = entry.uncached + self._idle_cached(entry, False)
         oldest = next(iter(self._waiting.values()))
         if need > capacity.blocks:
             period = self._rate.work // REPLAN_AFTER_WORK
-            uncached = oldest.blocks - oldest.cached
+            uncached = oldest.uncached
             self._stuck = _Stuck(plan, need, uncached, self._changes, period)
 
     def _waiting_for_grammar(self) -> set[str]:
@@ -501,9 +517,12 @@ class AdmissionController:
         arrivals = [entry.arrival for entry in waiting.values()]
         assert arrivals == sorted(arrivals), "not in order of arrival"
         assert list(waiting) == list(self.queue.movable()), "the queue differs"
-        uncached = sum(entry.blocks - entry.cached for entry in waiting.values())
+        uncached = sum(
+            entry.blocks if entry.id in self._new else entry.own_uncached
+            for entry in waiting.values()
+        )
         assert uncached == self._uncached_blocks, "uncached blocks are miscounted"
-        assert uncached == self._table.uncached_between(-1, self._arrivals)
+        assert self._num_sharing == sum(e.shared_before > 0 for e in followed)
         assert len(waiting) == self._table.num_older(self._arrivals)
 
 
@@ -550,6 +569,8 @@ def _with_needed(capacity: StepCapacity, needed: int) -> StepCapacity:
 
 
 def _has_grammar(request: Request) -> bool:
-    """Return whether the grammar of a request has been compiled."""
+    """Return whether a request waits for its grammar no more."""
+    if request.status is not _BLOCKED:
+        return True
     structured = request.structured_output_request
     return structured is not None and structured.grammar is not None

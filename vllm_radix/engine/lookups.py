@@ -18,7 +18,8 @@ class PrefixLookups:
     Args:
         tree: the cache.
         pin: whether to pin what waiting requests have cached.
-        on_change: called with each request after it was looked up.
+        on_change: called with each request after it was looked up, and with its
+            ``own_uncached`` before.
 
     Attributes:
         num_warm: requests that have a cached prefix.
@@ -26,7 +27,10 @@ class PrefixLookups:
     """
 
     def __init__(
-        self, tree: RadixTree, pin: bool, on_change: Callable[[WaitingRequest], None]
+        self,
+        tree: RadixTree,
+        pin: bool,
+        on_change: Callable[[WaitingRequest, int], None],
     ) -> None:
         self._tree = tree
         self._news = tree.news = News()
@@ -45,12 +49,12 @@ class PrefixLookups:
 
     def look_up(self, entry: WaitingRequest) -> None:
         """Look up a request, and file it where its cached prefix ends."""
-        tree = self._tree
+        tree, before = self._tree, entry.own_uncached
         entry.probe = tree.probe(entry.key, entry.namespace, None, entry.probe)
         entry.cached = entry.probe.num_blocks if entry.probe else 0
         if entry.cached:
             self.num_warm += 1
-            self.warm_blocks += entry.blocks - entry.cached
+            self.warm_blocks += entry.uncached
         last = entry.probe.last_block if entry.probe else None
         end = News.root(entry.namespace) if last is None else last
         at = entry.cached * tree.block_bytes
@@ -62,7 +66,7 @@ class PrefixLookups:
                 tree.pin(last)
         here.setdefault(following, set()).add(entry)
         self._end_of[entry.id] = end, following
-        self._on_change(entry)
+        self._on_change(entry, before)
 
     def forget(self, entry: WaitingRequest) -> bool:
         """Stop following a request; return whether it was followed."""
@@ -71,7 +75,7 @@ class PrefixLookups:
             return False
         if entry.cached:
             self.num_warm -= 1
-            self.warm_blocks -= entry.blocks - entry.cached
+            self.warm_blocks -= entry.uncached
         end, following = known
         here = self._ends[end]
         here[following].discard(entry)
@@ -167,7 +171,7 @@ class PrefixLookups:
         assert listed == self._end_of, "not listed where filed"
         warm = [entry for entry in followed.values() if entry.cached]
         assert len(warm) == self.num_warm, "warm requests are miscounted"
-        blocks = sum(entry.blocks - entry.cached for entry in warm)
+        blocks = sum(entry.uncached for entry in warm)
         assert blocks == self.warm_blocks, "their blocks are miscounted"
         if self._news:
             return

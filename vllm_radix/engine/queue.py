@@ -40,7 +40,9 @@ class PrefixQueue(RequestQueue):
         self._here: Request | None = None
 
     def set_plan(
-        self, plan: Sequence[str] = (), withheld: frozenset[str] | set[str] = frozenset()
+        self,
+        plan: Sequence[str] = (),
+        withheld: frozenset[str] | set[str] = frozenset(),
     ) -> None:
         """Set the order of the next step: O(requests read in the step before).
 

@@ -17,6 +17,7 @@ from vllm_radix.engine.compat import (
     KVCacheConfig,
     PauseState,
     Request,
+    RequestQueue,
     RequestStatus,
     Scheduler,
     SchedulerOutput,
@@ -51,6 +52,7 @@ class RadixScheduler(Scheduler):
     """
 
     kv_cache_manager: RadixKVCacheManager
+    waiting: RequestQueue
 
     def __new__(
         cls,

@@ -30,7 +30,8 @@ class ArrivalTable:
         Args:
             arrival: the next number, or a larger one.
             work: the work done when it arrived, in tokens.
-            uncached_blocks: the blocks of its prompt that are not cached.
+            uncached_blocks: the blocks of its prompt that are neither cached nor shared
+                with an older request.
         """
         if not self._end:
             self.first = arrival
@@ -63,15 +64,9 @@ class ArrivalTable:
         """Remove a request, O(1)."""
         self._waiting[arrival - self.first] = False
 
-    def set_uncached(self, arrival: int, blocks: int) -> int:
-        """Note how many blocks of a request are not cached; return the last note.
-
-        O(1).
-        """
-        row = arrival - self.first
-        before = int(self._uncached[row])
-        self._uncached[row] = blocks
-        return before
+    def set_uncached(self, arrival: int, blocks: int) -> None:
+        """Note how many blocks of a request are not cached, O(1)."""
+        self._uncached[arrival - self.first] = blocks
 
     def num_older(self, arrival: int) -> int:
         """Return how many requests arrived before one and still wait: O(n) bytes."""

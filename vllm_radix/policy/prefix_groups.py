@@ -38,7 +38,9 @@ def work_shares(view: QueueView) -> tuple[Floats, Floats]:
     return part, rate
 
 
-def _split_group_work(view: QueueView, first: int, last: int, part: Floats, rate: Floats) -> None:
+def _split_group_work(
+    view: QueueView, first: int, last: int, part: Floats, rate: Floats
+) -> None:
     """Share out the work of one group, a tree of common prefixes.
 
     Its nodes are found from left to right with a stack of open ones, as a suffix

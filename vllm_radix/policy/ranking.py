@@ -181,7 +181,7 @@ class ScoredRanking(Ranking):
                 return None
             if not ranked:
                 return self._entries[self._moved[0][1]]
-            place = self._places[self._at]
+            place: int = self._places[self._at]
             if self._moved and self._moved[0] < (self._key(place), place):
                 place = self._moved[0][1]
             return self._entries[place]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vllm_radix.policy.arrivals import ArrivalTable
+from vllm_radix.policy.queue_view import Ints
 
 
 class TailGuard:
@@ -39,7 +40,7 @@ class TailGuard:
         self._each = work_per_admission
         for arrival in unavailable:
             watched[arrival - self._first] = False
-        position = np.cumsum(watched) - watched
+        position: Ints = np.cumsum(watched) - watched
         self._slack = limit - (work - arrived) - position * work_per_admission
         for arrival in planned:
             watched[arrival - self._first] = False

@@ -45,6 +45,7 @@ class WaitingRequest:
         tokens: the length of its prompt.
         blocks: the blocks that its prompt fills.
         cached: the blocks of its prefix that are cached.
+        shared_before: the blocks that it shared with an older one when it was filed.
         tenant: whom fairness counts it for.
         adapter: the id of its LoRA adapter; 0 for none.
         probe: where its cached prefix ends.
@@ -63,6 +64,7 @@ class WaitingRequest:
     tokens: int = 0
     blocks: int = 0
     cached: int = 0
+    shared_before: int = 0
     tenant: str = ""
     adapter: int = 0
     probe: Probe | None = None
@@ -70,6 +72,16 @@ class WaitingRequest:
     computing: bool = False
     held_since: float | None = None
     held_before: float = 0.0
+
+    @property
+    def uncached(self) -> int:
+        """Blocks that are not cached."""
+        return self.blocks - self.cached
+
+    @property
+    def own_uncached(self) -> int:
+        """Blocks that are not cached, and not shared with an older request."""
+        return max(0, self.blocks - max(self.cached, self.shared_before))
 
     def held_for(self, now: float) -> float:
         """Return the seconds that the request has been held, up to ``now``."""
@@ -133,8 +145,12 @@ class WaitingTree:
         level.keys.insert(at, entry.key)
         level.entries.insert(at, entry)
         level.shared.insert(at, _UNKNOWN)
-        level.shared[at + 1 : at + 2] = [_UNKNOWN] * (at + 1 < len(level.shared))
         self._size += 1
+        shared = self._shared(level, at)
+        if at + 1 < len(level.shared):
+            level.shared[at + 1] = _UNKNOWN
+            shared = max(shared, self._shared(level, at + 1))
+        entry.shared_before = shared
 
     def add_all(self, entries: Sequence[WaitingRequest]) -> None:
         """Add requests: many of them are sorted once, O((n + m) log m)."""
@@ -151,6 +167,11 @@ class WaitingTree:
             level.entries.sort(key=_key)
             level.keys = [entry.key for entry in level.entries]
             level.shared = [_UNKNOWN] * len(level.keys)
+            # Of those that came together the first in order of tokens counts as older.
+            added = set(new)
+            for at, entry in enumerate(level.entries):
+                if entry in added:
+                    entry.shared_before = self._shared(level, at)
         self._size += len(entries)
 
     def remove(self, entry: WaitingRequest) -> None:

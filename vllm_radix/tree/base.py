@@ -296,7 +296,9 @@ class PrefixCache(ABC):
             )
 
     @staticmethod
-    def _refuse_other(known: bytes, tokens: bytes, block: int) -> None:
+    def _refuse_other(
+        known: bytes | bytearray, tokens: bytes | bytearray, block: int
+    ) -> None:
         """Refuse tokens that do not continue those of a partial block."""
         if not tokens.startswith(known):
             raise ValueError(f"block {block} is cached already, with other tokens")

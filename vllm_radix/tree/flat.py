@@ -232,6 +232,7 @@ class FlatCache(PrefixCache):
                 for space, key in ends
             )
             for block in self._rank
+            if not len(self._place[block][1]) % self.block_bytes
         )
 
     def evict(self, count: int) -> list[int]:

@@ -32,7 +32,7 @@ def encode(tokens: Iterable[int]) -> bytes:
     return packed.tobytes()
 
 
-def decode(key: bytes) -> list[int]:
+def decode(key: bytes | bytearray) -> list[int]:
     """Return the token ids of ``key``, in O(n).
 
     >>> decode(encode([7, -1]))
@@ -44,7 +44,13 @@ def decode(key: bytes) -> list[int]:
     return packed.tolist()
 
 
-def common_units(a: bytes, a_start: int, b: bytes, b_start: int, size: int) -> int:
+def common_units(
+    a: bytes | bytearray,
+    a_start: int,
+    b: bytes | bytearray,
+    b_start: int,
+    size: int,
+) -> int:
     """Return how many whole units two byte strings share, from given offsets.
 
     Halves the range and compares slices, so the bytes compared are at most

@@ -136,7 +136,10 @@ class RadixTree(Structure):
 
     @staticmethod
     def _as_partial(
-        rest: bytes, tokens: bytes, block: int, written: Mapping[int, int]
+        rest: bytes,
+        tokens: bytes | bytearray,
+        block: int,
+        written: Mapping[int, int],
     ) -> Partial | None:
         if rest[:BYTES_PER_TOKEN] != tokens[:BYTES_PER_TOKEN]:
             return None  # as for most neighbours
@@ -451,7 +454,6 @@ class RadixTree(Structure):
             left = node.start + len(run)
             if node.pinned_to > left:
                 self._num_pinned_idle -= min(node.pinned_to, end) - left
-                node.pinned_to = left
                 self._shrink_pinned(node)
             if self.history is not None:
                 for block in out[before:]:
