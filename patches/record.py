@@ -8,9 +8,12 @@ nobody has read, is refused.
 import hashlib
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+_logger = logging.getLogger("vllm.radix")
 
 _MARK = "__vllm_radix_patch__"
 
@@ -58,6 +61,8 @@ class Patch:
             ``__dict__`` (a ``staticmethod`` or ``classmethod`` object as such).
         probe: returns whether vLLM does by now what the patch is for; False
             without the patch, True with it.
+        required: whether nothing may be patched where this one does not fit. One that
+            only saves time is left out with a line in the log.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Patch:
     fingerprint_of: Callable[[Any], str]
     wrap: Callable[[Any], Any]
     probe: Callable[[], bool]
+    required: bool = True
 
     def _resolve(self) -> tuple[type, str, Any]:
         module, _, path = self.target.partition(":")
@@ -131,11 +137,20 @@ class Patch:
 def apply_all(patches: Iterable[Patch]) -> None:
     """Put all patches in force, or none: half of them would mislead.
 
+    Those that are not ``required`` are left out where they do not fit.
+
     Raises:
-        PatchError: one of them does not fit.
+        PatchError: a required one does not fit.
     """
-    patches = list(patches)
+    fitting = []
     for patch in patches:
-        patch.check()
-    for patch in patches:
+        try:
+            patch.check()
+        except PatchError as error:
+            if patch.required:
+                raise
+            _logger.warning("Left out, which costs time only: %s", error)
+        else:
+            fitting.append(patch)
+    for patch in fitting:
         patch.apply()

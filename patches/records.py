@@ -173,5 +173,6 @@ def make_patches(
             fingerprint_of=source_fingerprint,
             wrap=wrap_preprocess,
             probe=_hashes_can_wait,
+            required=False,
         ),
     )

@@ -131,7 +131,8 @@ class EngineDouble:
 
     def _root(self, request):
         lora = request.lora_request
-        return "root", lora and lora.lora_name, request.cache_salt
+        adapter = lora and (lora.lora_name, lora.lora_path, lora.lora_int_id)
+        return "root", adapter, request.cache_salt
 
     def _execute(self, output):
         for request_id in output.finished_req_ids:

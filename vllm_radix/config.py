@@ -7,8 +7,10 @@ option given explicitly wins over the environment, which wins over the default.
 
 import argparse
 import dataclasses
+import difflib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -196,10 +198,25 @@ def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]
 
     Args:
         environ: environment variables, ``os.environ`` by default.
+
+    Raises:
+        ValueError: a name is almost that of an option. Others that begin like one are
+            warned of.
     """
     environ = os.environ if environ is None else environ
     found = {}
-    for name in RadixConfig.names():
+    names = RadixConfig.names()
+    known = [ENV_PREFIX + name.upper() for name in names]
+    for name in environ:
+        if name.startswith(ENV_PREFIX) and name not in known:
+            meant = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            unknown = f"unknown environment variable {name}"
+            if meant:
+                raise ValueError(f"{unknown}: did you mean {meant[0]}?")
+            warnings.warn(
+                f"{unknown}; those of radix: {', '.join(known)}", stacklevel=2
+            )
+    for name in names:
         text = environ.get(ENV_PREFIX + name.upper())
         if text is not None:
             found[name] = _parse(text)

@@ -30,6 +30,7 @@ from vllm_radix.tree import (
     LRU,
     EvictionPolicy,
     Match,
+    Partial,
     RadixTree,
     common_units,
     encode,
@@ -117,7 +118,7 @@ class RadixBlockPool(BlockPool):
 
     def _plant(self, policy: EvictionPolicy, mirror: bool) -> None:
         self.tree = RadixTree(self.hash_block_size, policy)
-        self.keys = RequestKeys(self.hash_block_size)
+        self.keys = RequestKeys(self.hash_block_size, self.num_gpu_blocks)
         self.mirror = (
             mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
         )
@@ -192,8 +193,9 @@ class RadixBlockPool(BlockPool):
                 best, found = shared, (other, blocks)
         if found is None:
             return match
-        self.cache_partial(*found)
-        return self.match(request, limit, partial=True)
+        # It is copied from as it is. It enters the tree when its request ends.
+        block = found[1][depth].block_id
+        return Match(match.blocks, Partial(block, best, best))
 
     def cache_partial(self, request: Request, blocks: Sequence[KVCacheBlock]) -> None:
         """Publish a request's last block, as far as earlier steps have filled it.

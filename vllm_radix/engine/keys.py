@@ -8,49 +8,47 @@ placeholders: those blocks get a marker in place of their first token.
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import cast
 
 from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
 from vllm_radix.tree import BYTES_PER_TOKEN, Namespace, encode
 
 _IN_NAMESPACE = ("lora", "cache_salt")
-_MAX_MARKERS = 65_536
+_MIN_MARKERS = 65_536
+_MARKERS_PER_BLOCK = 2
+_LOW = 1 << 31
 
 _KEY = "radix_key"
 """The attribute in which a request carries its key, to go when it goes."""
 
 
 class Markers:
-    """Gives equal contents equal negative numbers, exactly, not by hash.
+    """Gives equal contents equal numbers, exactly, not by hash.
 
     Numbers are never given twice, so forgetting the oldest contents costs a
     hit at worst, never a wrong one.
 
     Args:
-        capacity: contents remembered.
+        capacity: contents remembered; more than a cache has blocks, so that what is
+            forgotten has mostly been evicted.
     """
 
-    def __init__(self, capacity: int = _MAX_MARKERS) -> None:
+    def __init__(self, capacity: int = _MIN_MARKERS) -> None:
         self._capacity = capacity
         self._numbers: OrderedDict[Hashable, int] = OrderedDict()
-        self._next = -1
+        self._next = 0
 
     def number(self, content: Hashable) -> int:
-        """Return the number of ``content``: below 0, fits 32 bits. O(1).
-
-        Raises:
-            OverflowError: two billion contents have been seen.
-        """
+        """Return the number of ``content``: at least 0, fits 62 bits. O(1)."""
         known = self._numbers.get(content)
         if known is not None:
             self._numbers.move_to_end(content)
             return known
-        if self._next < -(2**31):
-            raise OverflowError("out of markers for media: restart the engine")
         self._numbers[content] = self._next
-        self._next -= 1
+        self._next += 1
         if len(self._numbers) > self._capacity:
             self._numbers.popitem(last=False)
-        return self._next + 1
+        return self._next - 1
 
 
 class RequestKeys:
@@ -58,18 +56,24 @@ class RequestKeys:
 
     Args:
         block_size: tokens in a block.
+        num_blocks: blocks of the cache.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, num_blocks: int = 0) -> None:
         self.block_size = block_size
-        self.markers = Markers()
+        capacity = max(_MIN_MARKERS, _MARKERS_PER_BLOCK * num_blocks)
+        self.markers = Markers(capacity)
 
     def namespace(self, request: Request) -> Namespace:
-        """Return the namespace of a request's blocks: LoRA adapter and salt."""
+        """Return the namespace of a request's blocks: LoRA adapter and salt.
+
+        An adapter is told by its id as well: one that is saved anew under the same
+        name and path gets another id, and computes another KV.
+        """
         lora, salt = request.lora_request, request.cache_salt
         if lora is None:
             return salt and ("salt", salt)
-        return "lora", lora.lora_name, lora.lora_path, salt or None
+        return "lora", lora.lora_name, lora.lora_path, lora.lora_int_id, salt or None
 
     @staticmethod
     def is_plain(request: Request) -> bool:
@@ -81,19 +85,21 @@ class RequestKeys:
         )
 
     def key(self, request: Request, num_tokens: int) -> bytes:
-        """Return a key of at least ``num_tokens`` tokens; O(new tokens + copy).
+        """Return a key of at least ``num_tokens`` tokens.
 
-        Tokens after the last whole block are there for plain requests only.
+        O(new tokens), and a copy if it is to end inside a block. Tokens after the last
+        whole block are there for plain requests only. Once a request has grown, its
+        key is a ``bytearray``, which later calls extend: not to be kept.
 
         Raises:
             ValueError: the request has fewer tokens.
         """
         size = self.block_size
         # A streaming session replaces tokens it had: nothing of it is kept.
-        known: bytes = request.__dict__.get(_KEY, b"")
+        known: bytes | bytearray = request.__dict__.get(_KEY, b"")
         have = len(known) // BYTES_PER_TOKEN
         if have >= num_tokens:
-            return known
+            return cast(bytes, known)
         total = request.num_tokens
         if total < num_tokens:
             raise ValueError(
@@ -106,19 +112,32 @@ class RequestKeys:
             if request.mm_features or request.prompt_embeds is not None:
                 tokens = list(tokens)
                 self._mark(request, tokens, have // size)
+            if known and isinstance(known, bytes):
+                known = bytearray(known)
             known += encode(tokens)
             if not request.resumable:
                 request.__dict__[_KEY] = known
         if whole < num_tokens and self.is_plain(request):
-            known += encode(request.all_token_ids[whole:num_tokens])
-        return known
+            known = known + encode(request.all_token_ids[whole:num_tokens])
+        return cast(bytes, known)
 
     def _mark(self, request: Request, tokens: list[int], first: int) -> None:
-        """Put markers into blocks that hold media or embeddings, in place."""
-        size = self.block_size
+        """Put markers into blocks that hold media or embeddings, in place.
+
+        In place of the first token, negative, and of the second, where there is one.
+        O(blocks + media).
+        """
+        size, medium = self.block_size, 0
         for at in range(0, len(tokens), size):
             start = first * size + at
-            extra, _ = generate_block_hash_extra_keys(request, start, start + size, 0)
+            extra, medium = generate_block_hash_extra_keys(
+                request, start, start + size, medium
+            )
             content = tuple(e for e in extra or () if e[0] not in _IN_NAMESPACE)
             if content:
-                tokens[at] = self.markers.number((content, tokens[at]))
+                replaced = tuple(tokens[at : at + min(size, 2)])
+                number = self.markers.number((content, replaced))
+                high, low = divmod(number, _LOW) if size > 1 else (number, 0)
+                tokens[at] = -1 - high
+                if size > 1:
+                    tokens[at + 1] = low

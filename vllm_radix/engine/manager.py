@@ -69,6 +69,8 @@ class RadixKVCacheManager(KVCacheManager):
         self.min_sub_block_tokens = min_sub_block_tokens
         drafts = -(-num_draft_tokens // self.block_pool.hash_block_size)
         self._room = _ROOM + drafts
+        # The block that the request looked up last is to copy from.
+        self._hit: KVCacheBlock | None = None
         self.explainer = Explainer(self.block_pool) if explain else None
 
     def new_step_starts(self) -> None:
@@ -89,7 +91,7 @@ class RadixKVCacheManager(KVCacheManager):
             As vLLM's: the blocks, the tokens they hold, and 0 (no sparse group
             lags behind).
         """
-        self._group.taken = None
+        self._group.taken = self._hit = None
         if not self.prefix_cache_lookup_enabled(request):
             return self.empty_kv_cache_blocks, 0, 0
         pool = self.block_pool
@@ -144,7 +146,7 @@ class RadixKVCacheManager(KVCacheManager):
         needed += sum(not block.ref_cnt for block in blocks) + self._room
         if needed + self.watermark_blocks >= pool.get_num_free_blocks():
             return None
-        pool.tree.note_hit(source.block_id)
+        self._hit = source
         return source
 
     def record_prefix_cache_stats(
@@ -152,6 +154,9 @@ class RadixKVCacheManager(KVCacheManager):
     ) -> None:
         """Record a look-up; its request is admitted now, and computes from there."""
         super().record_prefix_cache_stats(request, *args, **kwargs)
+        if self._hit is not None:
+            self.block_pool.tree.note_hit(self._hit.block_id)
+            self._hit = None
         if self.explainer is not None:
             self.explainer.admit(request)
         if self._may_end_inside(request):
@@ -182,5 +187,10 @@ class RadixKVCacheManager(KVCacheManager):
         blocks = self._group.req_to_blocks.get(request.request_id)
         if blocks and self.enable_caching:
             self.block_pool.retract(blocks, request.num_computed_tokens)
+            if not request.resumable:
+                # With asynchronous scheduling the last token may be computed, and fill
+                # its block, though no slots are allocated for the request any more.
+                known = min(request.num_computed_tokens, request.num_tokens)
+                self.cache_blocks(request, known)
             if self._may_end_inside(request):
                 self.block_pool.cache_partial(request, blocks)

@@ -42,7 +42,7 @@ def explain(
     if token >= (tokens if limit is None else min(limit, tokens)):
         return Miss("none", token)
     root = tree._roots.get(namespace)
-    following = key[depth * size : (depth + 1) * size]
+    following = bytes(key[depth * size : (depth + 1) * size])
     if tree.history is not None and len(following) == size:
         above = match.blocks[-1] if depth else ("root", namespace)
         when = tree.history.evicted_at(above, following)
