@@ -60,19 +60,17 @@ def a_plan_drops_an_item(_: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumed_requests_keep_their_old_blocks(_: Any) -> Iterator[None]:
-    """Let the host's block tables miss that a preempted request got others.
+def tables_are_the_neighbours(_: Any) -> Iterator[None]:
+    """Let the planner take each request for the one before it in the batch."""
+    import numpy as np
 
-    For model runner V2 a resumed request is a new one, under an id that is known.
-    """
     from vllm_radix.attention.tables import HostTables
 
-    update = HostTables.update
+    gather = HostTables.gather
 
-    def wrong(self: Any, output: Any) -> None:
-        new = [one for one in output.scheduled_new_reqs if one.req_id not in self._rows]
-        with mock.patch.object(output, "scheduled_new_reqs", new):
-            update(self, output)
+    def wrong(self: Any, request_ids: Any) -> Any:
+        tables = gather(self, request_ids)
+        return None if tables is None else np.roll(tables, 1, axis=0)
 
-    with mock.patch.object(HostTables, "update", wrong):
+    with mock.patch.object(HostTables, "gather", wrong):
         yield

@@ -52,7 +52,7 @@ def pressure() -> dict[str, Any]:
     mix = Mix(12, vocabulary=WORDS)
     system = mix.words(21)
     for _ in range(14):
-        mix.add(system + mix.words(mix.rng.randrange(12, 40)), max_tokens=22)
+        mix.add(system + mix.words(mix.rng.randrange(24, 48)), max_tokens=14)
     return {"requests": mix.requests, **ANSWERS}
 
 
@@ -68,7 +68,7 @@ def chats() -> dict[str, Any]:
     """Return conversations whose answers end by end-of-sequence."""
     mix = Mix(14, vocabulary=WORDS)
     for length in range(20, 20 + 2 * BLOCK):
-        last = mix.add(mix.words(length), max_tokens=20, ignore_eos=False)
+        last = mix.add(mix.words(length), max_tokens=12, ignore_eos=False)
         mix.add(mix.words(5), after=last, max_tokens=2)
     return {"requests": mix.requests, **ANSWERS}
 

@@ -55,4 +55,4 @@ def test_every_kernel_of_a_run_compiles(model, logs, tmp_path):
     found = set(report["compiled"])
     for kernels in (OURS, STAND_IN, VLLMS):
         assert kernels <= found, kernels - found
-    assert report["launches"] > 100
+    assert report["launches"] > 50

@@ -209,9 +209,9 @@ class Comparison:
         for key, value in list(self.result.data.items()):
             label = key.removesuffix(f" {one}")
             other = self.result.data.get(f"{label} {two}")
-            if label == key or "ttft_mean" not in value or not other:
-                continue
-            if "ttft_mean" in other:
+            if label != key and all(
+                isinstance(run, dict) and "ttft_mean" in run for run in (value, other)
+            ):
                 rows[label] = {
                     name: [
                         value[name],
