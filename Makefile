@@ -2,9 +2,11 @@
 PYTHON ?= python3
 .NOTPARALLEL:
 BIN := .venv/bin
+H100 := benchmarks/results/gpu/2026-11-26-h100-kernels/2-timing.json
 
-.PHONY: help setup test unit lint soak conformance bench ab ab-quick sub-block \
-	policies aot traffic roofline bench-attention lock clean
+.PHONY: help setup test unit lint cuda-path soak conformance bench ab ab-quick \
+	sub-block policies aot traffic roofline bench-attention gpu-bundle gpu-fit lock \
+	clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -18,10 +20,13 @@ lint:  ## ruff, ruff format, mypy
 	$(BIN)/mypy
 
 unit: lint  ## Linters and the tests that start no engine, interpret no kernel (3 minutes)
-	$(BIN)/pytest -q -m "not engine and not serve and not interpreted"
+	$(BIN)/pytest -q -m "not engine and not serve and not interpreted and not cuda_path"
 
 test: lint  ## Everything CI runs
 	$(BIN)/pytest -q
+
+cuda-path:  ## Of these, vLLM's CUDA path on a pretended GPU (7 minutes)
+	$(BIN)/pytest -q -m cuda_path
 
 soak: export PYTHONPATH = tests:tests/engine:tests/tree
 soak bench: export VLLM_LOGGING_LEVEL = ERROR
@@ -56,6 +61,12 @@ roofline:  ## What grouped attention should gain on an H100: a model; plot
 bench-attention:  ## Grouped attention beside others, on a GPU (--interpret elsewhere)
 	$(BIN)/python -m vllm_radix_bench.bench_attention $(ARGUMENTS)
 
+gpu-bundle:  ## Pack .gpu for a GPU machine without vLLM; see tools/gpu/README.md
+	$(BIN)/python tools/gpu/bundle.py
+
+gpu-fit:  ## What the cost model says of the H100's times, and what fits them best
+	$(BIN)/python tools/gpu/fit_cost.py $(H100)
+
 ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
 	$(BIN)/vllm-radix ab
 
@@ -74,4 +85,5 @@ lock:  ## Resolve tools/lock.in again
 	$(BIN)/python tools/lock.py
 
 clean:  ## Remove what tests and benchmarks left (keeps .venv and .models)
-	rm -rf build results .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build results .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info \
+	  .gpu .gpu-path

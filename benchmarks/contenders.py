@@ -14,10 +14,16 @@ import torch
 
 from vllm_radix.attention.buffers import PARTIAL_MEMORY, PlanBuffers, max_partials
 from vllm_radix.attention.cost import DEVICES, Layer, Work
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.plan import (
+    STOCK_SEGMENTS,
+    Limits,
+    Plan,
+    Planner,
+    stock_is_cut,
+)
 from vllm_radix_bench import vllm_kernel
 from vllm_radix_kernels.grouped_attention import DevicePlan, grouped_attention
-from vllm_radix_kernels.tiles import architecture_of, choose, table_name
+from vllm_radix_kernels.tiles import Tile, architecture_of, choose, table_name
 
 PAGE = 16
 TOLERANCE = 2e-2
@@ -99,20 +105,31 @@ class Shape:
         cache = self.blocks() * PAGE * self.layer.token_bytes
         return cache + 4 * PARTIAL_MEMORY + (1 << 30)
 
-    def stock_work(self, tile_rows: int) -> Work:
-        """Return what a kernel does that reads each request by itself."""
+    def stock_work(self, tile_rows: int, splits: bool = False) -> Work:
+        """Return what a kernel does that reads each request by itself.
+
+        Args:
+            tile_rows: of its tiles.
+            splits: whether it cuts requests until all processors have work; vLLM's
+                Triton kernel does for small batches.
+        """
         per_tile = max(1, tile_rows // self.layer.group)
         ends = [*range(per_tile, self.new_tokens, per_tile), self.new_tokens]
         context = self.length - self.new_tokens
         shared = PAGE * sum(nodes * length for nodes, length in self.runs())
         own = self.tail if self.levels else self.length
+        longest, launches = 0 if splits else self.length, 1
+        if not splits and stock_is_cut(self.requests, self.new_tokens, self.layer):
+            splits, launches = True, 2
+            longest = -(-self.length // STOCK_SEGMENTS)
         return Work(
             loaded=self.requests * sum(context + end for end in ends),
             unique=shared + self.requests * own,
-            repeated=shared,
+            repeated=shared if splits else 0,
             tile=max(tile_rows, self.layer.group),
             partials=0,
-            launches=1,
+            launches=launches,
+            longest=longest,
         )
 
     def __str__(self) -> str:
@@ -153,8 +170,10 @@ class Batch:
         return self.cache[..., self.shape.head_size :]
 
 
-def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
-    """Return a batch of random queries, keys and values."""
+def host_batch(
+    shape: Shape, seed: int = 0
+) -> tuple[npt.NDArray[np.int64], tuple[Ints, Ints, Ints]]:
+    """Return a batch's ``order`` and ``host``, without its tensors."""
     rng = np.random.default_rng(seed)
     count, new = shape.requests, shape.new_tokens
     free = rng.permutation(shape.blocks()).astype(np.int32)
@@ -172,6 +191,12 @@ def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
     tables[order, :width] = np.concatenate(columns, 1)
     seq_lens = np.full(count, shape.length, dtype=np.int32)
     starts = (np.arange(count + 1) * new).astype(np.int32)
+    return order, (tables, seq_lens, starts)
+
+
+def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
+    """Return a batch of random queries, keys and values."""
+    order, host = host_batch(shape, seed)
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*sizes: int) -> torch.Tensor:
@@ -182,10 +207,10 @@ def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
     return Batch(
         shape,
         order,
-        (tables, seq_lens, starts),
+        host,
         normal(shape.blocks(), PAGE, shape.kv_heads, 2 * shape.head_size),
-        normal(count * new, shape.heads, shape.head_size),
-        *(torch.from_numpy(x).to(device) for x in (tables, seq_lens, starts)),
+        normal(shape.requests * shape.new_tokens, shape.heads, shape.head_size),
+        *(torch.from_numpy(x).to(device) for x in host),
     )
 
 
@@ -210,23 +235,40 @@ class Contender:
     plan: DevicePlan | None = None
 
 
-def ours(batch: Batch) -> Contender:
-    """Return grouped attention, planned for the batch's device."""
-    shape, device = batch.shape, batch.q.device
-    layer = shape.layer
-    architecture = table_name(architecture_of(device))
-    tile = choose(architecture, shape.head_size, layer.group, batch.q.dtype)
-    limits = Limits(
-        layer=layer,
+def _tile(batch: Batch) -> tuple[str, Tile]:
+    """Return the architecture's name, and the tile of our kernel on it."""
+    shape = batch.shape
+    architecture = table_name(architecture_of(batch.q.device))
+    group = shape.layer.group
+    return architecture, choose(architecture, shape.head_size, group, batch.q.dtype)
+
+
+def limits_of(batch: Batch) -> Limits:
+    """Return what the planner plans for on the batch's device."""
+    architecture, tile = _tile(batch)
+    return Limits(
+        layer=batch.shape.layer,
         device=DEVICES[architecture],
         block_size=PAGE,
         tile_rows=tile.m,
         max_tokens=len(batch.q),
-        max_partials=max_partials(layer),
+        max_partials=max_partials(batch.shape.layer),
     )
+
+
+def ours(batch: Batch) -> Contender:
+    """Return grouped attention, planned for the batch's device."""
+    limits = limits_of(batch)
     plan = Planner(limits).plan(*batch.host)
     if plan is None:
         raise MissingError(DECLINED)
+    return planned(batch, limits, plan, OURS)
+
+
+def planned(batch: Batch, limits: Limits, plan: Plan, name: str) -> Contender:
+    """Return our kernel with a plan, under a name."""
+    shape, device = batch.shape, batch.q.device
+    _, tile = _tile(batch)
     buffers = PlanBuffers(limits, tile, device)
     loaded = buffers.load(plan)
     out = torch.full_like(batch.q, float("nan"))
@@ -252,7 +294,7 @@ def ours(batch: Batch) -> Contender:
         "nodes": plan.num_nodes,
         "levels": plan.levels,
     }
-    return Contender(OURS, call, plan.work, notes=notes, plan=loaded)
+    return Contender(name, call, plan.work, notes=notes, plan=loaded)
 
 
 def stock(batch: Batch) -> Contender:
@@ -338,7 +380,10 @@ def flash(batch: Batch) -> Contender:
 
     # The rows that the planner takes its tiles to have.
     return Contender(
-        FLASH, call, shape.stock_work(64), notes={"version": int(fa_version)}
+        FLASH,
+        call,
+        shape.stock_work(64, splits=True),
+        notes={"version": int(fa_version)},
     )
 
 
@@ -360,7 +405,7 @@ def cascade(batch: Batch) -> Contender:
         members = np.arange(count) * nodes // count
         starts = np.searchsorted(members, np.arange(nodes + 1))
         last = PAGE if start < shape.prefix // PAGE else (shape.tail - 1) % PAGE + 1
-        arrays = (
+        arrays: tuple[npt.NDArray[Any], ...] = (
             starts * new,
             np.arange(nodes + 1) * length,
             tables[starts[:-1], start : start + length].ravel(),

@@ -4,8 +4,8 @@ Prints for each shape the bytes, operations and launches of one layer for vLLM's
 kernel and for ours, the time that the model of ``vllm_radix/attention/cost.py`` gives
 both, and what the planner chooses. vLLM's kernel is credited with tiles as large as
 ours, for what those gain is not grouping's. Shapes where grouping does not pay are
-among them. A model: nothing here is a measurement, and ``bench_attention`` is what will
-judge it.
+among them. A model, fitted to an H100 (``tools/gpu/fit_cost.py``, docs/gpu.md): nothing
+here is a measurement, and ``bench_attention`` is what judges it.
 """
 
 import argparse
@@ -106,6 +106,7 @@ class Prediction:
         ours: work of ours, grouped as well as can be.
         stock_s: seconds of vLLM's kernel.
         ours_s: seconds of ours.
+        nodes: runs that ours reads once.
         grouped: whether the planner takes ours.
     """
 
@@ -113,6 +114,7 @@ class Prediction:
     ours: Work
     stock_s: float
     ours_s: float
+    nodes: int
     grouped: bool
 
     @property
@@ -139,6 +141,7 @@ def predict(shape: Shape, architecture: str = "sm_90") -> Prediction:
         proposed.work,
         seconds(device, layer, proposed.rival),
         seconds(device, layer, proposed.work),
+        proposed.num_nodes,
         planner.plan(*batch) is not None,
     )
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from vllm_radix.attention.plan import STOCK_PROGRAMS, STOCK_SEGMENTS
+
 OPS = "vllm.v1.attention.ops"
 MODULES = ("triton_attention_helpers", "triton_unified_attention")
 """Modules of the kernel, callees first."""
 
-LEAST_PROGRAMS = 128
-SEGMENTS = 16
+LEAST_PROGRAMS, SEGMENTS = STOCK_PROGRAMS, STOCK_SEGMENTS
 """vLLM's ``MIN_LAUNCH_GRID_SIZE_2D`` and ``NUM_PAR_SOFTMAX_SEGMENTS``; the module that
 has them takes ten seconds to import. A test compares."""
 

@@ -219,6 +219,13 @@ def _language() -> list[tuple[Any, str, Any]]:
     return _language_changes
 
 
+def _as_bits(mask: Any) -> Any:
+    """Return a mask as truth values; comparisons that were joined come as integers."""
+    if mask.data.dtype == np.bool_:
+        return mask
+    return TensorHandle((mask.data & 1).astype(np.bool_), mask.dtype.scalar)
+
+
 def _touch(ptrs: Any, mask: Any, traffic: Traffic | None, stored: bool) -> None:
     """Check that an access stays inside one of the launch's tensors, and count it."""
     addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
@@ -239,10 +246,12 @@ def _corrections(traffic: Traffic | None) -> list[tuple[Any, str, Any]]:
     builder = stock.InterpreterBuilder
 
     def load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        mask = _as_bits(mask)
         _touch(ptrs, mask, traffic, stored=False)
         return _LOAD(self, ptrs, mask, *rest)
 
     def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask = _as_bits(mask)
         _touch(ptrs, mask, traffic, stored=True)
         return _STORE(self, ptrs, value, mask, *rest)
 
@@ -255,6 +264,8 @@ def _corrections(traffic: Traffic | None) -> list[tuple[Any, str, Any]]:
         (builder, "binary_op", _elementwise(builder.binary_op, 0)),
         (builder, "unary_op", _elementwise(builder.unary_op, 0)),
         (stock.ReduceScanOpInterface, "check_tensor", _no_raw_reduction),
+        # Triton 3.6 leaves the last dimension to numpy, which has ceased to drop it.
+        (tl.core.tensor, "__index__", lambda self: int(self.handle.data.item())),
         (JITFunction, "run", _launch),
         (JITFunction, "__call__", _call),
         (stock.InterpretedFunction, "run", _launch),

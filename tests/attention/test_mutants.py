@@ -330,5 +330,6 @@ def test_planner_mutants_are_caught(name, tmp_path, monkeypatch):
     else:
         monkeypatch.setattr(forests, "Planner", module.Planner)
         monkeypatch.setattr("test_plan.Planner", module.Planner)
-    with pytest.raises(AssertionError):
+    # The other where a plan is missing: the model sees that it loads too much.
+    with pytest.raises((AssertionError, AttributeError)):
         plan_jury()

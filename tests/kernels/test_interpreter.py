@@ -166,3 +166,48 @@ def test_kernels_write_where_they_are_told_not_to_copies():
     run(cast_kernel, torch.arange(16.0), view, 16, BLOCK=16)
     assert np.array_equal(storage[512:528].numpy(), np.arange(16.0))
     assert not storage[:512].any() and not storage[528:].any()
+
+
+@triton.jit
+def counted_kernel(a, c, BLOCK: tl.constexpr):
+    total = 0.0
+    for _ in range(tl.load(a)):
+        total += 1.0
+    tl.store(c + tl.arange(0, BLOCK), total)
+
+
+def test_a_bound_that_is_loaded_is_a_number_for_any_numpy(monkeypatch):
+    """Triton 3.6's own conversion fails with numpy 2.5, and warns before."""
+    import warnings
+
+    from vllm_radix_kernels import interpreter
+
+    old = (tl.core.tensor, "__index__", lambda self: int(self.handle.data))
+    changes = [one for one in interpreter._language() if one[1] != "__index__"]
+    monkeypatch.setattr(interpreter, "_language_changes", [*changes, old])
+    out = torch.zeros(4)
+    with warnings.catch_warnings(), interpreted():
+        warnings.simplefilter("error")
+        counted_kernel[(1,)](torch.tensor([3], dtype=torch.int32), out, BLOCK=4)
+    assert out.tolist() == [3.0] * 4
+
+
+@triton.jit
+def unpacked_kernel(bits, c, WORDS: tl.constexpr):
+    packed = tl.load(bits + tl.arange(0, WORDS))
+    mask = ((packed[:, None] >> tl.arange(0, 32)[None, :]) & 1) == 0
+    offset = tl.arange(0, WORDS * 32)
+    here = tl.load(bits) != 0
+    tl.store(c + offset, 1.0, mask=here & mask.reshape(WORDS * 32) & (offset < 60))
+
+
+def test_a_mask_may_be_unpacked_from_bits():
+    """As vLLM's kernel for grammars does."""
+    out = torch.zeros(64)
+    words = torch.tensor([5, -1], dtype=torch.int32)
+    with interpreted():
+        unpacked_kernel[(1,)](words, out, WORDS=2)
+    expected = torch.ones(64)
+    expected[[0, 2]] = 0.0
+    expected[32:] = 0.0
+    assert torch.equal(out, expected)

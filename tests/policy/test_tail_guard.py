@@ -7,14 +7,14 @@ from vllm_radix.policy import ArrivalTable, TailGuard
 
 UNHURRIED = settings(deadline=None, max_examples=200)
 AGES = st.lists(st.integers(0, 12), min_size=1, max_size=9)
-EACH, WORK = 4, 100
+EACH, WORK = 4.0, 100
 
 
 def filled(ages, gone=()):
     """A table of requests as old as that, in units of one admission's work."""
     table = ArrivalTable()
     for arrival, age in enumerate(sorted(ages, reverse=True)):
-        table.add(arrival, WORK - EACH * age, 0)
+        table.add(arrival, WORK - int(EACH) * age, 0)
     for arrival in gone:
         table.remove(arrival)
     return table

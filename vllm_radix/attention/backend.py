@@ -44,6 +44,9 @@ class GroupedBuilder:
     stock_tile_rows = 16
     """Rows of a tile of vLLM's kernel, for the count of what it would load."""
 
+    stock_splits = False
+    """Whether vLLM's kernel cuts requests until all processors have work."""
+
     def __init__(
         self,
         kv_cache_spec: Any,
@@ -98,6 +101,7 @@ class GroupedBuilder:
             block_size=vllm_config.cache_config.block_size,
             tile_rows=tile.m,
             stock_tile_rows=self.stock_tile_rows,
+            stock_splits=self.stock_splits,
             max_tokens=scheduler.max_num_batched_tokens,
             max_items=16 * (scheduler.max_num_seqs + scheduler.max_num_batched_tokens),
             max_partials=max_partials(layer),

@@ -4,7 +4,7 @@ import torch
 
 from vllm_radix.attention.cost import Layer
 from vllm_radix.attention.forest import Ints
-from vllm_radix.attention.plan import ITEM, Limits, Plan
+from vllm_radix.attention.plan import ITEM, PROGRAMS, Limits, Plan
 from vllm_radix_kernels.grouped_attention import DevicePlan
 from vllm_radix_kernels.tiles import Tile
 
@@ -51,7 +51,7 @@ class PlanBuffers:
             lse=floats(limits.max_partials, layer.num_heads),
             tile=tile,
             # A program walks items a stride apart: more of them even out lengths.
-            programs=4 * limits.device.processors,
+            programs=PROGRAMS * limits.device.processors,
             num_rows=0,
         )
 

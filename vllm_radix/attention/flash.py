@@ -13,6 +13,7 @@ class GroupedFlashBuilder(GroupedBuilder, FlashAttentionMetadataBuilder):
     """Plans for the FlashAttention backend."""
 
     stock_tile_rows = 64
+    stock_splits = True
 
     @property
     def _num_heads(self) -> int:

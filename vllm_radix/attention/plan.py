@@ -30,6 +30,12 @@ OPEN_END = 2**31 - 1
 _LEAST_SPLIT = 256
 """Fewest keys that are worth a program, and a partial, of their own."""
 
+PROGRAMS = 4
+"""Programs of our kernel for each processor; each walks items a stride apart."""
+
+STOCK_PROGRAMS, STOCK_SEGMENTS = 128, 16
+"""Of vLLM's Triton backend: a decoding batch of fewer programs is cut in segments."""
+
 # One count for all planners: plans of two of them may go to the same buffers.
 _serials = itertools.count(1)
 
@@ -46,6 +52,8 @@ class Limits:
         block_size: tokens of a block of the tables.
         tile_rows: rows of a tile of the kernel, query heads of a KV head included.
         stock_tile_rows: the same of vLLM's kernel, for what it loads.
+        stock_splits: whether vLLM's kernel cuts requests until all processors have
+            work; its Triton kernel does for small batches only (see ``stock_is_cut``).
         max_tokens: query rows that there is room for.
         max_items: work items that there is room for.
         max_partials: partial results that there is room for.
@@ -58,6 +66,7 @@ class Limits:
     block_size: int
     tile_rows: int
     stock_tile_rows: int = 16
+    stock_splits: bool = False
     max_tokens: int = 1 << 20
     max_items: int = 1 << 16
     max_partials: int = 1 << 14
@@ -385,14 +394,21 @@ def _emit(
         tile=limits.tile_rows,
         partials=int(first[-1]),
         launches=2,
+        longest=_longest(-np.sort(-keys), limits),
     )
+    whole = not limits.stock_splits
+    launches = 1
+    longest = int(lengths.max(initial=0)) if whole else 0
+    if whole and stock_is_cut(len(rows), int(rows.max(initial=0)), limits.layer):
+        whole, launches, longest = False, 2, -(-longest // STOCK_SEGMENTS)
     stock = Work(
         loaded=_stock_loaded(lengths, starts, limits.stock_tile_rows, limits.layer),
         unique=unique,
-        repeated=repeated,
+        repeated=0 if whole else repeated,
         tile=max(limits.stock_tile_rows, limits.layer.group),
         partials=0,
-        launches=1,
+        launches=launches,
+        longest=longest,
     )
     plan = Plan(
         items=items,
@@ -430,6 +446,21 @@ def _split(tiles: Longs, keys: Longs, limits: Limits) -> int:
     programs = 2 * limits.device.processors / limits.layer.num_kv_heads
     wanted = int((tiles * keys).sum() / max(programs, 1))
     return 1 << max(wanted - 1, _LEAST_SPLIT - 1).bit_length()
+
+
+def _longest(keys: Longs, limits: Limits) -> int:
+    """Return the keys that our busiest program reads, given those of items, sorted.
+
+    Programs take items of all KV heads in turn, so the first has the most.
+    """
+    heads = limits.layer.num_kv_heads
+    programs = PROGRAMS * limits.device.processors
+    return int(keys[np.arange(0, len(keys) * heads, programs) // heads].sum())
+
+
+def stock_is_cut(num_requests: int, most_rows: int, layer: Layer) -> bool:
+    """Whether vLLM's Triton backend cuts a batch's requests in segments."""
+    return most_rows == 1 and num_requests <= STOCK_PROGRAMS // layer.num_kv_heads
 
 
 def _distinct(

@@ -1,0 +1,142 @@
+"""Stage 2: the project's ``bench_attention`` over 17 shapes, and three contenders more.
+
+SDPA (torch) gets keys and values gathered to one contiguous tensor a request: it reads
+as much as vLLM's kernel, without a block table's cost. ``grouped, proposed`` is our
+kernel where the planner leaves a shape to vLLM: whether it was right to.
+``grouped, finer`` cuts ranges at half the keys.
+"""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from stage import INTERPRET, OUT, Result, limit, main
+
+from vllm_radix.attention.plan import OPEN_END, Limits, Plan, Planner
+from vllm_radix_bench import bench_attention, contenders
+from vllm_radix_bench.contenders import Batch, Contender, MissingError, Shape
+
+SDPA, PROPOSED, FINER = "SDPA (contiguous)", "grouped, proposed", "grouped, finer"
+LARGEST_GATHERED, FINEST = 20e9, 512
+
+SHAPES = (
+    Shape(32, 1, 4096, 1, 32, 8),
+    Shape(128, 1, 4096, 1, 32, 8),
+    Shape(32, 1, 1024, 1, 32, 8),
+    Shape(32, 1, 16384, 1, 32, 8),
+    Shape(8, 4, 4096, 1, 32, 8),
+    Shape(32, 1, 4096, 3, 32, 8),
+    # Nothing shared: vLLM's.
+    Shape(32, 1, 4096, 0, 32, 8),
+    Shape(256, 1, 4096, 1, 32, 8),
+    Shape(256, 1, 4096, 3, 32, 8),
+    Shape(128, 1, 16384, 2, 32, 8),
+    # Where the model says that little is won.
+    Shape(8, 1, 1024, 1, 32, 8),
+    Shape(128, 1, 1024, 1, 32, 8),
+    # Tiles that are full by themselves.
+    Shape(32, 16, 4096, 1, 32, 8),
+    Shape(32, 1, 4096, 1, 32, 32),
+    Shape(32, 1, 4096, 1, 64, 8),
+    Shape(8, 1, 16384, 1, 32, 8),
+    Shape(2, 1, 4096, 1, 32, 8),
+)
+
+
+def sdpa(batch: Batch) -> Contender:
+    """Return torch's attention on gathered keys; decoding only, or it needs a mask."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    shape = batch.shape
+    contenders.need_gpu(batch.q.device)
+    if shape.new_tokens > 1:
+        raise MissingError("decoding only")
+    if shape.requests * shape.length * shape.layer.token_bytes > LARGEST_GATHERED:
+        raise MissingError("too large to gather")
+    index = batch.tables[:, : -(-shape.length // contenders.PAGE)].long()
+    k, v = (
+        x[index]
+        .reshape(shape.requests, -1, shape.kv_heads, shape.head_size)[:, : shape.length]
+        .transpose(1, 2)
+        .contiguous()
+        for x in (batch.k, batch.v)
+    )
+    q = batch.q.view(shape.requests, 1, shape.heads, shape.head_size).transpose(1, 2)
+    backends = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+    def call() -> torch.Tensor:
+        with sdpa_kernel(backends):
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, enable_gqa=True
+            )
+        return out.transpose(1, 2).reshape(batch.q.shape)
+
+    return Contender(SDPA, call, shape.stock_work(64, splits=True))
+
+
+def proposed(batch: Batch) -> Contender:
+    """Return our kernel where the planner leaves a batch to vLLM."""
+    contenders.need_gpu(batch.q.device)
+    limits = contenders.limits_of(batch)
+    if Planner(limits).plan(*batch.host) is not None:
+        raise MissingError("it is taken")
+    return contenders.planned(batch, limits, best_plan(batch, limits), PROPOSED)
+
+
+def finer(batch: Batch) -> Contender:
+    """Return our kernel with ranges cut at half the keys."""
+    contenders.need_gpu(batch.q.device)
+    limits = contenders.limits_of(batch)
+    items = best_plan(batch, limits).items
+    cut = items[items[:, 4] != OPEN_END]
+    most = int((cut[:, 4] - cut[:, 3]).max(initial=0))
+    if most < FINEST:
+        raise MissingError("cut as finely as it pays")
+    limits = replace(limits, split=most // 2)
+    return contenders.planned(batch, limits, best_plan(batch, limits), FINER)
+
+
+def best_plan(batch: Batch, limits: Limits) -> Plan:
+    """Return the planner's proposal; there is one if there is room."""
+    plan = Planner(limits).propose(*batch.host)
+    if plan is None:
+        raise MissingError("no room for a plan")
+    return plan
+
+
+def run() -> bool:
+    """Run the stage; return whether every shape was timed."""
+    if INTERPRET:
+        to = str(OUT / "2-attention.json")
+        return bench_attention.main(["--interpret", "--output", to]) == 0
+    contenders.CONTENDERS |= {SDPA: sdpa, PROPOSED: proposed, FINER: finer}
+    result, device, good = Result("2-timing"), torch.device("cuda"), True
+    path = OUT / "2-one.json"
+    for shape in SHAPES:
+        try:
+            row: dict[str, Any] = bench_attention.run([shape], device, 20, path)[
+                "rows"
+            ][0]
+        except Exception as error:
+            result.put(str(shape), {"error": repr(error)[:500]})
+            good = False
+            continue
+        short = {
+            name: round(one["cold_s"]["median"] * 1e6, 1)
+            if "cold_s" in one
+            else one["status"][:60]
+            for name, one in row["contenders"].items()
+        }
+        piece = {"us cold": short, "speedup": row["speedup"], "row": row}
+        result.put(str(shape), piece, show=False)
+        result.say(f"{shape}: {json.dumps(short)} {json.dumps(row['speedup'])}")
+        if result.seconds > limit(150):
+            result.put("cut short after", str(shape))
+            break
+    path.unlink(missing_ok=True)
+    return good
+
+
+if __name__ == "__main__":
+    main(run)
