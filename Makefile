@@ -25,7 +25,7 @@ unit: lint  ## Linters and the tests that start no engine, interpret no kernel (
 test: lint  ## Everything CI runs
 	$(BIN)/pytest -q
 
-cuda-path:  ## Of these, vLLM's CUDA path on a pretended GPU (7 minutes)
+cuda-path:  ## The tests of vLLM's CUDA path, on a pretended GPU (8 minutes)
 	$(BIN)/pytest -q -m cuda_path
 
 soak: export PYTHONPATH = tests:tests/engine:tests/tree

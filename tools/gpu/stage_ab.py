@@ -208,7 +208,7 @@ class Comparison:
         rows: dict[str, Json] = {}
         for key, value in list(self.result.data.items()):
             label = key.removesuffix(f" {one}")
-            other = self.result.data.get(f"{label} {two}")
+            other = self.result.data.get(f"{label} {two}", {})
             if label != key and all(
                 isinstance(run, dict) and "ttft_mean" in run for run in (value, other)
             ):

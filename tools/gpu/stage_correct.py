@@ -65,7 +65,15 @@ def cases() -> list[Case]:
     ]
     if INTERPRET:
         small = [plain[0], *varied[: len(kinds)]]
-        return [dataclasses.replace(case, heads=(4, 1, 32)) for case in small]
+        forest = {
+            "depth": 2,
+            "trees": 2,
+            "tail": (1, 20),
+            "run": (2, 4),
+            "rows": (1, 2),
+        }
+        fields: dict[str, Any] = {"heads": (4, 1, 32), "forest": forest}
+        return [dataclasses.replace(case, **fields) for case in small]
     heads = [(32, 32, 128), (64, 8, 128), (24, 8, 96), (16, 2, 256), (9, 3, 64)]
     return [
         *plain,
