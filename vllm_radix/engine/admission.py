@@ -237,7 +237,6 @@ class AdmissionController:
             before: its ``own_uncached`` of the look-up before.
         """
         self._uncached_blocks += entry.own_uncached - before
-        self._table.set_uncached(entry.arrival, entry.own_uncached)
         self._heap.push(entry)
 
     def _catch_up(self) -> None:
@@ -303,7 +302,7 @@ class AdmissionController:
         self._stuck = None
         held = self._hold_behind_running(capacity, now)
         blocked = held | self._waiting_for_grammar()
-        guess = self._uncached_blocks * self._size / max(1, len(self._waiting))
+        guess = self._table.mean_blocks() * self._size
         self._rate.observe_queue(len(self.queue), guess)
         over_quota = self._over_quota(blocked)
         picks: list[PlannedAdmission] = []

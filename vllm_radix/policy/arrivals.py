@@ -21,17 +21,16 @@ class ArrivalTable:
         self.first = 0
         self._end = 0
         self._work = np.zeros(_MIN_SIZE, np.int64)
-        self._uncached = np.zeros(_MIN_SIZE, np.int64)
+        self._blocks = np.zeros(_MIN_SIZE, np.int64)
         self._waiting = np.zeros(_MIN_SIZE, np.bool_)
 
-    def add(self, arrival: int, work: int, uncached_blocks: int) -> None:
+    def add(self, arrival: int, work: int, blocks: int) -> None:
         """Add a request: O(1), amortised.
 
         Args:
             arrival: the next number, or a larger one.
             work: the work done when it arrived, in tokens.
-            uncached_blocks: the blocks of its prompt that are neither cached nor shared
-                with an older request.
+            blocks: the blocks of its prompt.
         """
         if not self._end:
             self.first = arrival
@@ -41,7 +40,7 @@ class ArrivalTable:
             self._make_room(row)
             row = arrival - self.first
         self._work[self._end : row + 1] = work
-        self._uncached[row] = uncached_blocks
+        self._blocks[row] = blocks
         self._waiting[row] = True
         self._end = row + 1
 
@@ -52,7 +51,7 @@ class ArrivalTable:
         size = len(self._work)
         while row - gone >= size // 2:
             size *= 2
-        for name in ("_work", "_uncached", "_waiting"):
+        for name in ("_work", "_blocks", "_waiting"):
             before = getattr(self, name)
             after = np.zeros(size, before.dtype)
             after[: self._end - gone] = before[gone : self._end]
@@ -64,23 +63,24 @@ class ArrivalTable:
         """Remove a request, O(1)."""
         self._waiting[arrival - self.first] = False
 
-    def set_uncached(self, arrival: int, blocks: int) -> None:
-        """Note how many blocks of a request are not cached, O(1)."""
-        self._uncached[arrival - self.first] = blocks
-
     def num_older(self, arrival: int) -> int:
         """Return how many requests arrived before one and still wait: O(n) bytes."""
         return int(np.count_nonzero(self._waiting[: max(0, arrival - self.first)]))
 
-    def uncached_between(self, after: int, before: int) -> int:
-        """Return the uncached blocks of requests that wait, by arrival: O(n).
+    def blocks_between(self, after: int, before: int) -> int:
+        """Return the blocks of requests that wait, by arrival: O(n).
 
         Args:
             after: the arrival after which they are counted.
             before: the arrival before which they are counted.
         """
         start, end = max(0, after + 1 - self.first), max(0, before - self.first)
-        return int(self._uncached[start:end][self._waiting[start:end]].sum())
+        return int(self._blocks[start:end][self._waiting[start:end]].sum())
+
+    def mean_blocks(self) -> float:
+        """Return the mean blocks of those that wait; 0 if there are none: O(n)."""
+        blocks = self._blocks[: self._end][self._waiting[: self._end]]
+        return float(blocks.mean()) if len(blocks) else 0.0
 
     def rows(self) -> tuple[Ints, Bools]:
         """Return the work at arrival of each row, and whether it waits: a view."""

@@ -247,7 +247,7 @@ class _Plan:
         """
         state = self._state
         since = state.last_sharer_before(entry)
-        if state.table.uncached_between(since, entry.arrival) <= self._pool_blocks:
+        if state.table.blocks_between(since, entry.arrival) <= self._pool_blocks:
             return 0
         return entry.cached * state.block_size
 
