@@ -165,8 +165,9 @@ def documents(write: Writer, group: int) -> list[Turn]:
 
 
 def control(write: Writer, group: int) -> list[Turn]:
-    """One request that shares nothing."""
-    return [Turn(write.passage(600), 16)]
+    """One request that shares nothing, not even how its text begins."""
+    own = write.encode(f"{write.rng.random()} ")
+    return [Turn([*own, *write.passage(600)][: max(1, round(600 * write.scale))], 16)]
 
 
 def lookups(write: Writer, group: int) -> list[Turn]:

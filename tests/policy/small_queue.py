@@ -43,7 +43,7 @@ def nodes(text, end=None):
 
 
 class SmallQueue:
-    """Waiting requests; a letter is a block, and there is one block after them.
+    """Waiting requests; a letter is a block, and some tokens follow them.
 
     Attributes:
         texts: by arrival.
@@ -52,7 +52,9 @@ class SmallQueue:
         held: the texts that running requests hold.
     """
 
-    def __init__(self, texts=(), warm=(), *, ages=None, held=(), adapters=None):
+    def __init__(
+        self, texts=(), warm=(), *, ages=None, held=(), adapters=None, tails=None
+    ):
         self.tree = WaitingTree(BLOCK_BYTES)
         self.table = ArrivalTable()
         self.heap = LongestPrefixHeap()
@@ -64,20 +66,21 @@ class SmallQueue:
         self._taken = set()
         for arrival, text in enumerate(texts):
             work = -ages[arrival] if ages else 0
-            self.add(text, work=work, adapter=adapters[arrival] if adapters else 0)
+            adapter = adapters[arrival] if adapters else 0
+            tail = tails[arrival] if tails else 1
+            self.add(text, work=work, tail=tail, adapter=adapter)
         self.look_up()
 
-    def add(self, text, now=0.0, work=0, **fields):
+    def add(self, text, now=0.0, work=0, tail=1, **fields):
         arrival = len(self.texts)
         key = encode([ord(letter) for letter in text for _ in range(SIZE)])
-        entry = WaitingRequest(
-            str(arrival), arrival, now, work, key, tokens=len(text) * SIZE + 1, **fields
-        )
-        entry.blocks = len(text) + 1
+        entry = WaitingRequest(str(arrival), arrival, now, work, key, **fields)
+        entry.tokens = len(text) * SIZE + tail
+        entry.blocks = -(-entry.tokens // SIZE)
         self.texts.append(text)
         self.entries[arrival] = entry
         self.tree.add(entry)
-        self.table.add(arrival, work, entry.own_uncached)
+        self.table.add(arrival, work, entry.blocks)
         return entry
 
     def remove(self, arrival):
@@ -94,7 +97,6 @@ class SmallQueue:
             if cached != entry.cached:
                 entry.cached = cached
                 self.heap.push(entry)
-            self.table.set_uncached(arrival, entry.own_uncached)
 
     def idle(self):
         """The cached blocks that no running request holds."""
@@ -162,7 +164,9 @@ def planner(policy, bounds=LOOSE, pool=1000, overtaking=0):
     return made
 
 
-def plan(policy, queue, capacity=FREE, bounds=LOOSE, *, pool=1000, overtaking=0, **more):
+def plan(
+    policy, queue, capacity=FREE, bounds=LOOSE, *, pool=1000, overtaking=0, **more
+):
     """Return the arrivals that one plan names, and the reasons."""
     picks = queue.plan(planner(policy, bounds, pool, overtaking), capacity, **more)
     return [pick.entry.arrival for pick in picks], [pick.reason for pick in picks]

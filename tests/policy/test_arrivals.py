@@ -12,7 +12,6 @@ OPERATION = st.one_of(
     st.tuples(st.just("add"), st.just(1)),
     st.tuples(st.just("remove"), st.integers(0, 99)),
     st.tuples(st.just("remove oldest"), st.integers(1, 30)),
-    st.tuples(st.just("set"), st.integers(0, 99)),
 )
 
 
@@ -34,10 +33,6 @@ class Model:
         self.table.remove(arrival)
         del self.waiting[arrival]
 
-    def set_uncached(self, arrival, blocks):
-        self.table.set_uncached(arrival, blocks)
-        self.waiting[arrival] = (self.waiting[arrival][0], blocks)
-
     def verify(self):
         table, waiting = self.table, self.waiting
         work, waits = table.rows()
@@ -47,6 +42,9 @@ class Model:
         assert [int(work[row]) for row in rows] == [
             waiting[arrival][0] for arrival in sorted(waiting)
         ]
+        blocks = [blocks for _, blocks in waiting.values()]
+        mean = sum(blocks) / len(blocks) if blocks else 0.0
+        assert table.mean_blocks() == pytest.approx(mean)
         places = {0, self.next, self.next + 70, *sorted(waiting)[:4]}
         for arrival in places | {arrival + 1 for arrival in places}:
             older = [other for other in waiting if other < arrival]
@@ -57,7 +55,7 @@ class Model:
                     for other, (_, blocks) in waiting.items()
                     if after < other < arrival
                 )
-                assert table.uncached_between(after, arrival) == expected
+                assert table.blocks_between(after, arrival) == expected
 
 
 @UNHURRIED
@@ -73,8 +71,6 @@ def test_arrival_table_any_operations_equals_dict(first, operations):
         elif name == "remove oldest":
             for arrival in waiting[:number]:
                 model.remove(arrival)
-        elif waiting:
-            model.set_uncached(waiting[number % len(waiting)], count)
         model.verify()
 
 
@@ -109,7 +105,7 @@ def test_arrival_table_emptied_starts_again_at_a_later_arrival():
         model.remove(arrival)
     model.add(gap=10_000, work=5, blocks=3)
     model.verify()
-    assert model.table.uncached_between(-1, 10**6) == 3
+    assert model.table.blocks_between(-1, 10**6) == 3
 
 
 def test_arrival_table_arrival_again_is_refused():

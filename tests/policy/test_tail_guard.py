@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from vllm_radix.policy import ArrivalTable, TailGuard
 
-UNHURRIED = settings(deadline=None, max_examples=200)
+UNHURRIED = settings(deadline=None, max_examples=100)
 AGES = st.lists(st.integers(0, 12), min_size=1, max_size=9)
 EACH, WORK = 4.0, 100
 
@@ -107,15 +107,17 @@ def test_allows_unavailable_too_late_already_is_not_watched():
 
 
 def test_allows_after_rows_before_the_first_have_gone():
-    table = filled([0] * 300, gone=range(290))
-    for arrival in range(300, 600):
-        table.add(arrival, WORK, 0)
-    for arrival in range(290, 580):
-        table.remove(arrival)
-    for arrival in range(600, 700):
+    table = filled([0] * 1000, gone=range(980))
+    for arrival in range(1000, 1100):
         table.add(arrival, WORK, 0)
     assert table.first > 0
     made = TailGuard(table, [], [], WORK, EACH, EACH * 50)
-    # The last of the others is 50th: it can wait for one more, or not.
-    assert made.allows(630)
-    assert not made.allows(631)
+    # It is the 50th, 980 being the first, that can wait for one more, or not.
+    assert made.allows(1030)
+    assert not made.allows(1031)
+
+
+def test_allows_younger_one_planned_before_has_taken_slack():
+    # The oldest can wait for one, and 1 has passed it.
+    assert too_late([0, 0, 0], (), (), [1], 2, 1)
+    assert not guard([0, 0, 0], limit=1, planned=[1]).allows(2)

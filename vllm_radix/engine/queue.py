@@ -63,6 +63,7 @@ class PrefixQueue(RequestQueue):
         for request_id in self._read:
             self._arrivals.pop(request_id, None)
         self._read.clear()
+        self._scan = None
 
     def movable(self) -> OrderedDict[str, Request]:
         """Return the requests that a plan may name, the oldest first; not a copy."""

@@ -38,11 +38,12 @@ class FcfsTurns:
             return None
         return self._times[max(0, arrival - self._first)]
 
-    def overtaken(self, arrival: int, older: int) -> int:
+    def overtaken(self, arrival: int, older: int, planned: int = 0) -> int:
         """Return how many later requests departed first.
 
         Args:
             arrival: of the request.
-            older: requests that arrived before it and still wait.
+            older: requests that arrived before it and still wait, but for planned ones.
+            planned: requests that are about to depart.
         """
-        return max(0, self.departed + older - arrival)
+        return max(0, self.departed + planned + older - arrival)

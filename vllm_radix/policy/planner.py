@@ -20,7 +20,7 @@ Only the oldest request needs watching for the hard bounds: a request that overt
 a younger one without passing it has overtaken the older one too.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from vllm_radix.policy.arrivals import ArrivalTable
@@ -197,6 +197,7 @@ class _Plan:
         self._adapters = set(capacity.adapters)
         self._guard: TailGuard | None = None
         self._picks: list[PlannedAdmission] = []
+        self._planned: set[int] = set()
         self._ages = iter(state.by_age)
         self._oldest: WaitingRequest | None = None
         self._in_turn = isinstance(self._order, FirstCome) or self._bounds.forbid
@@ -289,19 +290,30 @@ class _Plan:
         uncached = oldest.blocks - self._ranking.cached(oldest)
         if uncached > room:
             return False
-        warm = self._num_warm - (self._ranking.cached(oldest) > 0)
-        sharers = self._state.tree.sharing_more(oldest, self._ranking.cached)
-        if warm <= 0 or next(sharers, None) is None:
+        warm, blocks = self._num_warm, self._warm_blocks
+        if self._ranking.cached(oldest):
+            warm, blocks = warm - 1, blocks - uncached
+        if warm <= 0 or next(self._sharers(oldest), None) is None:
             return True
         slots = self._capacity.slots - len(self._picks)
-        return uncached <= room - self._warm_blocks * min(1.0, slots / warm)
+        return uncached <= room - blocks * min(1.0, slots / warm)
+
+    def _sharers(self, entry: WaitingRequest) -> Iterator[tuple[WaitingRequest, int]]:
+        """Yield the requests that wait for what a request is to compute.
+
+        With the blocks that each shares with it. Planned ones hold theirs already.
+        """
+        planned = self._planned
+        for other, common in self._state.tree.sharing_more(entry, self._ranking.cached):
+            if not other.computing and other.arrival not in planned:
+                yield other, common
 
     def _bound(self, oldest: WaitingRequest, best: WaitingRequest) -> str | None:
         """Return the bound that forbids ``best`` to overtake, if any."""
         state, bounds = self._state, self._bounds
         older = state.table.num_older(oldest.arrival)
-        older -= sum(pick.entry.arrival < oldest.arrival for pick in self._picks)
-        overtaken = len(self._picks) + state.turns.overtaken(oldest.arrival, older)
+        older -= sum(arrival < oldest.arrival for arrival in self._planned)
+        overtaken = state.turns.overtaken(oldest.arrival, older, len(self._picks))
         if overtaken >= bounds.max_overtakes:
             return "overtakes"
         since = state.turns.since(oldest.arrival)
@@ -332,6 +344,7 @@ class _Plan:
             self._num_warm -= 1
             self._warm_blocks -= entry.blocks - cached
         self._out.add(entry.arrival)
+        self._planned.add(entry.arrival)
         if entry.adapter:
             self._adapters.add(entry.adapter)
         self._ranking.note_planned(entry)
@@ -342,11 +355,10 @@ class _Plan:
         """Note that what a planned request shares will be cached: O(its group)."""
         if self._in_turn:
             return False
-        cached, found = self._ranking.cached, False
-        for other, common in self._state.tree.sharing_more(entry, cached):
-            if other.computing:
-                continue
-            before, found = cached(other), True
+        found = False
+        # All are found before one is promised to: a promise ends the search.
+        for other, common in list(self._sharers(entry)):
+            before, found = self._ranking.cached(other), True
             self._num_warm += not before
             self._warm_blocks += (before or other.blocks) - common
             self._ranking.promise(other, common)

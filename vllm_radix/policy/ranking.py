@@ -132,11 +132,6 @@ class ScoredRanking(Ranking):
     def _key(self, place: int) -> tuple[float, ...]:
         return tuple(key[place] for key in self._keys)
 
-    def block(self, entry: WaitingRequest) -> None:
-        """Note that a request cannot go in this step."""
-        self._view.selectable[self._place[entry.arrival]] = False
-        self._stale = not self._order.score_is_local
-
     def promise(self, entry: WaitingRequest, cached: int) -> None:
         """Note what will be cached of a request: O(log n), or a new ranking."""
         place = self._place[entry.arrival]

@@ -19,7 +19,7 @@ class TailGuard:
         table: the waiting requests.
         unavailable: arrivals of requests that this step cannot admit; they are not
             watched.
-        planned: arrivals of those that are planned already, oldest first.
+        planned: arrivals of those that are planned already, in that order.
         work: the work done so far, in tokens.
         work_per_admission: the work between two admissions, as of late.
         limit: the longest wait that is allowed, in work.
@@ -42,9 +42,9 @@ class TailGuard:
             watched[arrival - self._first] = False
         position: Ints = np.cumsum(watched) - watched
         self._slack = limit - (work - arrived) - position * work_per_admission
-        for arrival in planned:
-            watched[arrival - self._first] = False
         self._slack[~watched] = np.inf
+        for arrival in planned:
+            self.note_planned(arrival)
 
     def allows(self, arrival: int) -> bool:
         """Return whether a request may overtake all older ones: O(n) in numpy."""

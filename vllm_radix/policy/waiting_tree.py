@@ -167,12 +167,27 @@ class WaitingTree:
             level.entries.sort(key=_key)
             level.keys = [entry.key for entry in level.entries]
             level.shared = [_UNKNOWN] * len(level.keys)
-            # Of those that came together the first in order of tokens counts as older.
-            added = set(new)
-            for at, entry in enumerate(level.entries):
-                if entry in added:
-                    entry.shared_before = self._shared(level, at)
+            self._compare_with_older(level, set(new))
         self._size += len(entries)
+
+    def _compare_with_older(self, level: _Level, added: set[WaitingRequest]) -> None:
+        """Note what new requests share with older ones: O(n).
+
+        Of those that came together the first in order of tokens counts as older.
+        """
+        for at, entry in enumerate(level.entries):
+            if entry in added:
+                entry.shared_before = self._shared(level, at)
+        # From the end, what each shares with the nearest known one behind it.
+        behind = 0
+        for at in range(len(level.entries) - 1, -1, -1):
+            entry = level.entries[at]
+            if entry in added:
+                entry.shared_before = max(entry.shared_before, behind)
+            else:
+                behind = len(entry.key)
+            if behind:
+                behind = min(behind, self._shared(level, at))
 
     def remove(self, entry: WaitingRequest) -> None:
         """Remove a request: O(log n) comparisons of keys, and O(n) in memmove."""
