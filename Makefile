@@ -43,8 +43,9 @@ bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 min
 	$(BIN)/python -m vllm_radix_bench.bench_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
-policies:  ## Every order on every load, without a model; table and plot (10 minutes)
+policies:  ## Every order on every load, without a model; tables and plot (40 minutes)
 	$(BIN)/python -m vllm_radix_bench.policies
+	$(BIN)/python -m vllm_radix_bench.study_large
 
 aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.json
 	$(BIN)/python tools/aot.py

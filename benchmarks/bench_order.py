@@ -3,10 +3,12 @@
     make bench
 
 Prompts of 2,048 tokens in blocks of 16, 16 to a group with 1,024 tokens in common;
-`hot`: half of the groups are cached. Each figure is one call of `Admission.arrange`
-in vLLM's own loop, after the admissions of the step before and what they inserted and
-evicted: the queue is looked up, ordered and rewritten. Thread-CPU medians. SGLang's
-figures are of another machine of this kind (0.5.23, Python / Rust, longest prefix).
+`hot`: half of the groups are cached. Each figure is one call of
+`AdmissionController.plan_step` in vLLM's own loop, after the admissions of the step
+before and what they inserted and evicted: look-ups and plan. A burst of arrivals is
+looked up over several steps; those are among the passes. Thread-CPU medians and ranges.
+SGLang's figures are of another machine of this kind (0.5.23, Python / Rust, longest
+prefix).
 """
 
 import random
@@ -36,7 +38,7 @@ class Enough(Exception):
 
 
 def passes(waiting: int, hot: bool) -> list[float]:
-    """Return the milliseconds of ordering passes, the first one left out.
+    """Return the milliseconds of ordering passes, the first ones included.
 
     Args:
         waiting: requests in the queue.
@@ -61,25 +63,24 @@ def passes(waiting: int, hot: bool) -> list[float]:
     run = VirtualRun(scheduler, CostModel())
     run.run([Turn(prefix, 1) for prefix in prefixes[:cached]])
     times: list[float] = []
-    arrange = scheduler.admission.arrange
+    plan_step = scheduler.admission.plan_step
 
-    def timed(*args: Any) -> Any:
+    def timed(*args: Any) -> None:
         start = time.thread_time()
-        held = arrange(*args)
+        plan_step(*args)
         spent = (time.thread_time() - start) * 1e3
         if len(scheduler.waiting) > waiting // 2:
             times.append(spent)
         if len(times) > PASSES:
             raise Enough
-        return held
 
-    scheduler.admission.arrange = timed
+    scheduler.admission.plan_step = timed
     queue = [
         Turn(prefixes[i % groups] + words(TOKENS - SHARED), 2) for i in range(waiting)
     ]
     with suppress(Enough):
         VirtualRun(scheduler, CostModel(), prefix="q").run(queue)
-    return times[1:]
+    return times
 
 
 def main() -> None:

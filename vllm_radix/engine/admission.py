@@ -41,7 +41,7 @@ _LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
 REPLAN_AFTER_WORK = 16 * STEP
 """Work after which a plan is made again, though nothing but time has changed."""
 
-MAX_NEW_PER_STEP = 1024
+MAX_NEW_PER_STEP = 512
 """New requests that are looked up in one step; the others follow in the next."""
 
 

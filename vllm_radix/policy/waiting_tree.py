@@ -171,23 +171,20 @@ class WaitingTree:
         self._size += len(entries)
 
     def _compare_with_older(self, level: _Level, added: set[WaitingRequest]) -> None:
-        """Note what new requests share with older ones: O(n).
+        """Note what new requests share with older ones: O(n), and their comparisons.
 
         Of those that came together the first in order of tokens counts as older.
         """
-        for at, entry in enumerate(level.entries):
+        entries, behind = level.entries, 0
+        for at in range(len(entries) - 1, -1, -1):
+            entry = entries[at]
             if entry in added:
-                entry.shared_before = self._shared(level, at)
-        # From the end, what each shares with the nearest known one behind it.
-        behind = 0
-        for at in range(len(level.entries) - 1, -1, -1):
-            entry = level.entries[at]
-            if entry in added:
-                entry.shared_before = max(entry.shared_before, behind)
-            else:
-                behind = len(entry.key)
-            if behind:
-                behind = min(behind, self._shared(level, at))
+                shared = self._shared(level, at)
+                # ``behind``: what it shares with the next older one after it.
+                entry.shared_before = max(shared, behind)
+                behind = min(behind, shared)
+            elif at and entries[at - 1] in added:
+                behind = self._shared(level, at)
 
     def remove(self, entry: WaitingRequest) -> None:
         """Remove a request: O(log n) comparisons of keys, and O(n) in memmove."""
