@@ -160,7 +160,7 @@ def test_vllms_own_kernels_say_the_same(engines, name):
     own = {**plain, "within": ["support.pretended_gpu.plain_attention:vllms_own"]}
     one, two = engines.ask(name, plain), engines.ask(name, own)
     found = arms.compare(one["answers"], two["answers"], plain["requests"])
-    assert found == {"compared": 4, "ties": 0, "wrong": []}
+    assert found == {"compared": 4, "ties": 0, "wrong": [], "differences": []}
     assert two["seconds"] > one["seconds"], "nothing was interpreted"
 
 

@@ -244,9 +244,11 @@ def compare(stock: Json, other: Json, requests: list[Json]) -> Json:
     such an answer was asked something else, and is left out.
 
     Returns:
-        ``compared`` and ``ties``, and the ids of answers that are ``wrong``.
+        ``compared`` and ``ties``, the ids of answers that are ``wrong``, and of each
+        difference its ``id``, its first ``token`` and the ``gap`` there; None where
+        one answer is missing or the stock arm has no log-probabilities.
     """
-    out: Json = {"compared": 0, "ties": 0, "wrong": []}
+    out: Json = {"compared": 0, "ties": 0, "wrong": [], "differences": []}
     lost = {r["id"] for r in requests if "abort_after" in r}
     left = list(requests)
     while left:
@@ -264,6 +266,7 @@ def compare(stock: Json, other: Json, requests: list[Json]) -> Json:
                 continue
             if theirs is None or ours is None:
                 out["wrong"].append(name)
+                out["differences"].append({"id": name, "token": None, "gap": None})
                 lost.add(name)
                 continue
             pairs = zip(theirs["outputs"], ours["outputs"], strict=True)
@@ -272,21 +275,23 @@ def compare(stock: Json, other: Json, requests: list[Json]) -> Json:
                 if one["tokens"] == two["tokens"]:
                     continue
                 lost.add(name)
-                if is_tie(one, two):
+                token, gap = parting(one, two)
+                out["differences"].append({"id": name, "token": token, "gap": gap})
+                if gap is not None and gap <= GAP:
                     out["ties"] += 1
                 else:
                     out["wrong"].append(name)
     return out
 
 
-def is_tie(one: Json, two: Json) -> bool:
-    """Whether two answers part where the model of the first is undecided."""
+def parting(one: Json, two: Json) -> tuple[int, float | None]:
+    """Return the first token at which two answers differ, and the first's gap there."""
     pairs = itertools.zip_longest(one["tokens"], two["tokens"])
     first = [a == b for a, b in pairs].index(False)
     if first >= len(one["top"]):
-        return False
+        return first, None
     best, second = one["top"][first]
-    return bool(best - second <= GAP)
+    return first, float(best - second)
 
 
 def start(

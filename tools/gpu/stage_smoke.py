@@ -42,6 +42,8 @@ GRAPHS = {
     "cudagraph_capture_sizes": [1, 2, 4, 8],
 }
 TIES = 0.05
+EXACT = {"TRITON_F32_DEFAULT": "ieee"}
+"""Variables of arms: vLLM's kernel would multiply float32 in TF32, ours does not."""
 
 
 def settings(name: str, engine: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def settings(name: str, engine: dict[str, Any]) -> dict[str, Any]:
     if mode == "graphs":
         engine |= {"enforce_eager": False, "compilation_config": GRAPHS}
     before = [*BEFORE, "engine_arm:always_group"] if kind == "grouped" else BEFORE
-    return {"engine": engine, "radix": radix, "before": before}
+    return {"engine": engine, "radix": radix, "env": EXACT, "before": before}
 
 
 def run() -> bool:
