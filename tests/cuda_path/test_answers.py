@@ -112,10 +112,7 @@ def test_a_stop_token_around_a_blocks_end(engines, ours):
 
 @pytest.mark.parametrize("over", EDGES)
 @pytest.mark.parametrize("ours", PAIRS)
-def test_the_next_turn_finds_all_but_the_last_token(engines, ours, over, request):
-    if over == 0 and ours != "radix sync":
-        reason = "mended on main"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
+def test_the_next_turn_finds_all_but_the_last_token(engines, ours, over):
     _, radix = stopped(engines, ours)
     known = 3 * BLOCK + over
     found = [
