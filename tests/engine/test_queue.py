@@ -11,7 +11,7 @@ from vllm_radix.engine.queue import PrefixQueue
 
 UNHURRIED = settings(deadline=None, max_examples=100)
 GRAMMAR = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
+PREEMPTED = RequestStatus.PREEMPTED
 
 
 @dataclass(eq=False)
@@ -143,10 +143,24 @@ def test_prepend_request_with_blocks_goes_to_the_head():
 def test_add_request_not_movable_comes_after_the_head():
     queue, _, noted = filled("ab")
     for name in "xy":
-        queue.add_request(Stub(name, LOADING))
+        queue.add_request(Stub(name, PREEMPTED))
     queue.set_plan(["b"], {"x"})
     assert read(queue) == "xyba", "only arrivals are withheld"
     assert noted == list("ab")
+
+
+def test_add_request_that_waits_for_its_stream_keeps_its_turn_unnoted():
+    queue, _, noted = filled("a")
+    queue.add_request(Stub("s", RequestStatus.WAITING_FOR_STREAMING_REQ))
+    queue.add_request(Stub("b"))
+    assert noted == list("ab")
+    assert [queue[i].request_id for i in range(3)] == list("asb")
+    assert queue[-1].request_id == "b"
+    with pytest.raises(IndexError):
+        queue[3]
+    skipped = [queue.pop_request() for _ in range(2)]
+    queue.prepend_requests(skipped[::-1])
+    assert read(queue) == "asb"
 
 
 def test_add_request_again_after_it_was_read_comes_last():
@@ -273,7 +287,7 @@ class Model:
                 queue.prepend_request(request)
                 self.arrivals.insert(0, request)
         elif name == "add other":
-            request = self.new(LOADING if number % 2 else RequestStatus.WAITING)
+            request = self.new(PREEMPTED if number % 2 else RequestStatus.WAITING)
             request.num_computed_tokens = 0 if number % 2 else 5
             queue.add_request(request)
             self.head.append(request)

@@ -515,7 +515,8 @@ class AdmissionController:
         assert not computing & waiting.keys(), "computes and waits"
         arrivals = [entry.arrival for entry in waiting.values()]
         assert arrivals == sorted(arrivals), "not in order of arrival"
-        assert list(waiting) == list(self.queue.movable()), "the queue differs"
+        queued = [i for i in self.queue.movable() if i in waiting]
+        assert list(waiting) == queued, "the queue differs"
         uncached = sum(
             entry.blocks if entry.id in self._new else entry.own_uncached
             for entry in waiting.values()

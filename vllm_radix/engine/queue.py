@@ -21,6 +21,12 @@ _MOVABLE = (
 )
 
 
+def _keeps_its_turn(request: Request) -> bool:
+    """Return whether a request waits in order of arrival, not in the head."""
+    preempted = request.status == RequestStatus.PREEMPTED
+    return not (request.num_computed_tokens or preempted)
+
+
 class PrefixQueue(RequestQueue):
     """A first-come queue that is read in the order of a plan.
 
@@ -66,7 +72,7 @@ class PrefixQueue(RequestQueue):
         self._scan = None
 
     def movable(self) -> OrderedDict[str, Request]:
-        """Return the requests that a plan may name, the oldest first; not a copy."""
+        """Return the requests behind the head, the oldest first; not a copy."""
         self._forget_read()
         return self._arrivals
 
@@ -74,7 +80,7 @@ class PrefixQueue(RequestQueue):
 
     def add_request(self, request: Request) -> None:
         """Add a request at the end, O(1)."""
-        if request.num_computed_tokens or request.status not in _MOVABLE:
+        if not _keeps_its_turn(request):
             # It comes after those that wait in the head, before all others.
             self._head.append(request)
             return
@@ -82,7 +88,8 @@ class PrefixQueue(RequestQueue):
             del self._arrivals[request.request_id]
         self._arrivals[request.request_id] = request
         self._scan = None
-        self._on_arrival(request)
+        if request.status in _MOVABLE:
+            self._on_arrival(request)
 
     def pop_request(self) -> Request:
         """Remove and return the request that is read next."""
@@ -123,13 +130,14 @@ class PrefixQueue(RequestQueue):
     def prepend_request(self, request: Request) -> None:
         """Put a request first; one that was read goes back to its place. O(1)."""
         if self._read.pop(request.request_id, None) is None:
-            if request.num_computed_tokens or request.status not in _MOVABLE:
+            if not _keeps_its_turn(request):
                 self._head.appendleft(request)
                 return
             self._arrivals[request.request_id] = request
             self._arrivals.move_to_end(request.request_id, last=False)
-            self._on_arrival(request)
-        elif request.status not in _MOVABLE or request.num_computed_tokens:
+            if request.status in _MOVABLE:
+                self._on_arrival(request)
+        elif not _keeps_its_turn(request):
             # It was admitted, and preempted in the same step.
             del self._arrivals[request.request_id]
             self._head.appendleft(request)
@@ -171,6 +179,15 @@ class PrefixQueue(RequestQueue):
     def __len__(self) -> int:
         """Return how many requests wait, withheld ones included."""
         return len(self._head) + len(self._arrivals) - len(self._read)
+
+    def __getitem__(self, index: int) -> Request:
+        """Return a request by its place in ``iter``: O(index)."""
+        if index < 0:
+            index += len(self)
+        for place, request in enumerate(self):
+            if place == index:
+                return request
+        raise IndexError("queue index out of range")
 
     def __iter__(self) -> Iterator[Request]:
         """Yield the head, and the others in order of arrival."""
