@@ -44,11 +44,11 @@ class RadixConfig:
     """Options of the radix block manager and the prefix-aware scheduler.
 
     Attributes:
-        policy: order of waiting requests. ``prefix``: longest cached prefix
-            first, groups together, within the bounds below; and first come, first
-            served when everything that waits fits.
-            ``fcfs``: vLLM's own order. The others are there to compare with:
-            ``lpm``, ``k-lpm``, ``dfs``, ``hrrn``, ``shortest``, ``horn``.
+        policy: order of waiting requests. ``prefix``: the oldest first, unless it would
+            push out of the cache what others need; then the longest cached prefix,
+            within the bounds below. ``fcfs``: vLLM's own order. The others are there to
+            compare with: ``lpm``, ``k-lpm``, ``window``, ``dfs``, ``hrrn``,
+            ``shortest``, ``least-work-group``.
         patience: how long the order may let a request wait, as a multiple of what
             a newcomer would wait, first come, first served. Larger computes less
             and serves most sooner, and the slowest later; 0 is first come, first
