@@ -72,7 +72,7 @@ def run() -> bool:
     blocks = 32 if INTERPRET else 256
     shape: dict[str, Any] = {"pressure": 3.0, "max_tokens": None, "stretch": 1.0}
     if INTERPRET:
-        shape = {"pressure": 1.0, "max_tokens": 3, "stretch": 0.5}
+        shape = {"pressure": 1.0, "max_tokens": 8, "stretch": 0.5}
     made = {
         name: traffic(
             name, VOCABULARY, num_blocks=blocks, block_size=16, seed=0, **shape
@@ -87,7 +87,7 @@ def run() -> bool:
         "enforce_eager": True,
         "skip_tokenizer_init": True,
         "num_gpu_blocks_override": blocks + 1,
-        "max_num_seqs": 4 if INTERPRET else 8,
+        "max_num_seqs": 8,
         "max_num_batched_tokens": 64 if INTERPRET else 512,
         "max_model_len": max(longest for _, longest, _ in made.values()) + 1,
         "kv_cache_memory_bytes": 1 << 28,
