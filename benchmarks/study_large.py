@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from vllm_radix_bench.policies import ratio
+
 UNBOUNDED = '"max_overtakes": 1000000000, "max_extra_wait": 1e9'
 ARMS = {
     "stock": "stock",
@@ -55,16 +57,6 @@ def run_load(task: tuple[str, int, tuple[str, ...]]) -> dict[str, Any]:
     return out
 
 
-def _ratio(runs: list[dict[str, Any]], arm: str, *path: str) -> float:
-    def of(run: dict[str, Any], name: str) -> float:
-        value = run["arms"][name]
-        for key in path:
-            value = value[key]
-        return float(value)
-
-    return fmean(of(run, arm) / of(run, "stock") for run in runs)
-
-
 def tails(runs: list[dict[str, Any]], arm: str) -> list[float]:
     """Return each run's p99, or its cold tenant's longest wait, relative to stock's."""
     out = []
@@ -92,10 +84,10 @@ def table(results: list[dict[str, Any]], arms: list[str], title: str) -> Table:
         cells = []
         for arm in arms:
             tail = tails(runs, arm)
-            mean = _ratio(runs, arm, "ttft", "mean")
+            mean = ratio(runs, arm, "ttft", "mean")
             cells.append(f"{mean:.2f} / {fmean(tail):.2f} ({max(tail):.2f})")
-            cells.append(f"{_ratio(runs, arm, 'computed_prompt_tokens'):.2f}")
-        out.add_row(load, *cells, f"{_ratio(runs, arms[0], 'scheduler_cpu'):.2f}")
+            cells.append(f"{ratio(runs, arm, 'computed_prompt_tokens'):.2f}")
+        out.add_row(load, *cells, f"{ratio(runs, arms[0], 'scheduler_cpu'):.2f}")
     return out
 
 

@@ -7,6 +7,7 @@ to the queue.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from vllm_radix.config import RadixConfig
@@ -101,7 +102,6 @@ class AdmissionController:
             config.max_overtakes, config.max_extra_wait, config.patience
         )
         blocks = self._pool.num_gpu_blocks
-        self._bounds = bounds
         self._planner = AdmissionPlanner(self._order, bounds, blocks)
         # While everything fits but fairness is asked for.
         self._in_turn = AdmissionPlanner(FirstCome(), bounds, blocks)
@@ -146,8 +146,8 @@ class AdmissionController:
         whole = (request.num_tokens - 1) // self._size
         if not self._manager.prefix_cache_lookup_enabled(request):
             whole = 0
-        length = whole * self._size
-        key = bytes(keys.key(request, length)[: whole * self._tree.block_bytes])
+        key = keys.key(request, whole * self._size)
+        key = bytes(key[: whole * self._tree.block_bytes])
         lora = request.lora_request
         entry = WaitingRequest(
             request.request_id,
@@ -293,7 +293,7 @@ class AdmissionController:
         self._catch_up()
         protects = self._order.protects_needed
         needed = self._tree.num_pinned_idle if protects else 0
-        capacity = _with_needed(capacity, needed)
+        capacity = replace(capacity, needed=needed)
         if self._stuck is not None and self._stuck.holds(
             capacity, self._changes, self._rate.work
         ):
@@ -302,7 +302,8 @@ class AdmissionController:
         self._stuck = None
         held = self._hold_behind_running(capacity, now)
         blocked = held | self._waiting_for_grammar()
-        guess = self._table.mean_blocks() * self._size
+        # Only as long as the rate is not measured: O(n).
+        guess = 0.0 if self._rate.known else self._table.mean_blocks() * self._size
         self._rate.observe_queue(len(self.queue), guess)
         over_quota = self._over_quota(blocked)
         picks: list[PlannedAdmission] = []
@@ -554,18 +555,6 @@ class _Stuck:
             and capacity.blocks < self._need
             and capacity.blocks - capacity.needed < self._gate
         )
-
-
-def _with_needed(capacity: StepCapacity, needed: int) -> StepCapacity:
-    return StepCapacity(
-        capacity.slots,
-        capacity.tokens,
-        capacity.blocks,
-        needed,
-        capacity.chunk,
-        capacity.adapters,
-        capacity.max_adapters,
-    )
 
 
 def _has_grammar(request: Request) -> bool:
