@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 H100 := benchmarks/results/gpu/2026-11-26-h100-kernels/2-timing.json
 
-.PHONY: help setup test unit lint cuda-path soak conformance bench ab ab-quick \
+.PHONY: help setup test unit lint docs cuda-path soak conformance bench ab ab-quick \
 	sub-block policies aot traffic roofline bench-attention gpu-bundle gpu-fit lock \
 	clean
 
@@ -18,6 +18,11 @@ lint:  ## ruff, ruff format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs:  ## Write the generated tables anew, build docs/ into build/site
+	$(BIN)/cog -r --verbosity=1 -I tools docs/*.md
+	$(BIN)/mkdocs build --strict --quiet
 
 unit: lint  ## Linters and the tests that start no engine, interpret no kernel (3 minutes)
 	$(BIN)/pytest -q -m "not engine and not serve and not interpreted and not cuda_path"
