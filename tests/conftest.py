@@ -42,3 +42,14 @@ def tiny() -> str:
 def smollm2() -> str:
     """SmolLM2-135M-Instruct."""
     return embedded("smollm2")
+
+
+@pytest.fixture(scope="session")
+def serve_parser():
+    """vLLM's own parser of `vllm serve`, with the flag."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.plugins import load_general_plugins
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    load_general_plugins()
+    return make_arg_parser(FlexibleArgumentParser())

@@ -57,8 +57,9 @@ def _first_line(cls: type) -> str:
 
 def _values(name: str) -> str:
     """Return the values that an option allows, as its refusal names them."""
+    wrong: dict[str, Any] = {name: None}
     try:
-        RadixConfig(**{name: None})
+        RadixConfig(**wrong)
     except ValueError as error:
         allowed = str(error).partition(" is not ")[2].replace("''", "empty")
         allowed = allowed.partition(": give ")[2] or allowed

@@ -97,7 +97,7 @@ class RadixConfig:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in tuple(allowed):
                 raise ValueError(
                     f"radix option {name!r}: {value!r} is not one of "
                     f"{', '.join(map(repr, allowed))}"

@@ -8,6 +8,7 @@ import arms
 import pytest
 from jobs import ENGINE, JOBS
 from model import make_model
+
 from support.pretended_gpu import INSTALL, environment, plain_attention
 
 ARMS = {

@@ -8,8 +8,9 @@ import pytest
 import stage_smoke
 import triton
 from jobs import ENGINE, WORDS
-from support.pretended_gpu import INSTALL, environment
 from test_real_answers import Mix
+
+from support.pretended_gpu import INSTALL, environment
 
 pytestmark = [pytest.mark.cuda_path, pytest.mark.timeout(600)]
 

@@ -15,7 +15,7 @@ class EvictionPolicy(ABC):
 
     @abstractmethod
     def rank(self, clock: int, depth: int) -> int:
-        """Return the rank of a block, from 0 to less than 2^61, O(1).
+        """Return the rank of a block, O(1).
 
         Args:
             clock: number of releases before this one; strictly increasing.
