@@ -8,10 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from forests import Layer, make_cache, make_limits, plan_of, reference
-from test_grouped_attention import agree, shared
-from test_step import output
 
+from support.batches import (
+    Layer,
+    agree,
+    make_cache,
+    make_limits,
+    plan_of,
+    reference,
+    shared,
+)
+from support.worker_output import worker_output
 from vllm_radix.attention import step as steps
 from vllm_radix.attention.backend import GroupedBuilder
 from vllm_radix.attention.buffers import PlanBuffers
@@ -76,7 +83,7 @@ def begin(step, batch, second_runner=False):
         known = dict(zip(indices.tolist(), names, strict=True))
         runner = SimpleNamespace(req_states=SimpleNamespace(index_to_req_id=known))
     scheduled = dict(zip(names, batch.rows.tolist(), strict=True))
-    step.begin(output(new, scheduled=scheduled), runner)
+    step.begin(worker_output(new, scheduled=scheduled), runner)
     return SimpleNamespace(
         query_start_loc_cpu=torch.from_numpy(batch.starts),
         seq_lens_cpu_upper_bound=torch.from_numpy(batch.seq_lens),
@@ -218,9 +225,9 @@ def test_the_backends_that_vllm_derives_are_told_apart():
 
 
 def test_layouts_that_radix_does_not_serve_are_refused_or_left_to_stock(step):
-    from engine_double import make_kv_cache_config
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
+    from support.engine_double import make_kv_cache_config
     from vllm_radix.attention.worker import GroupedWorker
 
     class Worker(GroupedWorker):

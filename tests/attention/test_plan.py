@@ -4,11 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from covers import check_kept_plan, check_plan, shared_tokens, stock_loaded
-from forests import Batch, Layer, make_batch, make_limits, plan_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.batches import (
+    Batch,
+    DecodeTraffic,
+    Layer,
+    decode,
+    make_batch,
+    make_limits,
+    plan_of,
+)
+from support.plan_checks import check_kept_plan, check_plan, shared_tokens, stock_loaded
 from vllm_radix.attention.cost import DEVICES, Work, seconds
 from vllm_radix.attention.forest import grow_forest
 from vllm_radix.attention.plan import Limits, Planner
@@ -78,65 +86,9 @@ def test_the_forest_holds_what_every_pair_shares(batch):
                 assert found[a, b] == shared_tokens(batch, a, b), (a, b)
 
 
-def decode(tables, lengths, page=16, rows=1):
-    count = len(lengths)
-    starts = np.arange(count + 1) * rows
-    return Batch(
-        np.asarray(tables, dtype=np.int32),
-        np.asarray(lengths, dtype=np.int32),
-        starts.astype(np.int32),
-        page,
-        1000,
-    )
-
-
-class Traffic:
-    """Requests that decode, come and go, on one pool of blocks."""
-
-    def __init__(self, seed, page=4):
-        self.rng = np.random.default_rng(seed)
-        self.page = page
-        self.free = list(range(1, 4000))
-        self.stems = [[self.free.pop() for _ in range(5)] for _ in range(3)]
-        self.requests = []
-        for _ in range(12):
-            self.join()
-
-    def join(self):
-        stem = self.stems[self.rng.integers(3)][: self.rng.integers(3, 6)]
-        tokens = len(stem) * self.page + int(self.rng.integers(1, 9))
-        self.requests.append([list(stem), tokens])
-
-    def step(self):
-        if self.rng.random() < 0.03:
-            self.join()
-        if self.rng.random() < 0.03 and len(self.requests) > 2:
-            del self.requests[self.rng.integers(len(self.requests))]
-        if self.rng.random() < 0.02:
-            self.rng.shuffle(self.requests)
-        if self.rng.random() < 0.02:
-            # Another request in the same row, with the same lengths.
-            one = self.requests[self.rng.integers(len(self.requests))]
-            one[0] = [self.free.pop() for _ in one[0]]
-        if self.rng.random() < 0.03:
-            # One goes on in the block that another filled (a turn that was cached).
-            a, b = self.rng.integers(len(self.requests), size=2)
-            self.requests[a] = [list(self.requests[b][0]), self.requests[b][1]]
-        for request in self.requests:
-            request[1] += 1
-            while len(request[0]) * self.page < request[1]:
-                request[0].append(self.free.pop())
-
-    def batch(self):
-        tables = self.rng.integers(1, 4000, size=(len(self.requests), 64))
-        for row, (blocks, _) in enumerate(self.requests):
-            tables[row, : len(blocks)] = blocks
-        return decode(tables, [tokens for _, tokens in self.requests], self.page)
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_a_plan_that_is_kept_still_covers(seed):
-    traffic = Traffic(seed)
+    traffic = DecodeTraffic(seed)
     # Few heads: partials are cheap, and what is shared is short.
     limits = make_limits(traffic.batch(), Layer(3, 3, 64, 4), split=16)
     planner = Planner(limits)

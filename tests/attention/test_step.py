@@ -7,27 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from support.worker_output import worker_output
 from vllm_radix.attention.step import Step
 from vllm_radix.attention.tables import HostTables
-
-
-def output(new=(), cached=(), resumed=(), finished=(), scheduled=None):
-    """Return what a worker reads of a ``SchedulerOutput``."""
-    return SimpleNamespace(
-        finished_req_ids=set(finished),
-        scheduled_new_reqs=[
-            SimpleNamespace(req_id=name, block_ids=(list(blocks),))
-            for name, blocks in new
-        ],
-        scheduled_cached_reqs=SimpleNamespace(
-            req_ids=[name for name, _ in cached],
-            new_block_ids=[
-                None if blocks is None else (list(blocks),) for _, blocks in cached
-            ],
-            resumed_req_ids=set(resumed),
-        ),
-        num_scheduled_tokens=scheduled or {},
-    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -64,7 +46,7 @@ def test_tables_follow_the_scheduler(seed):
             else:
                 cached.append((name, None))
         model |= dict(new)
-        tables.update(output(new, cached, resumed, finished))
+        tables.update(worker_output(new, cached, resumed, finished))
         assert len(tables) == len(model)
         names = rng.sample(sorted(model), len(model))
         gathered = tables.gather(names)
@@ -75,15 +57,15 @@ def test_tables_follow_the_scheduler(seed):
 
 def test_more_requests_than_there_was_room_for():
     tables = HostTables(3)
-    tables.update(output(new=[(str(i), [i, i + 1]) for i in range(200)]))
+    tables.update(worker_output(new=[(str(i), [i, i + 1]) for i in range(200)]))
     gathered = tables.gather([str(i) for i in range(200)])
     assert np.array_equal(gathered[:, 0], np.arange(200))
 
 
 def test_more_blocks_than_the_longest_request_has():
     tables = HostTables(3)
-    tables.update(output(new=[("a", [1, 2, 3]), ("b", [4])]))
-    tables.update(output(cached=[("a", [5, 6]), ("b", None)]))
+    tables.update(worker_output(new=[("a", [1, 2, 3]), ("b", [4])]))
+    tables.update(worker_output(cached=[("a", [5, 6]), ("b", None)]))
     assert tables.gather(["b", "a"]).tolist() == [[4, 0, 0, 0, 0], [1, 2, 3, 5, 6]]
 
 
@@ -97,7 +79,9 @@ def common(starts, req_idx=None):
 def started(names, rows, runner):
     step = Step(8, strict=True)
     new = [(name, [1]) for name in names]
-    step.begin(output(new, scheduled=dict(zip(names, rows, strict=True))), runner)
+    step.begin(
+        worker_output(new, scheduled=dict(zip(names, rows, strict=True))), runner
+    )
     return step
 
 

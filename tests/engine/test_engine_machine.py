@@ -6,7 +6,6 @@ end every request is answered and every block is free.
 
 from types import SimpleNamespace
 
-from engine_double import EngineDouble, make_scheduler
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,6 +19,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
+from support.engine_double import EngineDouble, make_scheduler
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import encode
 

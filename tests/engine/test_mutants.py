@@ -6,9 +6,9 @@ itself refuses what follows from them, before anything wrong is read.
 """
 
 import pytest
-from engine_double import WrongReadError
-from traffic import traffic
 
+from support.engine_double import WrongReadError
+from support.traffic import traffic
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.keys import RequestKeys
 from vllm_radix.engine.manager import RadixKVCacheManager

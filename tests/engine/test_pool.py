@@ -1,13 +1,13 @@
 """The block pool by itself: adoption, blank blocks first, the list stays true."""
 
 import pytest
-from engine_double import EngineDouble, make_kv_cache_config, make_scheduler
 from vllm.config import KVEventsConfig
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import get_block_hash, maybe_convert_block_hash
 
+from support.engine_double import EngineDouble, make_kv_cache_config, make_scheduler
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.tree import LRU

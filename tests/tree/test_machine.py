@@ -14,7 +14,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from vllm_radix.tree import FlatCache, News, RadixTree, encode
+from support.flat_cache import FlatCache
+from vllm_radix.tree import News, RadixTree, encode
 
 POOL = 24
 SYMBOLS = st.lists(st.integers(0, 2), min_size=1, max_size=9)

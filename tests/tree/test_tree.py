@@ -2,7 +2,8 @@
 
 import pytest
 
-from vllm_radix.tree import FlatCache, RadixTree, encode
+from support.flat_cache import FlatCache
+from vllm_radix.tree import RadixTree, encode
 
 BLOCK = 2
 

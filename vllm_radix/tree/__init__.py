@@ -7,7 +7,6 @@ without vLLM.
 from vllm_radix.tree.base import Match, Namespace, Partial, PrefixCache, Stats
 from vllm_radix.tree.eviction import LRU, POLICIES, EvictionPolicy
 from vllm_radix.tree.explain import Miss
-from vllm_radix.tree.flat import FlatCache
 from vllm_radix.tree.history import History
 from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode, encode
 from vllm_radix.tree.news import News
@@ -21,7 +20,6 @@ __all__ = [
     "LRU",
     "POLICIES",
     "EvictionPolicy",
-    "FlatCache",
     "History",
     "Match",
     "Miss",

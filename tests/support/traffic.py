@@ -2,16 +2,24 @@
 
 import random
 
-from engine_double import EngineDouble, make_scheduler
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from support.engine_double import EngineDouble, make_scheduler
+from support.prompts import prompt
 from vllm_radix import RadixScheduler
 
+PRESSED = {"num_blocks": 21, "max_num_seqs": 4, "max_num_batched_tokens": 256}
+ROOMY = {"num_blocks": 201, "max_num_seqs": 4, "max_num_batched_tokens": 256}
 
-def words(seed, length):
-    """Return tokens that depend on nothing but ``seed``."""
-    rng = random.Random(str(seed))
-    return [rng.randrange(3, 50) for _ in range(length)]
+
+def serve(prompts, cls=RadixScheduler, max_tokens=4, **options):
+    engine = EngineDouble(
+        make_scheduler(cls, **options), lag=int(options.get("asynchronous", False))
+    )
+    for request_id, tokens in prompts.items():
+        engine.add(request_id, tokens, max_tokens)
+    engine.run()
+    return engine
 
 
 def traffic(
@@ -55,14 +63,14 @@ def traffic(
     if made is not None:
         made(engine)
     pool = engine.scheduler.kv_cache_manager.block_pool
-    known = [words((seed, i), rng.randrange(40, 130)) for i in range(4)]
+    known = [prompt((seed, i), rng.randrange(40, 130)) for i in range(4)]
     alive = {}
     for number in range(requests):
         name = str(number)
         stem = rng.choice(known)
         if rng.random() < 0.7:
             stem = stem[: rng.randrange(1, len(stem))]
-        tokens = (stem + words((seed, name), rng.randrange(1, 30)))[:150]
+        tokens = (stem + prompt((seed, name), rng.randrange(1, 30)))[:150]
         alive[name] = tokens
         engine.add(
             name,

@@ -105,6 +105,85 @@ def make_batch(
     )
 
 
+def shared(members=5, blocks=4, page=16, rows=1, own=9, levels=1, seed=0):
+    """Return a small batch in which grouping always pays."""
+    rng = np.random.default_rng(seed)
+    free = iter(rng.permutation(np.arange(1, 900)).tolist())
+    stem = [next(free) for _ in range(blocks)]
+    groups = [[next(free) for _ in range(blocks)] for _ in range(2)]
+    tables, lengths = [], []
+    for member in range(members):
+        held = stem + (groups[member % 2] if levels > 1 else [])
+        new = own + member + rows
+        tables.append(held + [next(free) for _ in range(-(-new // page))])
+        lengths.append(len(held) * page + new)
+    width = max(map(len, tables)) + 2
+    filled = np.array([t + [stem[0]] * (width - len(t)) for t in tables])
+    return Batch(
+        filled.astype(np.int32),
+        np.array(lengths, dtype=np.int32),
+        (np.arange(members + 1) * rows).astype(np.int32),
+        page,
+        901,
+    )
+
+
+def decode(tables, lengths, page=16, rows=1):
+    count = len(lengths)
+    starts = np.arange(count + 1) * rows
+    return Batch(
+        np.asarray(tables, dtype=np.int32),
+        np.asarray(lengths, dtype=np.int32),
+        starts.astype(np.int32),
+        page,
+        1000,
+    )
+
+
+class DecodeTraffic:
+    """Requests that decode, come and go, on one pool of blocks."""
+
+    def __init__(self, seed, page=4):
+        self.rng = np.random.default_rng(seed)
+        self.page = page
+        self.free = list(range(1, 4000))
+        self.stems = [[self.free.pop() for _ in range(5)] for _ in range(3)]
+        self.requests = []
+        for _ in range(12):
+            self.join()
+
+    def join(self):
+        stem = self.stems[self.rng.integers(3)][: self.rng.integers(3, 6)]
+        tokens = len(stem) * self.page + int(self.rng.integers(1, 9))
+        self.requests.append([list(stem), tokens])
+
+    def step(self):
+        if self.rng.random() < 0.03:
+            self.join()
+        if self.rng.random() < 0.03 and len(self.requests) > 2:
+            del self.requests[self.rng.integers(len(self.requests))]
+        if self.rng.random() < 0.02:
+            self.rng.shuffle(self.requests)
+        if self.rng.random() < 0.02:
+            # Another request in the same row, with the same lengths.
+            one = self.requests[self.rng.integers(len(self.requests))]
+            one[0] = [self.free.pop() for _ in one[0]]
+        if self.rng.random() < 0.03:
+            # One goes on in the block that another filled (a turn that was cached).
+            a, b = self.rng.integers(len(self.requests), size=2)
+            self.requests[a] = [list(self.requests[b][0]), self.requests[b][1]]
+        for request in self.requests:
+            request[1] += 1
+            while len(request[0]) * self.page < request[1]:
+                request[0].append(self.free.pop())
+
+    def batch(self):
+        tables = self.rng.integers(1, 4000, size=(len(self.requests), 64))
+        for row, (blocks, _) in enumerate(self.requests):
+            tables[row, : len(blocks)] = blocks
+        return decode(tables, [tokens for _, tokens in self.requests], self.page)
+
+
 def make_limits(batch, layer, tile_rows=16, split=0, **fields):
     return Limits(
         layer=layer,
@@ -184,13 +263,24 @@ def plan_of(batch, limits):
     return Planner(limits).plan(batch.tables, batch.seq_lens, batch.starts)
 
 
+def agree(out, expected, tolerance):
+    """Fail where a value is off by more than that, relative to the largest value."""
+    assert not out.isnan().any(), "read what nobody wrote, or wrote nothing"
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((out.double() - expected).abs().max()) <= tolerance * scale
+
+
 __all__ = [
     "Batch",
+    "DecodeTraffic",
     "Layer",
+    "agree",
     "compute",
+    "decode",
     "make_batch",
     "make_cache",
     "make_limits",
     "plan_of",
     "reference",
+    "shared",
 ]
