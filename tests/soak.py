@@ -14,6 +14,7 @@ from engine.test_engine_machine import Engine
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tqdm import tqdm
+
 from tree.test_machine import Both
 
 ROUND = settings(

@@ -330,7 +330,7 @@ class Engine(RuleBasedStateMachine):
         if hasattr(self, "pool"):
             self.finish_all()
             assert self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
-            assert not self.pool.tree.stats().spare_blocks
+            assert not self.pool.tree.stats().duplicate_blocks
             assert (
                 self.scheduler.admission is None
                 or not self.scheduler.admission.num_known

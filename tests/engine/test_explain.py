@@ -6,7 +6,7 @@ import pytest
 
 from support.engine_double import EngineDouble, make_scheduler
 from support.prompts import prompt
-from vllm_radix.tree import History, Miss, RadixTree, encode
+from vllm_radix.tree import EvictionHistory, Miss, RadixTree, encode
 
 
 def engine(**options):
@@ -87,7 +87,7 @@ def test_it_is_off_by_default():
 def tree():
     """Two blocks, both evicted again at time 5."""
     tree = RadixTree(2)
-    tree.history = History(capacity=2)
+    tree.history = EvictionHistory(capacity=2)
     tree.history.now = 5.0
     tree.insert(encode([1, 2, 3, 4, 5, 6]), [0, 1, 2])
     tree.release([2, 1])
@@ -113,7 +113,7 @@ def test_what_followed_a_block_is_forgotten_with_it(tree):
 
 
 def test_the_history_is_bounded():
-    history = History(capacity=3)
+    history = EvictionHistory(capacity=3)
     for parent in range(10):
         history.note(parent, b"x")
     known = [p for p in range(10) if history.evicted_at(p, b"x") is not None]

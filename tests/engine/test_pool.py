@@ -159,7 +159,7 @@ def test_events_tell_a_subscriber_what_is_cached(asynchronous):
                 assert isinstance(event, AllBlocksCleared)
                 known.clear()
         removed += sum(isinstance(event, BlockRemoved) for event in seen)
-        spares += pool.tree.stats().spare_blocks
+        spares += pool.tree.stats().duplicate_blocks
         seen.clear()
         cached = {
             maybe_convert_block_hash(get_block_hash(block.block_hash))

@@ -318,7 +318,7 @@ def test_random_traffic_ends_once_and_reads_right(seed, asynchronous):
         assert got == length or (request_id in aborted and got <= length)
     pool = engine.scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-    assert not pool.tree.stats().spare_blocks
+    assert not pool.tree.stats().duplicate_blocks
 
 
 @pytest.mark.parametrize("more", [True, False], ids=["goes on", "is closed"])

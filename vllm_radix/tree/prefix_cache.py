@@ -1,40 +1,39 @@
-"""What a prefix cache does: the interface, and the rules both sides keep.
+"""The interface of a prefix cache, and the rules that a cache and its pool keep.
 
-A cache maps token prefixes to block ids. It decides; it never touches memory:
-the pool that owns the blocks tells it what happens to them and does what it
-answers.
+A cache maps token prefixes to block ids. It decides; it never touches memory: the
+pool that owns the blocks tells the cache what happens to them, and does what the
+cache answers.
 
 The life of a block id, as the cache sees it::
 
-              insert                release                    evict
-    blank ------------> held <-----------------> idle ------------------> blank
-      ^                   |        acquire         |
-      |     discard       |                        |
-      +-------------------+------------------------+
+                 insert                release                  evict
+    uncached ------------> held <---------------> idle ----------------> uncached
+      ^                      |       acquire        |
+      |       discard        |                      |
+      +----------------------+----------------------+
 
-* Held: a request uses the block. It is never evicted. ``insert`` makes blocks
-  held, because the request that computed them still runs.
-* Idle: cached, nobody uses it. Evictable once nothing cached lies below it.
-* Blank: the cache does not know the id.
+* Held: a request uses the block. It is never evicted. ``insert`` makes blocks held,
+  because the request that computed them still runs.
+* Idle: cached, and no request uses it. Evictable once nothing cached lies below it.
+* Uncached: the cache does not know the id.
 
-Duplicates. Two requests that compute the same prefix at the same time hold two
-blocks for one position. Only the first one is found by ``match``; the other is
-a *spare*, and takes over when the first one is let go. A duplicate is cached
-only while it is held: as soon as a position has one idle and one other block,
-the idle one goes blank and is reported to the pool, to be reused at once.
+Duplicates. Two requests that compute the same prefix at the same time hold two blocks
+for one position. ``match`` finds the first one only; the other is a *duplicate*, and
+takes over when the first one is let go. It is cached only while it is held: as soon as
+a position has one idle and one other block, the idle one becomes uncached and is
+reported to the pool, to be reused at once.
 
-Partial blocks. The last block of a request is seldom full. ``insert_partial``
-caches it behind the whole blocks before it, for hits that end inside a block::
+Partial blocks. The last block of a request is seldom full. ``insert_partial`` caches
+it behind the whole blocks before it, for hits that end inside a block::
 
     key      | whole block | whole block | 5 of 16 tokens |
     blocks   |      7      |      3      |       9        |
 
-Such a hit shares no memory: who finds it copies the block, because the tokens
-after the hit are its own. Any block serves as the source of such a copy, as far
-as its tokens go; a partial one is just the case that serves nothing else. It is
-not cached where a block already says all it says. Most are never asked for, so an
-idle one goes before any full block, as if it were blank, until ``note_hit`` says that
-somebody has copied from it.
+Such a hit shares no memory: the request copies the block, because the tokens after the
+hit are its own. Any block serves as the source of such a copy, as far as its tokens
+go; a partial block serves nothing else. It is not cached where another block already
+holds all its tokens. Most partial blocks are never asked for, so an idle one goes
+before any full block until ``note_hit`` says that a request has copied from it.
 """
 
 from abc import ABC, abstractmethod
@@ -42,14 +41,15 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from vllm_radix.tree.keys import BYTES_PER_TOKEN
+from vllm_radix.tree.token_keys import BYTES_PER_TOKEN
 
 Namespace = Hashable
 
-_ALL: Mapping[int, int] = MappingProxyType({})
+ALL_WRITTEN: Mapping[int, int] = MappingProxyType({})
+"""For ``PrefixCache.match``: all blocks are written to their end."""
 
 
-class Partial(NamedTuple):
+class PartialMatch(NamedTuple):
     """A block whose first tokens continue a match.
 
     Attributes:
@@ -72,7 +72,7 @@ class Match(NamedTuple):
     """
 
     blocks: tuple[int, ...]
-    partial: Partial | None = None
+    partial: PartialMatch | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -87,19 +87,19 @@ class Stats(NamedTuple):
         namespaces: roots.
         nodes: edges.
         cached_blocks: blocks that can be found, partial ones included.
-        idle_blocks: those of them that nobody uses.
-        spare_blocks: duplicates, not among the cached.
+        idle_blocks: those of them that no request uses.
+        duplicate_blocks: duplicates, not among the cached.
         partial_blocks: partial ones among the cached.
-        tail_blocks: partial ones that are idle and were never hit.
+        unhit_blocks: partial ones that are idle and were never hit.
     """
 
     namespaces: int
     nodes: int
     cached_blocks: int
     idle_blocks: int
-    spare_blocks: int
+    duplicate_blocks: int
     partial_blocks: int
-    tail_blocks: int
+    unhit_blocks: int
 
 
 class PrefixCache(ABC):
@@ -113,7 +113,7 @@ class PrefixCache(ABC):
 
     Attributes:
         version: grows with every change of what ``match`` could answer; while it
-            stands still, so do all answers.
+            stays the same, so do all answers.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -131,7 +131,7 @@ class PrefixCache(ABC):
         limit: int | None = None,
         *,
         partial: bool = False,
-        written: Mapping[int, int] = _ALL,
+        written: Mapping[int, int] = ALL_WRITTEN,
     ) -> Match:
         """Return the longest cached prefix of ``key``; change nothing.
 
@@ -166,8 +166,8 @@ class PrefixCache(ABC):
                 ``match`` stops.
 
         Returns:
-            Idle blocks that went blank: duplicates of what was inserted, and
-            partial ones that say no more than it.
+            Idle blocks that became uncached: duplicates of what was inserted, and
+            partial blocks whose tokens it continues.
 
         Raises:
             ValueError: ``key`` is too short, or a new block is cached already.
@@ -188,8 +188,8 @@ class PrefixCache(ABC):
 
         Returns:
             Whether it is cached: not when the blocks before it are not cached, or
-            another block holds all its tokens. And idle blocks that went blank,
-            because they say no more than it.
+            another block holds all its tokens. And idle partial blocks that became
+            uncached, because this one continues their tokens.
 
         Raises:
             ValueError: ``key`` does not end inside the last block, or that block
@@ -198,21 +198,21 @@ class PrefixCache(ABC):
 
     @abstractmethod
     def note_hit(self, block: int) -> None:
-        """Note that somebody copies from a block.
+        """Note that a request copies from a block.
 
-        From its next release on, a partial one is evicted in the order of all.
+        From its next release on, a partial block is evicted in the order of all.
         """
 
     @abstractmethod
     def acquire(self, blocks: Iterable[int]) -> None:
-        """Make idle blocks held. Blank ids and held blocks are left alone."""
+        """Make idle blocks held. Uncached ids and held blocks are left alone."""
 
     @abstractmethod
     def release(self, blocks: Iterable[int]) -> list[int]:
         """Make held blocks idle, the first one to be evicted first.
 
         Returns:
-            Duplicates that went blank, because another block has their place.
+            Blocks that became uncached, because another block has their place.
         """
 
     @abstractmethod
@@ -220,8 +220,8 @@ class PrefixCache(ABC):
         """Evict a block last, and so the blocks before it on its path.
 
         A bias, not a lock: pinned blocks go when nothing else is left, in their own
-        order. Pins are counted, and gone when the block leaves the cache. Ids that
-        are blank, spare or of partial blocks are passed over.
+        order. Pins are counted, and gone when the block leaves the cache. The ids of
+        uncached blocks, duplicates and partial blocks are ignored.
         """
 
     @abstractmethod
@@ -231,11 +231,11 @@ class PrefixCache(ABC):
     @property
     @abstractmethod
     def num_pinned_idle(self) -> int:
-        """How many idle blocks are pinned, or lie before a pinned one."""
+        """Number of idle blocks that are pinned, or lie before a pinned one."""
 
     @abstractmethod
     def evict(self, count: int) -> list[int]:
-        """Let go of up to ``count`` idle blocks, in order of eviction.
+        """Evict up to ``count`` idle blocks; return them in order of eviction.
 
         Only blocks with nothing cached below them go, one by one. Fewer are
         returned when no more can go.
@@ -243,9 +243,9 @@ class PrefixCache(ABC):
 
     @abstractmethod
     def discard(self, block: int) -> bool:
-        """Let go of one block at once, held or not.
+        """Remove one block at once, held or not.
 
-        What is cached below stays, out of reach until the hole is filled.
+        What is cached below it stays, out of reach until the hole is filled.
 
         Returns:
             Whether the block was cached.
@@ -257,7 +257,7 @@ class PrefixCache(ABC):
 
     @abstractmethod
     def __contains__(self, block: object) -> bool:
-        """Whether a block id is cached, as a spare or not."""
+        """Whether a block id is cached, as a duplicate or not."""
 
     @abstractmethod
     def stats(self) -> Stats:

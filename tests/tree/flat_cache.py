@@ -7,10 +7,19 @@ cost of looking through everything. Not for serving.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
-from vllm_radix.tree.base import _ALL, Match, Namespace, Partial, PrefixCache, Stats
-from vllm_radix.tree.eviction import LRU, EvictionPolicy
-from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units
-from vllm_radix.tree.structure import PIN, TAIL
+from vllm_radix.tree import (
+    BYTES_PER_TOKEN,
+    LRU,
+    EvictionPolicy,
+    Match,
+    Namespace,
+    PartialMatch,
+    PrefixCache,
+    Stats,
+    common_units,
+)
+from vllm_radix.tree.evictor import PIN, UNHIT
+from vllm_radix.tree.prefix_cache import ALL_WRITTEN
 
 _Place = tuple[Namespace, bytes]
 
@@ -45,7 +54,7 @@ class FlatCache(PrefixCache):
         limit: int | None = None,
         *,
         partial: bool = False,
-        written: Mapping[int, int] = _ALL,
+        written: Mapping[int, int] = ALL_WRITTEN,
     ) -> Match:
         """Return the longest cached prefix, O(n^2) bytes."""
         found: list[int] = []
@@ -69,13 +78,15 @@ class FlatCache(PrefixCache):
         }
         tails = sorted(blocks)
         at = bisect_left(tails, rest)
-        best: Partial | None = None
+        best: PartialMatch | None = None
         for order in (tails[at:], tails[:at][::-1]):
             for tail in order:
                 shared = common_units(rest, 0, tail, 0, BYTES_PER_TOKEN)
                 shared = min(shared, written.get(blocks[tail], shared))
                 if shared > (best.num_tokens if best else 0):
-                    best = Partial(blocks[tail], shared, len(tail) // BYTES_PER_TOKEN)
+                    best = PartialMatch(
+                        blocks[tail], shared, len(tail) // BYTES_PER_TOKEN
+                    )
                 if blocks[tail] not in written:
                     break
         return Match(tuple(found), best)
@@ -155,7 +166,7 @@ class FlatCache(PrefixCache):
         return True, freed
 
     def note_hit(self, block: int) -> None:
-        """Note that somebody copies from a block."""
+        """Note that a request copies from a block."""
         if block in self._place:
             self._hit.add(block)
 
@@ -196,7 +207,7 @@ class FlatCache(PrefixCache):
             depth = (len(place[1]) - 1) // self.block_bytes
             self._rank[block] = self.policy.rank(self._clock, depth)
             if len(place[1]) % self.block_bytes and block not in self._hit:
-                self._rank[block] += TAIL
+                self._rank[block] += UNHIT
             if block in self._pins:
                 self._rank[block] += PIN
             self._clock += 1
@@ -239,14 +250,18 @@ class FlatCache(PrefixCache):
         """Evict the lowest rank among blocks with nothing below, one by one."""
         out: list[int] = []
         while len(out) < count:
-            open_to = [block for block in self._rank if not self._has_below(block)]
-            if not open_to:
+            ranks = self.evictable_ranks()
+            if not ranks:
                 break
-            block = min(open_to, key=self._rank.__getitem__)
+            block = min(ranks, key=ranks.__getitem__)
             self._forget(block)
             out.append(block)
             self.version += 1
         return out
+
+    def evictable_ranks(self) -> dict[int, int]:
+        """Return the ranks of the blocks that may be evicted now, by block."""
+        return {b: rank for b, rank in self._rank.items() if not self._has_below(b)}
 
     def _has_below(self, block: int) -> bool:
         namespace, prefix = self._place[block]
@@ -284,8 +299,8 @@ class FlatCache(PrefixCache):
             nodes=0,
             cached_blocks=len(self._blocks),
             idle_blocks=len(self._rank),
-            spare_blocks=len(self._place) - len(self._blocks),
-            tail_blocks=sum(rank < 0 for rank in self._rank.values()),
+            duplicate_blocks=len(self._place) - len(self._blocks),
+            unhit_blocks=sum(rank < 0 for rank in self._rank.values()),
             partial_blocks=sum(len(k) % self.block_bytes > 0 for _, k in self._blocks),
         )
 

@@ -1,16 +1,16 @@
-"""Why a prefix was not found, or not further: in the words of its owner."""
+"""The reason why a cached prefix ends where it does."""
 
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from vllm_radix.tree.base import Namespace
-from vllm_radix.tree.keys import BYTES_PER_TOKEN
+from vllm_radix.tree.changes import ChangeLog
+from vllm_radix.tree.eviction_history import EvictionHistory
 from vllm_radix.tree.node import HOLE
+from vllm_radix.tree.prefix_cache import Namespace, PrefixCache
+from vllm_radix.tree.shape import Shape
+from vllm_radix.tree.token_keys import BYTES_PER_TOKEN
 
-if TYPE_CHECKING:
-    from vllm_radix.tree.radix_tree import RadixTree
-
-_NAMESPACES = 64
+_MAX_NAMESPACES = 64
 
 
 class Miss(NamedTuple):
@@ -22,7 +22,7 @@ class Miss(NamedTuple):
             with other tokens. ``apart``: the tokens are cached in another
             namespace. ``unseen``: nothing cached goes on from here.
         token: the first token that is not cached.
-        evicted_at: for ``evicted``, the time that ``History.now`` had.
+        evicted_at: for ``evicted``, the time that ``EvictionHistory.now`` had.
     """
 
     reason: str
@@ -31,24 +31,37 @@ class Miss(NamedTuple):
 
 
 def explain(
-    tree: "RadixTree", key: bytes, namespace: Namespace, limit: int | None
+    cache: PrefixCache,
+    shape: Shape,
+    history: EvictionHistory | None,
+    key: bytes,
+    namespace: Namespace,
+    limit: int | None,
 ) -> Miss:
-    """See ``RadixTree.explain``."""
-    match = tree.match(key, namespace, limit, partial=True)
-    depth, size = match.num_blocks, tree.block_bytes
+    """See ``RadixTree.explain``.
+
+    Args:
+        cache: the tree, to match with.
+        shape: its nodes.
+        history: what was evicted, if anything is kept of it.
+        key: the tokens that were looked for.
+        namespace: where.
+        limit: most tokens to match.
+    """
+    match = cache.match(key, namespace, limit, partial=True)
+    depth, size = match.num_blocks, cache.block_bytes
     shared = match.partial.num_tokens if match.partial else 0
-    token = depth * tree.block_size + shared
+    token = depth * cache.block_size + shared
     tokens = len(key) // BYTES_PER_TOKEN
     if token >= (tokens if limit is None else min(limit, tokens)):
         return Miss("none", token)
-    root = tree._roots.get(namespace)
     following = bytes(key[depth * size : (depth + 1) * size])
-    if tree.history is not None and len(following) == size:
-        above = match.blocks[-1] if depth else ("root", namespace)
-        when = tree.history.evicted_at(above, following)
+    if history is not None and len(following) == size:
+        above = match.blocks[-1] if depth else ChangeLog.root(namespace)
+        when = history.evicted_at(above, following)
         if when is not None:
             return Miss("evicted", token, when)
-    node = tree._node[match.blocks[-1]] if depth else root
+    node = shape.path_end(key, namespace, depth)
     if match.partial is not None:
         # At its end, or inside it: nothing else shares as much.
         ends = shared == match.partial.num_valid
@@ -59,7 +72,7 @@ def explain(
         below = below or [child.blocks[0] for child in node.children]
         known = any(block != HOLE for block in below)
         return Miss("diverged" if known else "unseen", token)
-    for other in islice(tree._roots, _NAMESPACES):
-        if other != namespace and tree.match(key, other, limit).blocks:
+    for other in islice(shape.roots, _MAX_NAMESPACES):
+        if other != namespace and cache.match(key, other, limit).blocks:
             return Miss("apart", 0)
     return Miss("unseen", 0)

@@ -7,7 +7,7 @@ _CAPACITY = 4096
 _FOLLOWERS = 16
 
 
-class History:
+class EvictionHistory:
     """Remembers which blocks used to follow those that are still cached.
 
     Only the uppermost block of what was evicted is kept, which is the first one
