@@ -176,7 +176,6 @@ def _check_config(vllm_config: Any) -> None:
         return
     from vllm_radix.engine.support import (
         config_problem,
-        grouped_worker,
         install_problem,
     )
 
@@ -186,6 +185,8 @@ def _check_config(vllm_config: Any) -> None:
     if problem is not None and config.on_unsupported == "error":
         raise ValueError(problem)
     if problem is None and config.attention == "grouped":
+        from vllm_radix.attention.support import grouped_worker
+
         worker = grouped_worker(vllm_config, strict=config.on_unsupported == "error")
         if worker is not None:
             vllm_config.parallel_config.worker_cls = worker

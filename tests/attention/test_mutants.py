@@ -24,7 +24,7 @@ from support.batches import (
     shared,
 )
 from support.plan_checks import check_kept_plan, check_plan
-from vllm_radix.attention import plan as plan_module
+from vllm_radix.attention import planner as planner_module
 from vllm_radix_kernels import grouped_attention as attention_module
 
 pytestmark = pytest.mark.interpreted
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.interpreted
 ROOT = Path(__file__).parents[2]
 ATTENTION = ROOT / "kernels" / "grouped_attention.py"
 MERGE = ROOT / "kernels" / "merge_partials.py"
-PLAN = ROOT / "vllm_radix" / "attention" / "plan.py"
+PLAN = ROOT / "vllm_radix" / "attention" / "planner.py"
 FOREST = ROOT / "vllm_radix" / "attention" / "forest.py"
 
 KERNEL_MUTANTS = {
@@ -283,7 +283,9 @@ def plan_jury():
     assert planned > 30
     for seed in range(12):
         traffic = DecodeTraffic(seed)
-        planner = batches_module.Planner(make_limits(traffic.batch(), small, split=16))
+        planner = batches_module.AttentionPlanner(
+            make_limits(traffic.batch(), small, split=16)
+        )
         for step in range(80):
             batch = traffic.batch()
             if step % 7 == 3:
@@ -301,13 +303,13 @@ def plan_jury():
 
 def _pairs():
     """The forest says of each pair of requests what the two share."""
-    from attention import test_plan
+    from attention import test_planner
 
-    test_plan.test_a_partly_filled_block_is_nobodys_to_share()
-    test_plan.test_the_same_block_below_other_blocks_is_not_shared()
-    test_plan.test_blocks_that_fill_into_another_requests_are_noticed()
-    test_plan.test_a_request_that_got_shorter_shares_less()
-    test_plan.test_a_row_that_writes_inside_a_shared_block_keeps_it_to_itself()
+    test_planner.test_a_partly_filled_block_is_nobodys_to_share()
+    test_planner.test_the_same_block_below_other_blocks_is_not_shared()
+    test_planner.test_blocks_that_fill_into_another_requests_are_noticed()
+    test_planner.test_a_request_that_got_shorter_shares_less()
+    test_planner.test_a_row_that_writes_inside_a_shared_block_keeps_it_to_itself()
 
 
 def test_the_juries_acquit_the_original():
@@ -334,10 +336,10 @@ def test_planner_mutants_are_caught(name, tmp_path, monkeypatch):
     path, old, new = PLAN_MUTANTS[name]
     module = mutant(path, old, new, tmp_path)
     if path == FOREST:
-        monkeypatch.setattr(plan_module, "grow_forest", module.grow_forest)
+        monkeypatch.setattr(planner_module, "grow_forest", module.grow_forest)
     else:
-        monkeypatch.setattr(batches_module, "Planner", module.Planner)
-        monkeypatch.setattr("attention.test_plan.Planner", module.Planner)
+        for place in ("support.batches", "attention.test_planner"):
+            monkeypatch.setattr(f"{place}.AttentionPlanner", module.AttentionPlanner)
     # The other where a plan is missing: the model sees that it loads too much.
     with pytest.raises((AssertionError, AttributeError)):
         plan_jury()

@@ -48,7 +48,7 @@ def test_the_arm_is_what_it_is_called(engines, name, scheduler, asynchronous):
     assert found["plugin_imported"] == (not name.startswith("stock"))
     worker = "vllm.v1.worker.gpu_worker.Worker"
     if name == "grouped":
-        worker = "vllm_radix.attention.gpu.GroupedGPUWorker"
+        worker = "vllm_radix.attention.gpu_worker.GroupedGPUWorker"
     assert found["worker"] == worker
 
 

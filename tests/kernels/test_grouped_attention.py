@@ -20,7 +20,7 @@ from support.batches import (
     shared,
 )
 from support.plan_checks import check_plan
-from vllm_radix.attention.buffers import PlanBuffers
+from vllm_radix.attention.plan_buffers import PlanBuffers
 from vllm_radix_kernels import ops
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.interpreter import Traffic, interpreted

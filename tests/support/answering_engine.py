@@ -21,7 +21,7 @@ def check_host_tables() -> list[int]:
     Returns:
         A list of one number: rows compared so far.
     """
-    from vllm_radix.attention.backend import GroupedBuilder
+    from vllm_radix.attention.backends.base import GroupedBuilder
 
     checked = [0]
     make_plan = GroupedBuilder._plan

@@ -11,9 +11,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from vllm_radix.attention.buffers import PlanBuffers
 from vllm_radix.attention.cost import DEVICES, Layer
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.plan_buffers import PlanBuffers
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 from vllm_radix_kernels.grouped_attention import (
     grouped_attention,
     grouped_attention_reference,
@@ -260,7 +260,7 @@ def reference(batch, layer, q, k, v, **features):
 
 
 def plan_of(batch, limits):
-    return Planner(limits).plan(batch.tables, batch.seq_lens, batch.starts)
+    return AttentionPlanner(limits).plan(batch.tables, batch.seq_lens, batch.starts)
 
 
 def agree(out, expected, tolerance):

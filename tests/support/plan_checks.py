@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vllm_radix.attention.plan import OPEN_END
+from vllm_radix.attention.planner import OPEN_END
 
 
 def check_plan(batch, plan, limits):

@@ -9,7 +9,11 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 
-from vllm_radix.attention.backend import GroupedBackend, GroupedBuilder, GroupedImpl
+from vllm_radix.attention.backends.base import (
+    GroupedBackend,
+    GroupedBuilder,
+    GroupedImpl,
+)
 
 
 class GroupedTritonBuilder(GroupedBuilder, TritonAttentionMetadataBuilder):
@@ -39,12 +43,5 @@ class GroupedTritonImpl(GroupedImpl, TritonAttentionImpl):
 class GroupedTritonBackend(GroupedBackend, TritonAttentionBackend):
     """``TRITON_ATTN`` with grouped attention."""
 
-    @staticmethod
-    def get_impl_cls() -> type:
-        """Return the implementation."""
-        return GroupedTritonImpl
-
-    @staticmethod
-    def get_builder_cls() -> type:
-        """Return the metadata builder."""
-        return GroupedTritonBuilder
+    impl_cls = GroupedTritonImpl
+    builder_cls = GroupedTritonBuilder

@@ -9,6 +9,6 @@ class GroupedGPUWorker(GroupedWorker, Worker):
     """vLLM's GPU worker, whose attention is grouped."""
 
     overrides = {
-        "FLASH_ATTN": "vllm_radix.attention.flash.GroupedFlashBackend",
-        "TRITON_ATTN": "vllm_radix.attention.triton.GroupedTritonBackend",
+        "FLASH_ATTN": "vllm_radix.attention.backends.flash.GroupedFlashBackend",
+        "TRITON_ATTN": "vllm_radix.attention.backends.triton.GroupedTritonBackend",
     }

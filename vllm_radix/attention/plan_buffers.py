@@ -4,7 +4,7 @@ import torch
 
 from vllm_radix.attention.cost import Layer
 from vllm_radix.attention.forest import Ints
-from vllm_radix.attention.plan import ITEM, PROGRAMS, Limits, Plan
+from vllm_radix.attention.planner import ITEM, PROGRAMS, Limits, Plan
 from vllm_radix_kernels.grouped_attention import DevicePlan
 from vllm_radix_kernels.tiles import Tile
 

@@ -6,7 +6,11 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from vllm_radix.attention.backend import GroupedBackend, GroupedBuilder, GroupedImpl
+from vllm_radix.attention.backends.base import (
+    GroupedBackend,
+    GroupedBuilder,
+    GroupedImpl,
+)
 
 
 class GroupedFlashBuilder(GroupedBuilder, FlashAttentionMetadataBuilder):
@@ -36,12 +40,5 @@ class GroupedFlashImpl(GroupedImpl, FlashAttentionImpl):
 class GroupedFlashBackend(GroupedBackend, FlashAttentionBackend):
     """``FLASH_ATTN`` with grouped attention."""
 
-    @staticmethod
-    def get_impl_cls() -> type:
-        """Return the implementation."""
-        return GroupedFlashImpl
-
-    @staticmethod
-    def get_builder_cls() -> type:
-        """Return the metadata builder."""
-        return GroupedFlashBuilder
+    impl_cls = GroupedFlashImpl
+    builder_cls = GroupedFlashBuilder

@@ -12,7 +12,7 @@ import numpy as np
 from vllm_radix.attention.forest import Ints
 
 
-class HostTables:
+class HostBlockTables:
     """Block ids of each live request, one row each.
 
     Args:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from support.worker_output import worker_output
-from vllm_radix.attention.step import Step
-from vllm_radix.attention.tables import HostTables
+from vllm_radix.attention.batch import RunningBatch
+from vllm_radix.attention.block_tables import HostBlockTables
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_tables_follow_the_scheduler(seed):
     rng = random.Random(seed)
-    tables, model, count = HostTables(40), {}, 0
+    tables, model, count = HostBlockTables(40), {}, 0
     for _ in range(300):
         finished = [name for name in model if rng.random() < 0.05]
         for name in finished:
@@ -56,14 +56,14 @@ def test_tables_follow_the_scheduler(seed):
 
 
 def test_more_requests_than_there_was_room_for():
-    tables = HostTables(3)
+    tables = HostBlockTables(3)
     tables.update(worker_output(new=[(str(i), [i, i + 1]) for i in range(200)]))
     gathered = tables.gather([str(i) for i in range(200)])
     assert np.array_equal(gathered[:, 0], np.arange(200))
 
 
 def test_more_blocks_than_the_longest_request_has():
-    tables = HostTables(3)
+    tables = HostBlockTables(3)
     tables.update(worker_output(new=[("a", [1, 2, 3]), ("b", [4])]))
     tables.update(worker_output(cached=[("a", [5, 6]), ("b", None)]))
     assert tables.gather(["b", "a"]).tolist() == [[4, 0, 0, 0, 0], [1, 2, 3, 5, 6]]
@@ -77,28 +77,28 @@ def common(starts, req_idx=None):
 
 
 def started(names, rows, runner):
-    step = Step(8, strict=True)
+    batch = RunningBatch(8, strict=True)
     new = [(name, [1]) for name in names]
-    step.begin(
+    batch.begin(
         worker_output(new, scheduled=dict(zip(names, rows, strict=True))), runner
     )
-    return step
+    return batch
 
 
 def test_rows_of_the_first_model_runner():
     runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=["b", "a"]))
-    step = started(["a", "b"], [3, 1], runner)
-    assert step.request_ids(common([0, 1, 4])) == ["b", "a"]
+    batch = started(["a", "b"], [3, 1], runner)
+    assert batch.request_ids(common([0, 1, 4])) == ["b", "a"]
     # Padded for a graph: requests without rows.
-    assert step.request_ids(common([0, 1, 4, 4, 4])) == ["b", "a"]
+    assert batch.request_ids(common([0, 1, 4, 4, 4])) == ["b", "a"]
 
 
 def test_rows_of_the_second_model_runner():
     states = SimpleNamespace(index_to_req_id={7: "a", 2: "b"})
-    step = started(["a", "b"], [3, 1], SimpleNamespace(req_states=states))
-    assert step.request_ids(common([0, 1, 4], [2, 7])) == ["b", "a"]
-    assert step.request_ids(common([0, 3, 4], [7, 2])) == ["a", "b"]
-    assert step.request_ids(common([0, 3, 4], [7, 5])) is None
+    batch = started(["a", "b"], [3, 1], SimpleNamespace(req_states=states))
+    assert batch.request_ids(common([0, 1, 4], [2, 7])) == ["b", "a"]
+    assert batch.request_ids(common([0, 3, 4], [7, 2])) == ["a", "b"]
+    assert batch.request_ids(common([0, 3, 4], [7, 5])) is None
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_rows_of_the_second_model_runner():
 )
 def test_rows_that_are_not_the_schedulers_have_no_plan(starts):
     runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=["b", "a"]))
-    step = started(["a", "b"], [3, 1], runner)
-    assert step.request_ids(common(starts)) is None
+    batch = started(["a", "b"], [3, 1], runner)
+    assert batch.request_ids(common(starts)) is None
 
 
 def test_between_steps_nothing_is_planned():
     runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=["a"]))
-    step = started(["a"], [1], runner)
-    assert step.request_ids(common([0, 1])) == ["a"]
-    step.end()
-    assert step.request_ids(common([0, 1])) is None
+    batch = started(["a"], [1], runner)
+    assert batch.request_ids(common([0, 1])) == ["a"]
+    batch.end()
+    assert batch.request_ids(common([0, 1])) is None

@@ -19,7 +19,7 @@ from support.batches import (
 from support.plan_checks import check_kept_plan, check_plan, shared_tokens, stock_loaded
 from vllm_radix.attention.cost import DEVICES, Work, seconds
 from vllm_radix.attention.forest import grow_forest
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 
 LAYERS = [
     Layer(9, 3, 64, 4),
@@ -91,7 +91,7 @@ def test_a_plan_that_is_kept_still_covers(seed):
     traffic = DecodeTraffic(seed)
     # Few heads: partials are cheap, and what is shared is short.
     limits = make_limits(traffic.batch(), Layer(3, 3, 64, 4), split=16)
-    planner = Planner(limits)
+    planner = AttentionPlanner(limits)
     planned = 0
     for _ in range(150):
         batch = traffic.batch()
@@ -111,7 +111,7 @@ def test_a_plan_that_is_kept_still_covers(seed):
 def test_a_decode_step_without_news_keeps_the_very_plan():
     tables = np.arange(1, 65).reshape(4, 16)
     tables[:, :8] = tables[0, :8]
-    planner = Planner(make_limits(decode(tables, [140] * 4), LAYERS[0]))
+    planner = AttentionPlanner(make_limits(decode(tables, [140] * 4), LAYERS[0]))
     plans = []
     for length in range(140, 150):
         batch = decode(tables, [length] * 4)
@@ -125,7 +125,7 @@ def test_own_ranges_that_grew_are_cut_again():
     tables = np.arange(1, 1 + 4 * 64).reshape(4, 64)
     tables[:, :32] = tables[0, :32]
     limits = make_limits(decode(tables, [520] * 4), LAYERS[2], split=64)
-    planner = Planner(limits)
+    planner = AttentionPlanner(limits)
     partials = []
     for length in range(520, 900):
         batch = decode(tables, [length] * 4)
@@ -142,7 +142,7 @@ def test_blocks_that_fill_into_another_requests_are_noticed():
     tables = np.arange(1, 33).reshape(2, 16)
     tables[1, :4] = tables[0, :4]
     limits = make_limits(decode(tables, [65, 65]), LAYERS[0])
-    planner = Planner(limits)
+    planner = AttentionPlanner(limits)
     planner.plan(tables, [65, 65], [0, 1, 2])
     tables[1, 4] = tables[0, 4]
     plan = planner.plan(tables, [81, 81], [0, 1, 2])
@@ -153,7 +153,7 @@ def test_blocks_that_fill_into_another_requests_are_noticed():
 def test_a_request_that_got_shorter_shares_less():
     tables = np.array([[1, 2, 3, 4, 5, 6]] * 3)
     limits = make_limits(decode(tables, [81] * 3), LAYERS[0])
-    planner = Planner(limits)
+    planner = AttentionPlanner(limits)
     for lengths in ([81, 81, 81], [81, 50, 81], [81, 81, 50], [50, 50, 50]):
         plan = planner.plan(tables, lengths, [0, 1, 2, 3])
         check_plan(decode(tables, lengths), plan, limits)
@@ -223,7 +223,7 @@ def test_a_proposal_covers_even_where_nothing_is_shared():
     for batch in (families(5, 1, 0, own=3), families(2, 2, 1, own=3)):
         limits = on("sm_90")
         assert plan_of(batch, limits) is None
-        planner = Planner(limits)
+        planner = AttentionPlanner(limits)
         plan = planner.propose(batch.tables, batch.seq_lens, batch.starts)
         check_plan(batch, plan, limits)
         assert (planner.made, planner.kept) == (0, 0)
@@ -254,7 +254,7 @@ def test_long_prefills_gain_nothing():
     tables = np.arange(1, 1 + 4 * 200).reshape(4, 200)
     tables[:, :32] = tables[0, :32]
     starts = np.arange(5) * 2048
-    plan = Planner(on("sm_90")).plan(tables, [512 + 2048] * 4, starts)
+    plan = AttentionPlanner(on("sm_90")).plan(tables, [512 + 2048] * 4, starts)
     assert plan is None
 
 

@@ -12,15 +12,15 @@ vLLM captures piecewise: everything but attention.
 
 import functools
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from vllm_radix.attention import step as steps
-from vllm_radix.attention.buffers import PlanBuffers, max_partials
+from vllm_radix.attention.batch import RunningBatch, current_batch
 from vllm_radix.attention.cost import DEVICES, Layer
-from vllm_radix.attention.plan import Limits, Plan, Planner
+from vllm_radix.attention.plan_buffers import PlanBuffers, max_partials
+from vllm_radix.attention.planner import AttentionPlanner, Limits, Plan
 from vllm_radix.config import not_grouped
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.tiles import (
@@ -61,21 +61,21 @@ class GroupedBuilder:
         )
         self._query_dtype = vllm_config.model_config.dtype
         # A neighbour in the same process may have been started without.
-        self._step = steps.current() if asked_for(vllm_config) else None
+        self._batch = current_batch() if asked_for(vllm_config) else None
         # vLLM wraps builders whose layers see other batches than the scheduler's
         # (chunked attention, fast prefill); its wrappers override ``build``.
         self._plans = type(self).build is GroupedBuilder.build
-        if self._step is None or not self._plans:
+        if self._batch is None or not self._plans:
             return
         try:
             limits, self._tile = self._limits(kv_cache_spec, vllm_config)
         except ValueError:
-            if self._step.strict:
+            if self._batch.strict:
                 raise
             self._plans = False
             return
-        self.planner = Planner(limits)
-        self._step.builders.append(self)
+        self.planner = AttentionPlanner(limits)
+        self._batch.builders.append(self)
 
     def _limits(self, kv_cache_spec: Any, vllm_config: Any) -> tuple[Limits, Tile]:
         """Return what to plan for.
@@ -143,9 +143,9 @@ class GroupedBuilder:
             common_prefix_len, common_attn_metadata, fast_build, **kwargs
         )
         metadata.radix_plan = None
-        step = self._step
-        if step is not None and self._plans and not fast_build:
-            plan = self._plan(common_attn_metadata, step)
+        batch = self._batch
+        if batch is not None and self._plans and not fast_build:
+            plan = self._plan(common_attn_metadata, batch)
             if plan is not None:
                 metadata.radix_plan = self.buffers.load(plan)
         return metadata
@@ -192,15 +192,16 @@ class GroupedBuilder:
                 layer, query, query, query, layer.kv_cache, metadata, output
             )
 
-    def _plan(self, common: Any, step: steps.Step) -> Plan | None:
+    def _plan(self, common: Any, batch: RunningBatch) -> Plan | None:
+        """Return the plan of a batch, and count it; None leaves the batch to vLLM."""
         if common.causal is not True or common.mm_req_doc_ranges:
             return None
         if getattr(common, "rswa_prefix_lens", None) is not None:
             return None
         if common.seq_lens_cpu_upper_bound is None:
             return None
-        request_ids = step.request_ids(common)
-        tables = None if request_ids is None else step.tables.gather(request_ids)
+        request_ids = batch.request_ids(common)
+        tables = None if request_ids is None else batch.tables.gather(request_ids)
         if tables is None:
             return None
         count = len(tables)
@@ -209,17 +210,17 @@ class GroupedBuilder:
             common.seq_lens_cpu_upper_bound[:count].numpy(),
             common.query_start_loc_cpu[: count + 1].numpy(),
         )
-        statistics = step.statistics
-        statistics.steps += 1
-        statistics.plans_made = self.planner.made + self.planner.refreshed
-        statistics.plans_kept = self.planner.kept
+        counters = batch.counters
+        counters.steps += 1
+        counters.plans_made = self.planner.made + self.planner.refreshed
+        counters.plans_kept = self.planner.kept
         if plan is not None:
-            statistics.grouped_steps += 1
-            statistics.grouped_extends += len(plan.rows) > count
-            statistics.nodes += plan.num_nodes
-            statistics.levels = max(statistics.levels, plan.levels)
-            statistics.loaded_tokens += plan.work.loaded
-            statistics.stock_tokens += plan.stock_work.loaded
+            counters.grouped_steps += 1
+            counters.grouped_extends += len(plan.rows) > count
+            counters.nodes += plan.num_nodes
+            counters.levels = max(counters.levels, plan.levels)
+            counters.loaded_tokens += plan.work.loaded
+            counters.stock_tokens += plan.stock_work.loaded
         return plan
 
 
@@ -234,9 +235,9 @@ class GroupedImpl:
 
         config = get_current_vllm_config_or_none()
         asked = config is None or asked_for(config)
-        step = steps.current() if asked else None
+        batch = current_batch() if asked else None
         problem = self.unsupported()
-        if problem is not None and step is not None and step.strict:
+        if problem is not None and batch is not None and batch.strict:
             raise ValueError(not_grouped(problem))
         # With a window, a group reads keys that most of its rows do not see.
         self.radix_grouped = asked and problem is None and not self.window()
@@ -260,7 +261,7 @@ class GroupedImpl:
         return None
 
     def fused_output_quant_supported(self, *_: Any) -> bool:
-        """Our kernels write what they compute; a fused layer would never be grouped."""
+        """Return False: our kernels do not quantise what they write."""
         return False
 
     def window(self) -> int:
@@ -328,14 +329,32 @@ class GroupedImpl:
 
 
 class GroupedBackend:
-    """What a backend of ours says of itself, before what vLLM's says."""
+    """What a backend of ours says of itself, before what vLLM's says.
+
+    Attributes:
+        impl_cls: the implementation.
+        builder_cls: the metadata builder.
+    """
+
+    impl_cls: ClassVar[type]
+    builder_cls: ClassVar[type]
+
+    @classmethod
+    def get_impl_cls(cls) -> type:
+        """Return the implementation."""
+        return cls.impl_cls
+
+    @classmethod
+    def get_builder_cls(cls) -> type:
+        """Return the metadata builder."""
+        return cls.builder_cls
 
     @classmethod
     def supports_device_cpu_query_lens_mismatch(cls) -> bool:
-        """Plans are made from the host's query lengths: they must be the device's."""
+        """Return False: plans are made from the query lengths that the host knows."""
         return False
 
     @classmethod
     def supports_batch_invariance(cls) -> bool:
-        """Who else is in the batch decides how a row's sum is cut up."""
+        """Return False: how a row's keys are split depends on the rest of the batch."""
         return False

@@ -128,7 +128,7 @@ class _Batch:
     own_limit: Longs | None = None
 
 
-class Planner:
+class AttentionPlanner:
     """Makes plans, and keeps the last one while it holds.
 
     Args:

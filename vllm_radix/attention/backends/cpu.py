@@ -8,11 +8,13 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackendImpl,
     CPUAttentionMetadataBuilder,
 )
-from vllm.v1.worker.cpu_worker import CPUWorker
 
-from vllm_radix.attention.backend import GroupedBackend, GroupedBuilder, GroupedImpl
-from vllm_radix.attention.plan import Limits
-from vllm_radix.attention.worker import GroupedWorker
+from vllm_radix.attention.backends.base import (
+    GroupedBackend,
+    GroupedBuilder,
+    GroupedImpl,
+)
+from vllm_radix.attention.planner import Limits
 from vllm_radix.config import not_grouped
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.interpreter import interpreted
@@ -60,18 +62,5 @@ class GroupedCPUImpl(GroupedImpl, CPUAttentionBackendImpl):
 class GroupedCPUBackend(GroupedBackend, CPUAttentionBackend):
     """``CPU_ATTN`` with grouped attention."""
 
-    @staticmethod
-    def get_impl_cls() -> type:
-        """Return the implementation."""
-        return GroupedCPUImpl
-
-    @staticmethod
-    def get_builder_cls() -> type:
-        """Return the metadata builder."""
-        return GroupedCPUBuilder
-
-
-class GroupedCPUWorker(GroupedWorker, CPUWorker):
-    """vLLM's CPU worker, whose attention is grouped."""
-
-    overrides = {"CPU_ATTN": "vllm_radix.attention.cpu.GroupedCPUBackend"}
+    impl_cls = GroupedCPUImpl
+    builder_cls = GroupedCPUBuilder

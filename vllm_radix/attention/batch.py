@@ -1,54 +1,29 @@
-"""What a worker knows of the step it runs: whose rows are whose, and their blocks."""
+"""The batch that a worker runs: which request each row belongs to, and its blocks."""
 
 import itertools
 from typing import Any
 
-from vllm_radix.attention.tables import HostTables
+from vllm_radix.attention.block_tables import HostBlockTables
+from vllm_radix.attention.statistics import GroupingCounters
 
 
-class Statistics:
-    """Counts of grouped attention since the worker started.
-
-    Attributes:
-        steps: steps whose attention was planned.
-        grouped_steps: those that read a shared run once.
-        grouped_extends: those of them in which a request had several query rows.
-        nodes: runs read once, summed over steps.
-        levels: most such runs on one request's path.
-        loaded_tokens: tokens of keys that grouped steps loaded, per layer.
-        stock_tokens: tokens that vLLM's kernel would have loaded for them.
-        plans_made: plans for a batch that was new.
-        plans_kept: steps that went on with the plan before.
-    """
-
-    def __init__(self) -> None:
-        self.steps = self.grouped_steps = self.grouped_extends = 0
-        self.nodes = self.levels = 0
-        self.loaded_tokens = self.stock_tokens = 0
-        self.plans_made = self.plans_kept = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the counts as a plain dict."""
-        return dict(vars(self))
-
-
-class Step:
-    """The worker's current step; metadata builders ask it.
+class RunningBatch:
+    """The worker's current batch, for its metadata builders.
 
     Args:
         max_blocks: blocks of a request, at most.
         strict: refuse layers that cannot be served, instead of leaving them to vLLM.
 
     Attributes:
-        statistics: what was planned so far.
+        counters: what was planned so far.
         builders: the metadata builders that plan.
         enabled: False leaves every step to vLLM.
     """
 
     def __init__(self, max_blocks: int, strict: bool) -> None:
-        self.tables = HostTables(max_blocks)
+        self.tables = HostBlockTables(max_blocks)
         self.strict = strict
-        self.statistics = Statistics()
+        self.counters = GroupingCounters()
         self.runner: Any = None
         self.builders: list[Any] = []
         self.enabled = True
@@ -61,7 +36,11 @@ class Step:
         self._scheduled = output.num_scheduled_tokens
 
     def end(self) -> None:
-        """Nothing is running: what is built now is no request's (a dummy run)."""
+        """Mark the step as finished.
+
+        Metadata that is built until the next ``begin`` belongs to dummy runs and is
+        not planned.
+        """
         self._scheduled = {}
 
     def request_ids(self, common: Any) -> list[str] | None:
@@ -69,7 +48,7 @@ class Step:
 
         They are known if each has as many query rows in the metadata as the scheduler
         gave it: most drafts' passes and slices of a batch do not. Metadata that vLLM
-        derives for chunks of keys may; its builders are told apart (``backend.py``).
+        derives for chunks of keys may; ``backends/base.py`` tells its builders apart.
 
         Args:
             common: vLLM's ``CommonAttentionMetadata``.
@@ -81,11 +60,11 @@ class Step:
             names = self.runner.req_states.index_to_req_id
             ids = [names.get(index) for index in common.req_idx.tolist()]
         else:
-            batch = getattr(self.runner, "input_batch", None)
-            if batch is None:
+            rows_of_runner = getattr(self.runner, "input_batch", None)
+            if rows_of_runner is None:
                 # Runner V2, and metadata that was derived from a step's.
                 return None
-            ids = list(batch.req_ids)
+            ids = list(rows_of_runner.req_ids)
         starts = common.query_start_loc_cpu.tolist()
         count = len(ids)
         if len(starts) <= count or starts[count] != starts[-1]:
@@ -95,15 +74,15 @@ class Step:
         return ids if scheduled == rows[:count] else None
 
 
-_current: Step | None = None
+_current: RunningBatch | None = None
 
 
-def current() -> Step | None:
-    """Return this process's worker's step; None where attention is not grouped."""
+def current_batch() -> RunningBatch | None:
+    """Return the batch of this process's worker; None if attention is not grouped."""
     return _current
 
 
-def install(step: Step | None) -> None:
-    """Make a step this process's."""
+def set_current_batch(batch: RunningBatch | None) -> None:
+    """Make a batch this process's."""
     global _current
-    _current = step
+    _current = batch
