@@ -31,7 +31,7 @@ def register() -> None:
 
     problem = version_problem()
     if problem is None:
-        from vllm_radix_patches.record import PatchError, apply_all
+        from vllm_radix_patches.patch import PatchError, apply_all
 
         try:
             apply_all(patches())
@@ -46,7 +46,7 @@ def register() -> None:
 
 def patches() -> tuple[Any, ...]:
     """Return the patches to vLLM, in order of application."""
-    from vllm_radix_patches.records import make_patches
+    from vllm_radix_patches.registry import make_patches
 
     return make_patches(_add_flag, _use_flag, _check_config, _choose_hasher)
 

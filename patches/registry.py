@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vllm_radix_patches.record import Patch, signature_fingerprint, source_fingerprint
+from vllm_radix_patches.patch import Patch, signature_fingerprint, source_fingerprint
 
 _TARGET = "vllm.engine.arg_utils:EngineArgs."
 _UPSTREAM = "none yet; engine options of general plugins"
