@@ -28,7 +28,7 @@ test: lint  ## Everything CI runs
 cuda-path:  ## The tests of vLLM's CUDA path, on a pretended GPU (8 minutes)
 	$(BIN)/pytest -q -m cuda_path
 
-soak: export PYTHONPATH = tests:tests/engine:tests/tree
+soak bench: export PYTHONPATH := tests:$(PYTHONPATH)
 soak bench: export VLLM_LOGGING_LEVEL = ERROR
 soak:  ## A million random operations, every invariant after each (15 minutes)
 	$(BIN)/python tests/soak.py $(OPERATIONS)

@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vllm_radix.attention.block_tables import HostBlockTables
 from vllm_radix.attention.cost import DEVICES, Layer
-from vllm_radix.attention.plan import Limits, Planner
-from vllm_radix.attention.tables import HostTables
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 
 REQUESTS, BLOCKS, SIZE = 256, 512, 16
 STEPS = 400
@@ -97,10 +97,12 @@ class Decoding:
         return SimpleNamespace(req_id=name, block_ids=(blocks,))
 
 
-def measure(turnover: int, shared: tuple[int, int]) -> tuple[list[float], Planner]:
+def measure(
+    turnover: int, shared: tuple[int, int]
+) -> tuple[list[float], AttentionPlanner]:
     """Return each step's milliseconds, the first one left out, and the planner."""
     limits = Limits(LAYER, DEVICES["sm_90"], SIZE, tile_rows=64)
-    planner, tables = Planner(limits), HostTables(BLOCKS)
+    planner, tables = AttentionPlanner(limits), HostBlockTables(BLOCKS)
     batch = Decoding(turnover, shared)
     times = []
     for _ in range(STEPS):

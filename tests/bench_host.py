@@ -12,11 +12,11 @@ import random
 import time
 from statistics import median
 
-from engine_double import EngineDouble, make_scheduler
 from rich.console import Console
 from rich.table import Table
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from support.engine_double import EngineDouble, make_scheduler
 from vllm_radix import RadixScheduler
 
 PAIRS = 9

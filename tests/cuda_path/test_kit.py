@@ -12,8 +12,8 @@ import bundle
 import pytest
 import stand_in
 import torch
-from support.pretended_gpu import INSTALL, ROOT, environment, plain_attention
 
+from support.pretended_gpu import INSTALL, ROOT, environment, plain_attention
 from vllm_radix_kernels.interpreter import interpreted
 
 pytestmark = [pytest.mark.cuda_path, pytest.mark.timeout(900)]

@@ -64,13 +64,13 @@ def always_group() -> None:
     Whether it pays is the planner's question on a device, and its answer for a tiny
     model is no: its answers would then be compared without a grouped step.
     """
-    from vllm_radix.attention.plan import Planner
+    from vllm_radix.attention.planner import AttentionPlanner
 
     def plan(planner: Any, *args: Any) -> Any:
         made = planner.propose(*args)
         return made if made is not None and made.num_nodes else None
 
-    setattr(Planner, "plan", plan)  # noqa: B010
+    setattr(AttentionPlanner, "plan", plan)  # noqa: B010
 
 
 class Arm:

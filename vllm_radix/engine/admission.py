@@ -333,7 +333,7 @@ class AdmissionController:
             return True
         unused = capacity.blocks - capacity.needed
         if not self._order.protects_needed:
-            unused = self._pool.num_blank_blocks + self._tree.num_tails
+            unused = self._pool.num_blank_blocks + self._tree.num_unhit
         return self._uncached_blocks <= unused
 
     def _plan(
