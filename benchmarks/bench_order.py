@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_radix import RadixScheduler
-from vllm_radix_bench.clock import CostModel
-from vllm_radix_bench.model_free import make_scheduler
-from vllm_radix_bench.virtual import VirtualRun
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.sim.driver import VirtualRun
+from vllm_radix_bench.sim.engine import make_scheduler
 from vllm_radix_bench.workloads import Turn
 
 SIZES = (128, 1_000, 10_000)

@@ -22,9 +22,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm_radix import RadixScheduler
 from vllm_radix.config import RadixConfig, parse_flag
 from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
-from vllm_radix_bench.clock import CostModel
-from vllm_radix_bench.model_free import make_scheduler
-from vllm_radix_bench.virtual import Outcome, Record, VirtualRun
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
+from vllm_radix_bench.sim.engine import make_scheduler
 from vllm_radix_bench.workloads import Turn
 
 KNOWN_ARMS = ("stock", "radix", "apc-off")

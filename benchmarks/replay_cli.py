@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_radix_bench.clock import CostModel
 from vllm_radix_bench.ranges import number, pressure, whole
+from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.workloads import BUILDERS, REFERENCE_CACHE, Turn, build
 
 if TYPE_CHECKING:

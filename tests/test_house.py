@@ -103,13 +103,17 @@ def test_flat_folders_have_no_init(folder):
 
 def test_packages_are_listed_and_complete():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in PACKAGE.rglob("__init__.py")
-    }
-    assert folders <= set(setup["packages"])
+    listed = setup["packages"]
+    assert len(set(listed)) == len(listed)
+    found = set()
     for name, folder in setup["package-dir"].items():
-        assert (ROOT / folder).is_dir(), name
+        top = ROOT / folder
+        assert top.is_dir(), name
+        inside = {path.parent for path in top.rglob("*.py")}
+        for path in inside - {top}:
+            assert (path / "__init__.py").exists(), f"{path} is not a package"
+        found |= {".".join((name, *path.relative_to(top).parts)) for path in inside}
+    assert set(listed) == found
 
 
 def test_flat_folders_import_by_their_names_from_the_repository_root():

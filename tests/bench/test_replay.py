@@ -7,7 +7,7 @@ import pytest
 
 from vllm_radix.cli import main
 from vllm_radix_bench import replay
-from vllm_radix_bench.clock import CostModel
+from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.workloads import Turn, build, longest_path
 
 SMALL = ["--block-size", "32", "--blocks", "64", "--max-num-seqs", "4"]

@@ -14,8 +14,8 @@ from typing import Any
 
 from vllm.v1.outputs import ModelRunnerOutput
 
-from vllm_radix_bench.clock import CostModel
-from vllm_radix_bench.model_free import RequestMaker
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.sim.engine import RequestMaker
 from vllm_radix_bench.workloads import Turn
 
 _FIRST_ANSWER = 1 << 30
