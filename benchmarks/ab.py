@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_radix_bench.arm import Settings, as_request
-from vllm_radix_bench.workloads import (
-    SERVED,
-    Encode,
-    Workload,
-    build,
-    longest_path,
-)
+from vllm_radix_bench.workloads.builders import SERVED
+from vllm_radix_bench.workloads.encoders import load_encode
+from vllm_radix_bench.workloads.sizing import build
+from vllm_radix_bench.workloads.turn import Workload, longest_path
 
 ARMS = ("stock", "radix")
 GAP = 1e-3
@@ -171,7 +168,7 @@ def settings_for(
         InputError: a request would not fit the cache.
     """
     blocks = options.text_blocks if text else options.blocks
-    longest = longest_path(workloads)
+    longest = longest_path(root for work in workloads for root in work.roots)
     if longest > blocks * options.block_size:
         raise InputError(
             f"a request of {longest} tokens does not fit a cache of {blocks} blocks "
@@ -287,7 +284,7 @@ def make_workloads(options: Options, text: bool) -> list[Workload]:
     """Build the workloads of one part, with its model's own tokenizer.
 
     Raises:
-        InputError: the model folder has no tokenizer.
+        TokenizerError: the model folder has no tokenizer.
     """
     model = options.text_model if text else options.model
     assert model is not None
@@ -307,27 +304,6 @@ def make_workloads(options: Options, text: bool) -> list[Workload]:
         for pressure in pressures
         for name in (options.text_workloads if text else options.workloads)
     ]
-
-
-def load_encode(model: Path) -> Encode:
-    """Return a function from text to token ids, without special tokens.
-
-    Raises:
-        InputError: the folder has no tokenizer that can be loaded.
-    """
-    fast = model / "tokenizer.json"
-    if fast.exists():
-        from tokenizers import Tokenizer
-
-        one = Tokenizer.from_file(str(fast))
-        return lambda text: list(one.encode(text, add_special_tokens=False).ids)
-    from transformers import AutoTokenizer
-
-    try:
-        other = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no tokenizer to load ({error})") from error
-    return lambda text: list(other(text, add_special_tokens=False).input_ids)
 
 
 def versions() -> dict[str, str]:
@@ -359,6 +335,7 @@ def run(
 
     Raises:
         InputError: before anything is started.
+        TokenizerError: likewise.
         ArmError: an engine did not come up or died.
     """
     counts = make_workloads(options, text=False)

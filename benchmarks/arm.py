@@ -103,7 +103,7 @@ class Arm:
         """Run a forest of turns from an empty cache.
 
         Args:
-            roots: turns as dicts, see ``vllm_radix_bench.workloads.Turn``.
+            roots: turns as dicts, see ``vllm_radix_bench.workloads.turn.Turn``.
             top_logprobs: log-probabilities to record per generated token.
 
         Returns:

@@ -24,7 +24,7 @@ from vllm_radix import RadixScheduler
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.driver import VirtualRun
 from vllm_radix_bench.sim.engine import make_scheduler
-from vllm_radix_bench.workloads import Turn
+from vllm_radix_bench.workloads.turn import Turn
 
 SIZES = (128, 1_000, 10_000)
 PASSES = 15

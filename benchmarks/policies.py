@@ -94,13 +94,15 @@ def arms() -> dict[str, dict[str, Any] | None]:
 def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
     """Run all arms on one load with one seed."""
     from vllm_radix_bench import replay
-    from vllm_radix_bench.workloads import build
+    from vllm_radix_bench.workloads.encoders import words
+    from vllm_radix_bench.workloads.sizing import build
+    from vllm_radix_bench.workloads.turn import longest_path
 
     cell, seed = task
     # The lengths of the A/B's workloads; a cache of 8,192 tokens.
     made = build(
         cell.workload,
-        replay.words,
+        words,
         num_blocks=BLOCKS,
         block_size=BLOCK_SIZE,
         pressure=cell.pressure,
@@ -112,7 +114,7 @@ def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
     replay.shuffle(made.roots, seed)
     if cell.load:
         replay.send_at_load(made.roots, cell.load, seed, options)
-    longest = replay.longest_request(made.roots)
+    longest = longest_path(made.roots)
     out = {}
     for name, radix in arms().items():
         arm = replay.parse_arm(

@@ -7,8 +7,6 @@ preemptions are facts; seconds are the cost model's.
 
 import importlib
 import random
-import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -25,7 +23,7 @@ from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
 from vllm_radix_bench.sim.engine import make_scheduler
-from vllm_radix_bench.workloads import Turn
+from vllm_radix_bench.workloads.turn import Turn, longest_path
 
 KNOWN_ARMS = ("stock", "radix", "apc-off")
 _MADE_UP = 3 << 29
@@ -100,14 +98,6 @@ def parse_arm(text: str) -> Arm:
     return Arm(text, found)
 
 
-def words(text: str) -> list[int]:
-    """Return a token for each word or mark of a text, without a tokenizer.
-
-    For a replay only which tokens are equal matters, and about how many there are.
-    """
-    return [zlib.crc32(word.encode()) >> 2 for word in re.findall(r"\w+|[^\w\s]", text)]
-
-
 def send_at_rate(roots: Sequence[Turn], rate: float, seed: int) -> None:
     """Give roots the arrival times of a Poisson process, in shuffled order.
 
@@ -135,7 +125,7 @@ def send_at_load(
 
     What it can is measured: all roots at once, in the first cache.
     """
-    longest = longest_request(roots)
+    longest = longest_path(roots)
     outcome = run_arm(parse_arm("stock"), roots, options.blocks[0], options, longest)
     send_at_rate(roots, load * len(roots) / outcome.seconds, seed)
 
@@ -157,11 +147,6 @@ def every_turn(roots: Sequence[Turn]) -> Iterator[tuple[str, Turn, list[int]]]:
             stack += [
                 (f"{name}.{i}", child, path) for i, child in enumerate(turn.children)
             ][::-1]
-
-
-def longest_request(roots: Sequence[Turn]) -> int:
-    """Return the tokens of the longest prompt with its answer."""
-    return max(len(prompt) + turn.max_tokens for _, turn, prompt in every_turn(roots))
 
 
 def infinite_cache(roots: Sequence[Turn]) -> int:
@@ -289,7 +274,7 @@ def check(roots: Sequence[Turn], options: Options) -> int:
     Raises:
         InputError: it does not fit a cache.
     """
-    longest = longest_request(roots)
+    longest = longest_path(roots)
     for blocks in options.blocks:
         if longest > blocks * options.block_size:
             raise InputError(

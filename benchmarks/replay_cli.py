@@ -9,11 +9,14 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_radix_bench.ranges import number, pressure, whole
 from vllm_radix_bench.sim.cost_model import CostModel
-from vllm_radix_bench.workloads import BUILDERS, REFERENCE_CACHE, Turn, build
+from vllm_radix_bench.workloads.builders import BUILDERS
+from vllm_radix_bench.workloads.encoders import Encode, load_encode, words
+from vllm_radix_bench.workloads.sizing import REFERENCE_CACHE, build
+from vllm_radix_bench.workloads.turn import Turn
 
 if TYPE_CHECKING:
     from vllm_radix_bench.replay import Options
@@ -140,10 +143,7 @@ def _cost(text: str) -> tuple[str, float]:
     return name, float(value)
 
 
-def _encoder(folder: Path | None) -> Any:
-    from vllm_radix_bench.ab import load_encode
-    from vllm_radix_bench.replay import words
-
+def _encoder(folder: Path | None) -> Encode:
     return words if folder is None else load_encode(folder)
 
 

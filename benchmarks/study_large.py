@@ -11,17 +11,30 @@ CPU, relative to stock. Counts are facts; times are of the cost model's clock. S
 import argparse
 import json
 import os
+import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from vllm_radix_bench.policies import ratio
+from vllm_radix_bench.workloads.large_loads import (
+    BLOCK_SIZE,
+    LOADS,
+    Load,
+    Roots,
+    follow_each_other,
+)
+from vllm_radix_bench.workloads.sizing import BlockCounter
+from vllm_radix_bench.workloads.turn import longest_path
+
+if TYPE_CHECKING:
+    from vllm_radix_bench import replay
 
 UNBOUNDED = '"max_overtakes": 1000000000, "max_extra_wait": 1e9'
 ARMS = {
@@ -34,18 +47,44 @@ ARMS = {
 FINAL_SEEDS = (5, 6, 7)
 
 
+def make(load: Load, seed: int) -> "tuple[Roots, int, replay.Options]":
+    """Return the requests of a load, the blocks of its cache, and the options.
+
+    Arrivals are the same for all arms.
+    """
+    from vllm_radix_bench import replay
+
+    rng = random.Random(f"{load.name.partition(',')[0]} {seed}")
+    roots = load.build(rng)
+    rng.shuffle(roots)
+    blocks = int(load.cache * BlockCounter(BLOCK_SIZE).add(roots))
+    options = replay.Options(
+        [blocks],
+        block_size=BLOCK_SIZE,
+        max_num_seqs=load.slots,
+        known_in_advance=False,
+    )
+    if load.sessions:
+        roots = list(follow_each_other(roots, load.sessions))
+    if load.rate:
+        replay.send_at_load(roots, load.rate, seed, options)
+        for at, root in enumerate(roots):
+            root.arrival = roots[at - at % load.burst].arrival
+    return roots, blocks, options
+
+
 def run_load(task: tuple[str, int, tuple[str, ...]]) -> dict[str, Any]:
     """Run some arms on one load with one seed.
 
     Args:
         task: the load's name, the seed, and the arms.
     """
-    from vllm_radix_bench import large_loads, replay
+    from vllm_radix_bench import replay
 
     name, seed, arms = task
-    load = next(load for load in large_loads.LOADS if load.name == name)
-    roots, blocks, options = large_loads.make(load, seed)
-    longest = replay.longest_request(roots)
+    load = next(load for load in LOADS if load.name == name)
+    roots, blocks, options = make(load, seed)
+    longest = longest_path(roots)
     out: dict[str, Any] = {"load": name, "seed": seed, "blocks": blocks, "arms": {}}
     for arm in arms:
         outcome = replay.run_arm(
@@ -93,9 +132,7 @@ def table(results: list[dict[str, Any]], arms: list[str], title: str) -> Table:
 
 def main() -> int:
     """Run everything."""
-    from vllm_radix_bench import large_loads
-
-    names = [load.name for load in large_loads.LOADS]
+    names = [load.name for load in LOADS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(FINAL_SEEDS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS)[1:], choices=list(ARMS))

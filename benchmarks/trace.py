@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from vllm_radix_bench.workloads import Encode, Turn
+from vllm_radix_bench.workloads.encoders import Encode
+from vllm_radix_bench.workloads.turn import Turn
 
 HASHED_TOKENS = 512
 """Tokens of a prompt that one of Mooncake's ids stands for."""

@@ -119,9 +119,9 @@ def test_packages_are_listed_and_complete():
 def test_flat_folders_import_by_their_names_from_the_repository_root():
     out = python(
         f"import os; os.chdir({str(ROOT)!r}); import vllm_radix_patches.record, "
-        "vllm_radix_bench.workloads as w; print(w.__name__)"
+        "vllm_radix_bench.workloads.turn as w; print(w.__name__)"
     )
-    assert out == "vllm_radix_bench.workloads"
+    assert out == "vllm_radix_bench.workloads.turn"
 
 
 def test_public_names_are_what_all_says():

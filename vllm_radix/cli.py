@@ -64,7 +64,7 @@ class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     from vllm_radix_bench.ab import Options
-    from vllm_radix_bench.workloads import SERVED
+    from vllm_radix_bench.workloads.builders import SERVED
 
     ab = commands.add_parser(
         "ab",
@@ -185,6 +185,7 @@ def _run_ab(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     from tqdm import tqdm
 
     from vllm_radix_bench import ab, report
+    from vllm_radix_bench.workloads.encoders import TokenizerError
 
     output: Path = arguments.output
     try:
@@ -212,7 +213,7 @@ def _run_ab(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> i
 
         try:
             result = ab.run(options, output.parent, progress, save)
-        except ab.InputError as error:
+        except (ab.InputError, TokenizerError) as error:
             bar.close()
             parser.error(str(error))
         except ab.ArmError as error:

@@ -16,7 +16,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.engine import RequestMaker
-from vllm_radix_bench.workloads import Turn
+from vllm_radix_bench.workloads.turn import Turn
 
 _FIRST_ANSWER = 1 << 30
 """Generated tokens count up from here: none is like another, nor like a prompt's."""

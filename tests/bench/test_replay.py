@@ -8,7 +8,9 @@ import pytest
 from vllm_radix.cli import main
 from vllm_radix_bench import replay
 from vllm_radix_bench.sim.cost_model import CostModel
-from vllm_radix_bench.workloads import Turn, build, longest_path
+from vllm_radix_bench.workloads.encoders import words
+from vllm_radix_bench.workloads.sizing import build
+from vllm_radix_bench.workloads.turn import Turn, longest_path
 
 SMALL = ["--block-size", "32", "--blocks", "64", "--max-num-seqs", "4"]
 SMALL += ["--max-num-batched-tokens", "512", "--pressure", "3", "--stretch", "0.25"]
@@ -24,7 +26,7 @@ def options(**fields):
 
 
 def run(roots, arm="radix", **fields):
-    longest = replay.longest_request(roots)
+    longest = longest_path(roots)
     return replay.run_arm(replay.parse_arm(arm), roots, 64, options(**fields), longest)
 
 
@@ -111,7 +113,7 @@ def test_an_infinite_cache_computes_what_is_new():
 
 
 def test_known_in_advance_all_requests_are_there_in_tree_order():
-    work = build("chat", replay.words, num_blocks=64, block_size=32, pressure=2, seed=0)
+    work = build("chat", words, num_blocks=64, block_size=32, pressure=2, seed=0)
     flat, answers = replay.known_in_advance(work.roots)
     assert len(flat) == sum(1 for _ in work.turns())
     assert [turn.tokens for turn in flat] == sorted(turn.tokens for turn in flat)
@@ -120,7 +122,7 @@ def test_known_in_advance_all_requests_are_there_in_tree_order():
         following = flat[int(at) + 1].tokens
         start = len(flat[int(at)].tokens)
         assert following[start : start + len(answer)] == answer
-    longest = longest_path([work])
+    longest = longest_path(work.roots)
     best = replay.parse_arm('radix:{"policy": "fcfs"}')
     known = replay.run_arm(best, flat, 64, options(), longest, answers=answers)
     stock = run(work.roots, "stock")

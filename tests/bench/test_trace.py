@@ -7,7 +7,7 @@ import pytest
 
 from vllm_radix_bench import trace
 from vllm_radix_bench.trace import HashedPrompt, TraceError, load
-from vllm_radix_bench.workloads import Turn
+from vllm_radix_bench.workloads.turn import Turn
 
 BIG = 10**400
 MOONCAKE = {"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [0, 7]}

@@ -6,7 +6,7 @@ import pytest
 
 from vllm_radix.cli import main
 from vllm_radix_bench import ab, replay, report
-from vllm_radix_bench.workloads import longest_path
+from vllm_radix_bench.workloads.turn import longest_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -104,7 +104,7 @@ def test_a_replay_without_a_model_agrees_exactly(run, arm):
             work.roots,
             options.blocks,
             settings,
-            longest_path(workloads),
+            longest_path(root for work in workloads for root in work.roots),
             answers=answers,
         )
         assert outcome.computed_prompt_tokens == real["computed_prompt_tokens"]

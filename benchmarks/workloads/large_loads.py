@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_radix_bench import replay
-from vllm_radix_bench.workloads import BlockCounter, Turn
+from vllm_radix_bench.workloads.turn import Turn
 
 BLOCK_SIZE = 16
 
@@ -131,31 +130,7 @@ LOADS = (
 )
 
 
-def make(load: Load, seed: int) -> tuple[Roots, int, replay.Options]:
-    """Return the requests of a load, the blocks of its cache, and the options.
-
-    Arrivals are the same for all arms.
-    """
-    rng = random.Random(f"{load.name.partition(',')[0]} {seed}")
-    roots = load.build(rng)
-    rng.shuffle(roots)
-    blocks = int(load.cache * BlockCounter(BLOCK_SIZE).add(roots))
-    options = replay.Options(
-        [blocks],
-        block_size=BLOCK_SIZE,
-        max_num_seqs=load.slots,
-        known_in_advance=False,
-    )
-    if load.sessions:
-        roots = list(_follow_each_other(roots, load.sessions))
-    if load.rate:
-        replay.send_at_load(roots, load.rate, seed, options)
-        for at, root in enumerate(roots):
-            root.arrival = roots[at - at % load.burst].arrival
-    return roots, blocks, options
-
-
-def _follow_each_other(roots: Roots, sessions: int) -> Iterator[Turn]:
+def follow_each_other(roots: Roots, sessions: int) -> Iterator[Turn]:
     """Yield the first roots; each of the others follows the last turn of one."""
     last: list[Turn] = []
     for at, root in enumerate(roots):

@@ -4,14 +4,9 @@ from zlib import crc32
 
 import pytest
 
-from vllm_radix_bench.workloads import (
-    BUILDERS,
-    BlockCounter,
-    Turn,
-    Workload,
-    build,
-    longest_path,
-)
+from vllm_radix_bench.workloads.builders import BUILDERS
+from vllm_radix_bench.workloads.sizing import BlockCounter, build
+from vllm_radix_bench.workloads.turn import Turn, longest_path
 
 
 def encode(text):
@@ -79,4 +74,4 @@ def test_distinct_blocks_are_counted_once_and_answers_apart():
 
 def test_the_longest_path_is_the_longest_prompt_with_its_answer():
     chain = Turn([1] * 5, 2, [Turn([1] * 3, 4), Turn([1], 1)])
-    assert longest_path([Workload("x", 1.0, [chain, Turn([1] * 9, 1)])]) == 14
+    assert longest_path([chain, Turn([1] * 9, 1)]) == 14

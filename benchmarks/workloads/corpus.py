@@ -47,11 +47,6 @@ def sentence(rng: random.Random) -> str:
     )
 
 
-def passage(rng: random.Random, sentences: int) -> str:
-    """Return a text of that many sentences."""
-    return " ".join(sentence(rng) for _ in range(sentences))
-
-
 def question(rng: random.Random) -> str:
     """Return a question about a text."""
     return f"{rng.choice(_ASK)}? Refer to item {rng.randrange(2, 999)}."
