@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from vllm_radix_bench.ranges import number, pressure, whole
 from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.traces.formats import FORMATS
+from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.builders import BUILDERS
 from vllm_radix_bench.workloads.encoders import Encode, load_encode, words
 from vllm_radix_bench.workloads.sizing import REFERENCE_CACHE, build
@@ -33,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trace",
         nargs="?",
         type=Path,
-        help="JSON lines: Mooncake's (timestamp, input_length, output_length, "
-        "hash_ids), or prompt or token_ids, arrival, output_length and, if wanted, "
-        "session, tenant, priority, salt",
+        help="JSON lines: " + ", or ".join(one.describe() for one in FORMATS),
     )
     add("--workload", choices=list(BUILDERS), help="a built-in one instead of a trace")
     add(
@@ -164,9 +164,7 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
             raise ValueError(f"--{name.replace('_', '-')} is of a {kind}")
     encode = _encoder(arguments.tokenizer)
     if arguments.trace is not None:
-        from vllm_radix_bench import trace
-
-        return trace.load(
+        return load(
             arguments.trace,
             encode,
             closed_loop=arguments.closed_loop,

@@ -5,8 +5,9 @@ from zlib import crc32
 
 import pytest
 
-from vllm_radix_bench import trace
-from vllm_radix_bench.trace import HashedPrompt, TraceError, load
+from vllm_radix_bench.traces.formats.mooncake import HashedPrompt
+from vllm_radix_bench.traces.line import MAX_TOKEN, TraceError
+from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.turn import Turn
 
 BIG = 10**400
@@ -63,12 +64,12 @@ def test_plain(write):
     path = write(
         {"prompt": "two words", "output_length": 1},
         plain(arrival=1.5, session="s", tenant="t", priority=-2, salt="x"),
-        plain(tenant="", token_ids=[0, trace.MOST_TOKEN], arrival=2),
+        plain(tenant="", token_ids=[0, MAX_TOKEN], arrival=2),
     )
     assert load(path, encode) == [
         Turn(encode("two words"), 1),
         Turn([5, 6], 4, arrival=1.5, tenant="t", priority=-2, salt="x"),
-        Turn([0, trace.MOST_TOKEN], 4, arrival=2.0),
+        Turn([0, MAX_TOKEN], 4, arrival=2.0),
     ]
 
 
