@@ -20,6 +20,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm_radix import RadixScheduler
 from vllm_radix.config import RadixConfig, parse_flag
 from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
+from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
 from vllm_radix_bench.sim.engine import make_scheduler
@@ -30,10 +31,6 @@ _MADE_UP = 3 << 29
 """Answers that oracles make up count up from here."""
 
 Progress = Callable[[str, int], None]
-
-
-class InputError(ValueError):
-    """What was asked for cannot be run; the message names the option."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_radix_bench.ranges import number, pressure, whole
+from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.traces.formats import FORMATS
 from vllm_radix_bench.traces.load import load
@@ -29,7 +29,10 @@ _positive = partial(number, float, 1e-6, 1e6)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``vllm-radix replay``."""
+    """Add the options, and what runs the command."""
+    parser.description = __doc__
+    parser.formatter_class = WithDefaults
+    parser.set_defaults(run=run)
     add = parser.add_argument
     add(
         "trace",

@@ -1,8 +1,21 @@
-"""Numbers on a command line, refused with the values that are allowed."""
+"""What command lines share: numbers that are checked, help, and an error."""
 
 import argparse
 from collections.abc import Callable
 from functools import partial
+
+
+class InputError(ValueError):
+    """What was asked for cannot be run; the message names the option."""
+
+
+class WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to the help, but for options that have none to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, {}):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def number(kind: type, least: float, most: float, text: str) -> int | float:

@@ -1,13 +1,15 @@
 """What an A/B run says: tables for a reader, verdicts for a script."""
 
-from statistics import median
+from collections.abc import Callable
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from vllm_radix_bench.ab import ARMS, GAP
+from vllm_radix_bench.ab.runner import ARMS, GAP
+from vllm_radix_bench.report.columns import Column
+from vllm_radix_bench.report.tables import table
 
 Cell = dict[str, Any]
 
@@ -47,36 +49,62 @@ def reorders(result: dict[str, Any]) -> bool:
     return radix.get("policy") != "fcfs" and radix.get("max_overtakes") != 0
 
 
-def counts_table(cells: list[Cell]) -> Table:
-    """Return the deterministic counts; ``a > b`` is stock, then radix."""
-    table = Table(title="Counts (stock > radix; the same in every run)")
-    table.add_column("workload")
-    for name in ("working set", "requests", "prompt tokens"):
-        table.add_column(name, justify="right")
-    for name in ("hit rate", "tokens computed", "ratio", "engine steps", "preempted"):
-        table.add_column(name, justify="right")
-    table.add_column("steps to first token, mean and p99", justify="right")
-    for cell in cells:
-        stock, radix = (cell["runs"][arm][0] for arm in ARMS)
-        hits = [run["cached_tokens"] / run["prompt_tokens"] for run in (stock, radix)]
-        waits = [
-            f"{sum(steps) / len(steps):.0f}, {percentile(steps, 0.99):.0f}"
-            for run in (stock, radix)
-            for steps in [[record["steps_to_first_token"] for record in run["records"]]]
-        ]
-        table.add_row(
-            cell["workload"],
-            f"{cell['pressure']:.2f}x",
-            f"{stock['requests']}",
-            f"{stock['prompt_tokens']:,}",
-            f"{hits[0]:.1%} > {hits[1]:.1%}",
-            f"{computed(cell, 'stock'):,} > {computed(cell, 'radix'):,}",
-            f"{computed(cell, 'radix') / computed(cell, 'stock'):.3f}",
-            f"{stock['engine_steps']} > {radix['engine_steps']}",
-            f"{stock['preemptions']} > {radix['preemptions']}",
-            f"{waits[0]} > {waits[1]}",
-        )
-    return table
+def _first(cell: Cell, arm: str = "stock") -> Cell:
+    run: Cell = cell["runs"][arm][0]
+    return run
+
+
+def _of_both(take: Callable[[Cell], float]) -> Callable[[Cell], dict[str, float]]:
+    return lambda cell: {arm: take(_first(cell, arm)) for arm in ARMS}
+
+
+def _steps(run: Cell) -> list[float]:
+    return [record["steps_to_first_token"] for record in run["records"]]
+
+
+_CELL = (
+    Column("workload", lambda cell: cell["workload"]),
+    Column("working set", lambda cell: cell["pressure"], "{:.2f}x"),
+)
+COUNTS = (
+    *_CELL,
+    Column("requests", lambda cell: _first(cell)["requests"], "{:d}"),
+    Column("prompt tokens", lambda cell: _first(cell)["prompt_tokens"], "{:,}"),
+    Column(
+        "hit rate",
+        _of_both(lambda run: run["cached_tokens"] / run["prompt_tokens"]),
+        "{stock:.1%} → {radix:.1%}",
+    ),
+    Column(
+        "tokens computed",
+        _of_both(lambda run: run["computed_prompt_tokens"]),
+        "{stock:,} → {radix:,}",
+    ),
+    Column(
+        "ratio",
+        lambda cell: computed(cell, "radix") / computed(cell, "stock"),
+        "{:.3f}",
+    ),
+    Column(
+        "engine steps",
+        _of_both(lambda run: run["engine_steps"]),
+        "{stock:d} → {radix:d}",
+    ),
+    Column(
+        "preempted", _of_both(lambda run: run["preemptions"]), "{stock:d} → {radix:d}"
+    ),
+    Column(
+        "steps to first token, mean",
+        _of_both(lambda run: fmean(_steps(run))),
+        "{stock:.0f} → {radix:.0f}",
+    ),
+    Column(
+        "steps to first token, p99",
+        _of_both(lambda run: percentile(_steps(run), 0.99)),
+        "{stock:.0f} → {radix:.0f}",
+    ),
+)
+"""Of a cell: facts, of stock and of radix."""
 
 
 def ratios(cell: Cell, measure: str) -> list[float]:
@@ -86,25 +114,32 @@ def ratios(cell: Cell, measure: str) -> list[float]:
     return [take(radix) / take(stock) for stock, radix in pairs]
 
 
-def times_table(cells: list[Cell]) -> Table:
-    """Return the times, as medians and as ratios with their spread."""
-    table = Table(title="Times: median of runs; ratio radix/stock, lowest to highest")
-    table.add_column("workload")
-    table.add_column("working set", justify="right")
-    for name in MEASURES:
-        table.add_column(name, justify="right")
-    for cell in cells:
-        row = [cell["workload"], f"{cell['pressure']:.2f}x"]
-        for name, take in MEASURES.items():
-            values = [median(map(take, cell["runs"][arm])) for arm in ARMS]
-            pairs = ratios(cell, name)
-            unit = " s" if name.startswith("TTFT") else ""
-            row.append(
-                f"{values[0]:.2f} > {values[1]:.2f}{unit}\n"
-                f"{median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
-            )
-        table.add_row(*row)
-    return table
+def _time_column(measure: str) -> Column:
+    take = MEASURES[measure]
+
+    def value(cell: Cell) -> dict[str, float]:
+        pairs = ratios(cell, measure)
+        return {
+            **{arm: median(map(take, cell["runs"][arm])) for arm in ARMS},
+            "ratio": median(pairs),
+            "lowest": min(pairs),
+            "highest": max(pairs),
+        }
+
+    unit = " s" if measure.startswith("TTFT") else ""
+    return Column(
+        measure,
+        value,
+        f"{{stock:.2f}} → {{radix:.2f}}{unit}\n"
+        "{ratio:.2f} ({lowest:.2f} to {highest:.2f})",
+    )
+
+
+TIMES = (*_CELL, *map(_time_column, MEASURES))
+"""Of a cell: times, as medians and as ratios with their spread."""
+
+COLUMNS = (*COUNTS, *TIMES[len(_CELL) :])
+"""All of them, for JSON and CSV."""
 
 
 def compared(cell: Cell) -> tuple[int, int]:
@@ -183,8 +218,10 @@ def show(result: dict[str, Any], console: Console) -> bool:
         Whether everything that was to be shown was.
     """
     if result["counts"]:
-        console.print(counts_table(result["counts"]))
-        console.print(times_table(result["counts"]))
+        title = "Counts (stock → radix; the same in every run)"
+        console.print(table(title, COUNTS, result["counts"]))
+        title = "Times: median of runs; ratio radix/stock, lowest to highest"
+        console.print(table(title, TIMES, result["counts"]))
     for cell in result["texts"]:
         for d in cell["differences"]:
             console.print(

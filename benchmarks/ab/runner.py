@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vllm_radix_bench.arm import Settings, as_request
+from vllm_radix_bench.ab.arm import Settings, as_request
+from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.workloads.builders import SERVED
 from vllm_radix_bench.workloads.encoders import load_encode
 from vllm_radix_bench.workloads.sizing import build
@@ -54,10 +55,6 @@ class Options:
     gpu_memory_utilization: float = 0.42
 
 
-class InputError(ValueError):
-    """What was asked for cannot be run; the message names the option."""
-
-
 class ArmError(RuntimeError):
     """An arm's process died; the message holds the end of its log."""
 
@@ -75,7 +72,7 @@ class ArmProcess:
         self.name = name
         self._log = log
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "vllm_radix_bench.arm"]
+        command = [sys.executable, "-m", "vllm_radix_bench.ab.arm"]
         command += [json.dumps(asdict(settings)), str(writing)]
         with log.open("w") as sink:
             self._process = subprocess.Popen(

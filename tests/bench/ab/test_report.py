@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from vllm_radix_bench import report
-from vllm_radix_bench.ab import differences
+from vllm_radix_bench.ab import report
+from vllm_radix_bench.ab.runner import differences
 
 
 def run(computed, requests=2, outputs=None, tops=None, **fields):
@@ -127,7 +127,7 @@ def test_everything_is_printed():
     text = console.file.getvalue()
     assert "Stock computes more prompt tokens than radix: chat 2.0x" in text
     assert "greedy texts equal: 2 of 2" in text
-    assert "90 > 45" in text and "0.500" in text
+    assert "90 → 45" in text and "0.500" in text
 
 
 def test_percentiles():
