@@ -93,7 +93,9 @@ def arms() -> dict[str, dict[str, Any] | None]:
 
 def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
     """Run all arms on one load with one seed."""
-    from vllm_radix_bench import replay
+    from vllm_radix import RadixScheduler
+    from vllm_radix_bench.replay import oracles
+    from vllm_radix_bench.replay import runner as replay
     from vllm_radix_bench.workloads.encoders import words
     from vllm_radix_bench.workloads.sizing import build
     from vllm_radix_bench.workloads.turn import longest_path
@@ -124,14 +126,14 @@ def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
         out[name] = replay.summary(outcome)
         cold = out[name]["tenants"].get("cold")
         out[name]["cold_max"] = cold and cold["max"]
-    flat, answers = replay.known_in_advance(made.roots)
-    known = replay.Arm("", replay.RadixScheduler, {"policy": "fcfs"})
+    flat, answers = oracles.known_in_advance(made.roots)
+    known = replay.Arm("", RadixScheduler, {"policy": "fcfs"})
     outcome = replay.run_arm(known, flat, BLOCKS, options, longest, answers=answers)
     return {
         "cell": cell.label,
         "seed": seed,
         "arms": out,
-        "infinite": replay.infinite_cache(made.roots),
+        "infinite": oracles.infinite_cache(made.roots),
         "known": outcome.computed_prompt_tokens,
     }
 

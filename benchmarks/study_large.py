@@ -34,7 +34,7 @@ from vllm_radix_bench.workloads.sizing import BlockCounter
 from vllm_radix_bench.workloads.turn import longest_path
 
 if TYPE_CHECKING:
-    from vllm_radix_bench import replay
+    from vllm_radix_bench.replay import runner as replay
 
 UNBOUNDED = '"max_overtakes": 1000000000, "max_extra_wait": 1e9'
 ARMS = {
@@ -52,7 +52,7 @@ def make(load: Load, seed: int) -> "tuple[Roots, int, replay.Options]":
 
     Arrivals are the same for all arms.
     """
-    from vllm_radix_bench import replay
+    from vllm_radix_bench.replay import runner as replay
 
     rng = random.Random(f"{load.name.partition(',')[0]} {seed}")
     roots = load.build(rng)
@@ -79,7 +79,7 @@ def run_load(task: tuple[str, int, tuple[str, ...]]) -> dict[str, Any]:
     Args:
         task: the load's name, the seed, and the arms.
     """
-    from vllm_radix_bench import replay
+    from vllm_radix_bench.replay import runner as replay
 
     name, seed, arms = task
     load = next(load for load in LOADS if load.name == name)

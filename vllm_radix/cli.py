@@ -18,7 +18,7 @@ COMMANDS = {
     ),
     "replay": (
         "what radix would do to a trace, without a model",
-        "vllm_radix_bench.replay_cli",
+        "vllm_radix_bench.replay.cli",
     ),
 }
 """Help of each subcommand, and the module that has ``add_arguments``."""

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vllm_radix.cli import main
-from vllm_radix_bench import replay
 from vllm_radix_bench.ab import report, runner
+from vllm_radix_bench.replay import runner as replay
 from vllm_radix_bench.workloads.turn import longest_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from vllm_radix_bench.ab import report as ab_report
+from vllm_radix_bench.replay import report as replay_report
 from vllm_radix_bench.report.columns import Column, csv_text, records
 from vllm_radix_bench.report.tables import console, table
 
@@ -37,9 +38,36 @@ AB_ROWS = [
     for name in ("chat", "control")
 ]
 
+TTFT = {"mean": 0.25, "p50": 0.125, "p90": 0.5, "p99": 1.5, "max": 2.0}
+REPLAY_ROWS = [
+    replay_report.Row(
+        blocks=25_000,
+        name=name,
+        arm={
+            "hit_rate": 0.75,
+            "computed_prompt_tokens": 12_345,
+            "engine_steps": 1_234,
+            "preemptions": 0,
+            "overtaken_most": 3,
+            "ttft": TTFT,
+            "requests_per_second": 7.5,
+            "jain": 0.9,
+        },
+        infinite_cache=10_000,
+        known=known,
+        scheduler_cpu=1e-4,
+    )
+    for name, known in (("stock", 11_000), ("radix", None))
+]
+
 # All columns, those of each table, and rows of a made-up result.
 REPORTS = {
     "ab": (ab_report.COLUMNS, (ab_report.COUNTS, ab_report.TIMES), AB_ROWS),
+    "replay": (
+        replay_report.COLUMNS,
+        (replay_report.COUNTS, replay_report.TIMES),
+        REPLAY_ROWS,
+    ),
 }
 
 EACH = pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vllm_radix.cli import main
-from vllm_radix_bench import replay
+from vllm_radix_bench.replay import oracles, runner
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.workloads.encoders import words
 from vllm_radix_bench.workloads.sizing import build
@@ -21,13 +21,13 @@ def tokens(seed, count):
 
 
 def options(**fields):
-    return replay.Options([64], block_size=32, max_num_seqs=4,
+    return runner.Options([64], block_size=32, max_num_seqs=4,
                           max_num_batched_tokens=512, **fields)  # fmt: skip
 
 
 def run(roots, arm="radix", **fields):
     longest = longest_path(roots)
-    return replay.run_arm(replay.parse_arm(arm), roots, 64, options(**fields), longest)
+    return runner.run_arm(runner.parse_arm(arm), roots, 64, options(**fields), longest)
 
 
 def test_the_command_writes_the_same_each_time(tmp_path, capsys):
@@ -37,9 +37,13 @@ def test_the_command_writes_the_same_each_time(tmp_path, capsys):
         words = ["replay", "--workload", "few-shot", "--load", "1.5", *SMALL]
         words += ["--arms", "stock", "radix", "apc-off", 'radix:{"policy": "lpm"}']
         words += ["--blocks", "64", "128", "--output", str(output)]
-        assert main(words) == 0
+        csv = tmp_path / f"{name}.csv"
+        assert main([*words, "--csv", str(csv)]) == 0
         results.append(json.loads(output.read_text()))
         assert results[-1].pop("machine")["scheduler_cpu_seconds_per_request"]
+        assert all(r.pop("scheduler CPU, ms/request") for r in results[-1]["rows"])
+        assert csv.read_text().startswith('"cache, blocks",arm,hit rate,')
+        assert csv.read_text().count("\n") == 1 + len(results[-1]["rows"])
     assert results[0] == results[1]
     out = capsys.readouterr().out
     assert "counts: the same in every run" in out
@@ -90,10 +94,11 @@ def test_a_trace_is_replayed(tmp_path):
         (["--workload", "chat", "--closed-loop"], "--closed-loop is of a trace"),
         (["--workload", "chat", "--blocks", "9"], "does not fit a cache of 9 blocks"),
         (["--workload", "chat", "--load", "-1"], "'-1' is not a number from 0"),
+        (["--workload", "chat", "--csv", "/"], "--csv: / is a folder, not a file"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(words, message, tmp_path, capsys):
-    output = tmp_path / "out" / "replay.json"
+    output = tmp_path / "out" / "runner.json"
     with pytest.raises(SystemExit) as stop:
         main(["replay", "--output", str(output), *words])
     assert stop.value.code == 2
@@ -109,12 +114,12 @@ def test_an_infinite_cache_computes_what_is_new():
         Turn(shared + tokens(2, 10), 5),
         Turn(shared, 5, salt="other"),
     ]
-    assert replay.infinite_cache(roots) == 100 + 10 + 20 + 30 + 100
+    assert oracles.infinite_cache(roots) == 100 + 10 + 20 + 30 + 100
 
 
 def test_known_in_advance_all_requests_are_there_in_tree_order():
     work = build("chat", words, num_blocks=64, block_size=32, pressure=2, seed=0)
-    flat, answers = replay.known_in_advance(work.roots)
+    flat, answers = oracles.known_in_advance(work.roots)
     assert len(flat) == sum(1 for _ in work.turns())
     assert [turn.tokens for turn in flat] == sorted(turn.tokens for turn in flat)
     for at, answer in answers.items():
@@ -123,8 +128,8 @@ def test_known_in_advance_all_requests_are_there_in_tree_order():
         start = len(flat[int(at)].tokens)
         assert following[start : start + len(answer)] == answer
     longest = longest_path(work.roots)
-    best = replay.parse_arm('radix:{"policy": "fcfs"}')
-    known = replay.run_arm(best, flat, 64, options(), longest, answers=answers)
+    best = runner.parse_arm('radix:{"policy": "fcfs"}')
+    known = runner.run_arm(best, flat, 64, options(), longest, answers=answers)
     stock = run(work.roots, "stock")
     assert known.computed_prompt_tokens < stock.computed_prompt_tokens
 
@@ -141,8 +146,8 @@ def test_times_overtakes_and_tenants_are_those_of_the_run():
     )
     assert outcome.engine_steps == 9
     assert outcome.computed_prompt_tokens == 100 + 4 + 4
-    assert replay.summary(outcome)["overtaken_most"] == 0
-    assert replay.jain([1, 1, 1]) == 1 and replay.jain([1, 0]) == 0.5
+    assert runner.summary(outcome)["overtaken_most"] == 0
+    assert runner.jain([1, 1, 1]) == 1 and runner.jain([1, 0]) == 0.5
 
 
 def test_a_turn_waits_for_its_answer_and_its_time():
@@ -158,7 +163,7 @@ def test_a_turn_waits_for_its_answer_and_its_time():
 def test_other_schedulers_and_priorities_can_be_run():
     roots = [Turn(tokens(i, 100), 3, priority=-i) for i in range(12)]
     name = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
-    assert replay.parse_arm(name).cls.__name__ == "AsyncScheduler"
+    assert runner.parse_arm(name).cls.__name__ == "AsyncScheduler"
     outcome = run(roots, "stock", priorities=True)
     by_finish = sorted(outcome.records, key=lambda record: record.finished)
     assert int(by_finish[0].id) > 4

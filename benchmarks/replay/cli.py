@@ -5,13 +5,13 @@ what stock vLLM and radix would compute, and how long requests would wait.
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
+from vllm_radix_bench.report.output import OutputFile
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.traces.formats import FORMATS
 from vllm_radix_bench.traces.load import load
@@ -21,7 +21,7 @@ from vllm_radix_bench.workloads.sizing import REFERENCE_CACHE, build
 from vllm_radix_bench.workloads.turn import Turn
 
 if TYPE_CHECKING:
-    from vllm_radix_bench.replay import Options
+    from vllm_radix_bench.replay.runner import Options
 
 _OF_A_WORKLOAD = {"pressure": 5.0, "load": 0.0, "stretch": 1.0, "seed": 0}
 _OF_A_TRACE = {"rate": 1.0, "limit": None, "closed_loop": False}
@@ -127,9 +127,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         type=Path,
-        default=Path("results/replay.json"),
+        default=Path("results/runner.json"),
         help="where to write",
     )
+    add("--csv", type=Path, metavar="FILE", help="where to write the tables, as CSV")
 
 
 def _cost(text: str) -> tuple[str, float]:
@@ -156,7 +157,7 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
     Raises:
         ValueError: the trace or an option is wrong; the message names it.
     """
-    from vllm_radix_bench import replay
+    from vllm_radix_bench.replay import runner
 
     if (arguments.trace is None) == (arguments.workload is None):
         raise ValueError("give a trace, or --workload, and not both")
@@ -185,9 +186,9 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
         # Lengths do not grow with the cache, as those of the A/B do.
         stretch=arguments.stretch * REFERENCE_CACHE / tokens,
     )
-    replay.shuffle(made.roots, arguments.seed)
+    runner.shuffle(made.roots, arguments.seed)
     if arguments.load:
-        replay.send_at_load(made.roots, arguments.load, arguments.seed, options)
+        runner.send_at_load(made.roots, arguments.load, arguments.seed, options)
     return made.roots
 
 
@@ -202,16 +203,15 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from rich.console import Console
     from tqdm import tqdm
 
-    from vllm_radix_bench import replay, replay_report
+    from vllm_radix_bench.replay import report, runner
+    from vllm_radix_bench.report.columns import csv_text, records
+    from vllm_radix_bench.report.tables import console
 
-    output: Path = arguments.output
-    console = Console(width=None if sys.stdout.isatty() else 160)
     bar = tqdm(unit="request", leave=False, disable=None)
     try:
-        options = replay.Options(
+        options = runner.Options(
             blocks=list(dict.fromkeys(arguments.blocks)),
             arms=list(dict.fromkeys(arguments.arms)),
             block_size=arguments.block_size,
@@ -223,26 +223,27 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             known_in_advance=not arguments.no_oracle,
         )
         for arm in options.arms:
-            replay.parse_arm(arm)
-        if output.is_dir():
-            raise ValueError(f"--output: {output} is a folder, not a file")
+            runner.parse_arm(arm)
+        output = OutputFile(arguments.output)
+        csv = arguments.csv and OutputFile(arguments.csv, "--csv")
         roots = _requests(arguments, options)
-        replay.check(roots, options)
-        bar.reset(replay.total_requests(roots, options))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial_output = output.with_name(f"{output.name}.{os.getpid()}.partial")
-        partial_output.touch()
-        partial_output.unlink()
+        runner.check(roots, options)
+        bar.reset(runner.total_requests(roots, options))
+        output.prepare()
+        if csv:
+            csv.prepare()
 
         def progress(line: str, done: int) -> None:
             if line:
                 bar.set_description(line)
             bar.update(done)
 
-        result = replay.run(roots, options, progress)
+        result = runner.run(roots, options, progress)
         result["source"] = str(arguments.trace or arguments.workload)
-        partial_output.write_text(json.dumps(result, indent=1))
-        partial_output.replace(output)
+        rows = report.rows_of(result)
+        output.write_json({**result, "rows": records(report.COLUMNS, rows)})
+        if csv:
+            csv.write(csv_text(report.COLUMNS, rows))
     except (OSError, ValueError) as error:
         bar.close()
         parser.error(str(error))
@@ -255,6 +256,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         print("vllm-radix replay: interrupted", file=sys.stderr)
         return 130
     bar.close()
-    replay_report.show(result, console)
-    console.print(f"Everything is in {output}.", highlight=False)
+    out = console(160)
+    report.show(result, rows, out)
+    out.print(f"Everything is in {output.path}.", highlight=False)
     return 0
