@@ -44,8 +44,8 @@ bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 min
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
 policies:  ## Every order on every load, without a model; tables and plot (40 minutes)
-	$(BIN)/python -m vllm_radix_bench.policies
-	$(BIN)/python -m vllm_radix_bench.study_large
+	$(BIN)/python -m vllm_radix_bench.study.small
+	$(BIN)/python -m vllm_radix_bench.study.large
 
 aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.json
 	$(BIN)/python tools/aot.py

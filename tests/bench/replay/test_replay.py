@@ -1,7 +1,6 @@
 """The replay: what it reports is what happened, the same each time."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -167,12 +166,3 @@ def test_other_schedulers_and_priorities_can_be_run():
     outcome = run(roots, "stock", priorities=True)
     by_finish = sorted(outcome.records, key=lambda record: record.finished)
     assert int(by_finish[0].id) > 4
-
-
-def test_the_frontier_script_knows_the_default():
-    from vllm_radix.config import RadixConfig
-    from vllm_radix_bench import policies
-
-    assert policies.DEFAULT in policies.arms()
-    assert f"prefix {RadixConfig().patience:g}" == policies.DEFAULT
-    assert Path(policies.__file__).name == "policies.py"

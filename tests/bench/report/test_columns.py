@@ -10,6 +10,7 @@ from vllm_radix_bench.ab import report as ab_report
 from vllm_radix_bench.replay import report as replay_report
 from vllm_radix_bench.report.columns import Column, csv_text, records
 from vllm_radix_bench.report.tables import console, table
+from vllm_radix_bench.study import large, small
 
 
 def ab_run(computed, ttft):
@@ -60,6 +61,27 @@ REPLAY_ROWS = [
     for name, known in (("stock", 11_000), ("radix", None))
 ]
 
+STUDY_ROWS = [
+    [
+        {
+            "load": "chat",
+            "seed": seed,
+            "known": 7_000,
+            "arms": {
+                arm: {
+                    "ttft": {"mean": 0.25 + number, "p99": 0.5 + number * seed},
+                    "tenants": {},
+                    "computed_prompt_tokens": 9_000 + number,
+                    "scheduler_cpu": 0.5,
+                }
+                for number, arm in enumerate([*small.arms(), *large.ARMS])
+            },
+        }
+        for seed in (3, 4)
+    ]
+]
+LARGE = large.columns(["prefix", "lpm"])
+
 # All columns, those of each table, and rows of a made-up result.
 REPORTS = {
     "ab": (ab_report.COLUMNS, (ab_report.COUNTS, ab_report.TIMES), AB_ROWS),
@@ -68,6 +90,8 @@ REPORTS = {
         (replay_report.COUNTS, replay_report.TIMES),
         REPLAY_ROWS,
     ),
+    "study, small": (small.COLUMNS, (small.COLUMNS,), STUDY_ROWS),
+    "study, large": (LARGE, (LARGE,), STUDY_ROWS),
 }
 
 EACH = pytest.mark.parametrize(

@@ -9,20 +9,25 @@ CPU, relative to stock. Counts are facts; times are of the cost model's clock. S
 """
 
 import argparse
-import json
 import os
 import random
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
-
-from vllm_radix_bench.policies import ratio
+from vllm_radix_bench.report.columns import Column, csv_text
+from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.tables import console, table
+from vllm_radix_bench.study.results import (
+    LOAD,
+    Run,
+    by_load,
+    collect,
+    ratio,
+    tokens_column,
+    ttft_column,
+)
 from vllm_radix_bench.workloads.large_loads import (
     BLOCK_SIZE,
     LOADS,
@@ -34,7 +39,7 @@ from vllm_radix_bench.workloads.sizing import BlockCounter
 from vllm_radix_bench.workloads.turn import longest_path
 
 if TYPE_CHECKING:
-    from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.runner import Options
 
 UNBOUNDED = '"max_overtakes": 1000000000, "max_extra_wait": 1e9'
 ARMS = {
@@ -47,7 +52,7 @@ ARMS = {
 FINAL_SEEDS = (5, 6, 7)
 
 
-def make(load: Load, seed: int) -> "tuple[Roots, int, replay.Options]":
+def make(load: Load, seed: int) -> "tuple[Roots, int, Options]":
     """Return the requests of a load, the blocks of its cache, and the options.
 
     Arrivals are the same for all arms.
@@ -73,7 +78,7 @@ def make(load: Load, seed: int) -> "tuple[Roots, int, replay.Options]":
     return roots, blocks, options
 
 
-def run_load(task: tuple[str, int, tuple[str, ...]]) -> dict[str, Any]:
+def run_load(task: tuple[str, int, tuple[str, ...]]) -> Run:
     """Run some arms on one load with one seed.
 
     Args:
@@ -85,7 +90,7 @@ def run_load(task: tuple[str, int, tuple[str, ...]]) -> dict[str, Any]:
     load = next(load for load in LOADS if load.name == name)
     roots, blocks, options = make(load, seed)
     longest = longest_path(roots)
-    out: dict[str, Any] = {"load": name, "seed": seed, "blocks": blocks, "arms": {}}
+    out: Run = {"load": name, "seed": seed, "blocks": blocks, "arms": {}}
     for arm in arms:
         outcome = replay.run_arm(
             replay.parse_arm(ARMS[arm]), roots, blocks, options, longest
@@ -96,70 +101,54 @@ def run_load(task: tuple[str, int, tuple[str, ...]]) -> dict[str, Any]:
     return out
 
 
-def tails(runs: list[dict[str, Any]], arm: str) -> list[float]:
-    """Return each run's p99, or its cold tenant's longest wait, relative to stock's."""
-    out = []
-    for run in runs:
-        mine, stock = run["arms"][arm], run["arms"]["stock"]
-        tenants = mine["tenants"]
-        if "cold" in tenants:
-            longest = stock["tenants"]["cold"]["max"]
-            out.append(tenants["cold"]["max"] / longest)
-        else:
-            out.append(mine["ttft"]["p99"] / stock["ttft"]["p99"])
-    return out
+def columns(arms: Sequence[str]) -> list[Column]:
+    """Return the columns, of the runs of a load.
 
-
-def table(results: list[dict[str, Any]], arms: list[str], title: str) -> Table:
-    """Return a row a load: mean / p99 (worst seed), tokens and CPU of each arm."""
-    out = Table(title=title)
-    out.add_column("load")
+    Args:
+        arms: beside stock; the scheduler's CPU is of the first one.
+    """
+    out = [LOAD]
     for arm in arms:
-        out.add_column(f"{arm}: mean / p99 (worst)", justify="right")
-        out.add_column("tokens", justify="right")
-    out.add_column(f"CPU of {arms[0]}", justify="right")
-    for load in dict.fromkeys(run["load"] for run in results):
-        runs = [run for run in results if run["load"] == load]
-        cells = []
-        for arm in arms:
-            tail = tails(runs, arm)
-            mean = ratio(runs, arm, "ttft", "mean")
-            cells.append(f"{mean:.2f} / {fmean(tail):.2f} ({max(tail):.2f})")
-            cells.append(f"{ratio(runs, arm, 'computed_prompt_tokens'):.2f}")
-        out.add_row(load, *cells, f"{ratio(runs, arms[0], 'scheduler_cpu'):.2f}")
-    return out
+        out.append(ttft_column(f"{arm}: mean / p99 (worst)", arm, worst=True))
+        out.append(tokens_column(f"{arm}: tokens", arm))
+    cpu = Column(
+        f"CPU of {arms[0]}",
+        lambda runs: ratio(runs, arms[0], "scheduler_cpu"),
+        "{:.2f}",
+    )
+    return [*out, cpu]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run everything."""
     names = [load.name for load in LOADS]
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_radix_bench.study.large", description=__doc__
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(FINAL_SEEDS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS)[1:], choices=list(ARMS))
     parser.add_argument("--loads", nargs="+", default=names, choices=names)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path("results/large.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    output = OutputFile(arguments.output)
     arms = [arm for arm in arguments.arms if arm != "stock"] or ["prefix"]
     tasks = [
         (load, seed, ("stock", *arms))
         for load in arguments.loads
         for seed in arguments.seeds
     ]
-    results = []
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        for result in tqdm(pool.map(run_load, tasks), total=len(tasks)):
-            results.append(result)
-            arguments.output.write_text(json.dumps(results, indent=1))
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    rows = by_load(collect(run_load, tasks, arguments.jobs, output))
+    csv = output.path.with_suffix(".csv")
+    OutputFile(csv).write(csv_text(columns(arms), rows))
     seeds = ", ".join(map(str, arguments.seeds))
     title = (
         f"TTFT (flood: the cold tenant's longest), tokens; stock is 1; seeds {seeds}"
     )
-    console.print(table(results, arms, title))
-    console.print(str(arguments.output))
+    out = console(200)
+    out.print(table(title, columns(arms), rows))
+    out.print(f"{output.path} and {csv}")
     return 0
 
 

@@ -11,18 +11,27 @@ nothing but the final table.
 """
 
 import argparse
-import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
+from vllm_radix_bench.report.columns import Column, csv_text
+from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.tables import console, table
+from vllm_radix_bench.study.results import (
+    LOAD,
+    Run,
+    by_load,
+    collect,
+    ratio,
+    tail_ratios,
+    tokens_column,
+    ttft_column,
+)
 
 BLOCKS, BLOCK_SIZE = 256, 32
 UNBOUNDED = {"max_overtakes": 10**9, "max_extra_wait": 1e9}
@@ -91,7 +100,7 @@ def arms() -> dict[str, dict[str, Any] | None]:
     return out
 
 
-def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
+def run_cell(task: tuple[Cell, int]) -> Run:
     """Run all arms on one load with one seed."""
     from vllm_radix import RadixScheduler
     from vllm_radix_bench.replay import oracles
@@ -119,18 +128,18 @@ def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
     longest = longest_path(made.roots)
     out = {}
     for name, radix in arms().items():
-        arm = replay.parse_arm(
-            "stock" if radix is None else "radix:" + json.dumps(radix)
+        arm = (
+            replay.parse_arm("stock")
+            if radix is None
+            else replay.radix_arm(name, radix)
         )
         outcome = replay.run_arm(arm, made.roots, BLOCKS, options, longest)
         out[name] = replay.summary(outcome)
-        cold = out[name]["tenants"].get("cold")
-        out[name]["cold_max"] = cold and cold["max"]
     flat, answers = oracles.known_in_advance(made.roots)
     known = replay.Arm("", RadixScheduler, {"policy": "fcfs"})
     outcome = replay.run_arm(known, flat, BLOCKS, options, longest, answers=answers)
     return {
-        "cell": cell.label,
+        "load": cell.label,
         "seed": seed,
         "arms": out,
         "infinite": oracles.infinite_cache(made.roots),
@@ -138,75 +147,44 @@ def run_cell(task: tuple[Cell, int]) -> dict[str, Any]:
     }
 
 
-def ratio(runs: list[dict[str, Any]], arm: str, *path: str) -> float:
-    """Return the mean over seeds of a figure, relative to stock's."""
-
-    def of(run: dict[str, Any], name: str) -> float:
-        value = run["arms"][name]
-        for key in path:
-            value = value[key]
-        return float(value)
-
-    return fmean(of(run, arm) / of(run, "stock") for run in runs)
+def known_ratio(runs: Sequence[Run]) -> float:
+    """Return the tokens with all requests known in advance, relative to stock's."""
+    return fmean(
+        run["known"] / run["arms"]["stock"]["computed_prompt_tokens"] for run in runs
+    )
 
 
-def tails(runs: list[dict[str, Any]], arm: str) -> float:
-    """Return the p99 TTFT, or with a cold tenant its longest, relative to stock's."""
-    if runs[0]["arms"]["stock"]["cold_max"]:
-        return ratio(runs, arm, "cold_max")
-    return ratio(runs, arm, "ttft", "p99")
-
-
-def table(results: list[dict[str, Any]], seeds: tuple[int, ...], title: str) -> Table:
-    """Return mean / p99 TTFT and tokens computed of every arm on every load."""
-    shown = [
-        "lpm",
-        "k-lpm",
-        "hrrn",
-        "shortest",
-        "least-work-group",
-        "dfs",
-        "window",
-        DEFAULT,
-    ]
-    out = Table(title=title)
-    for name in ("load", *shown, "tokens: lpm", DEFAULT, "known in advance"):
-        out.add_column(name, justify="left" if name == "load" else "right")
-    labels = list(dict.fromkeys(run["cell"] for run in results))
-    for label in labels:
-        runs = [r for r in results if r["cell"] == label and r["seed"] in seeds]
-        if not runs:
-            continue
-        known = fmean(
-            run["known"] / run["arms"]["stock"]["computed_prompt_tokens"]
-            for run in runs
+COLUMNS = (
+    LOAD,
+    *(
+        ttft_column(arm, arm)
+        for arm in (
+            "lpm",
+            "k-lpm",
+            "hrrn",
+            "shortest",
+            "least-work-group",
+            "dfs",
+            "window",
+            DEFAULT,
         )
-        out.add_row(
-            label,
-            *(
-                f"{ratio(runs, a, 'ttft', 'mean'):.2f} / {tails(runs, a):.2f}"
-                for a in shown
-            ),
-            f"{ratio(runs, 'lpm', 'computed_prompt_tokens'):.2f}",
-            f"{ratio(runs, DEFAULT, 'computed_prompt_tokens'):.2f}",
-            f"{known:.2f}",
-        )
-    return out
+    ),
+    tokens_column("tokens: lpm", "lpm"),
+    tokens_column(f"tokens: {DEFAULT}", DEFAULT),
+    Column("tokens: known in advance", known_ratio, "{:.2f}"),
+)
+"""Of the runs of a load: mean / p99 TTFT of arms, and tokens computed."""
 
 
-def frontier(
-    results: list[dict[str, Any]], labels: list[str]
-) -> dict[str, tuple[float, float]]:
+def frontier(loads: Sequence[Sequence[Run]]) -> dict[str, tuple[float, float]]:
     """Return for each arm the geometric mean of means, and the worst tail."""
-    out = {}
-    for arm in arms():
-        by_load = [[r for r in results if r["cell"] == label] for label in labels]
-        by_load = [runs for runs in by_load if runs]
-        out[arm] = (
-            geometric_mean(ratio(runs, arm, "ttft", "mean") for runs in by_load),
-            max(tails(runs, arm) for runs in by_load),
+    return {
+        arm: (
+            geometric_mean(ratio(runs, arm, "ttft", "mean") for runs in loads),
+            max(fmean(tail_ratios(runs, arm)) for runs in loads),
         )
-    return out
+        for arm in arms()
+    }
 
 
 def plot(points: dict[str, tuple[float, float]], path: Path) -> None:
@@ -234,29 +212,34 @@ def plot(points: dict[str, tuple[float, float]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_radix_bench.study.small", description=__doc__
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output", type=Path, default=Path("results/policies.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    output = OutputFile(arguments.output)
     tasks = [(cell, seed) for cell in OFFLINE + ONLINE for seed in arguments.seeds]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = list(tqdm(pool.map(run_cell, tasks), total=len(tasks)))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1))
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    results = collect(run_cell, tasks, os.cpu_count(), output)
+    csv, png = (output.path.with_suffix(suffix) for suffix in (".csv", ".png"))
+    OutputFile(csv).write(csv_text(COLUMNS, by_load(results)))
+    out = console(180)
     title = "TTFT mean / p99 (flood: the cold tenant's longest), tokens; stock is 1"
-    console.print(table(results, tuple(arguments.seeds), title))
+    out.print(table(title, COLUMNS, by_load(results)))
+    shown = [run for run in results if run["seed"] in SHOWN_SEEDS]
     if set(SHOWN_SEEDS) < set(arguments.seeds):
-        console.print(table(results, SHOWN_SEEDS, title + "; seeds 3 and 4 only"))
-    final = [r for r in results if r["seed"] in SHOWN_SEEDS] or results
-    online = frontier(final, [cell.label for cell in ONLINE])
-    for name, (mean, tail) in online.items():
-        console.print(f"{name:12} mean {mean:.3f}  worst p99 {tail:.2f}")
-    plot(online, arguments.output.with_suffix(".png"))
-    console.print(f"{arguments.output} and {arguments.output.with_suffix('.png')}")
+        out.print(table(title + "; seeds 3 and 4 only", COLUMNS, by_load(shown)))
+    online = {cell.label for cell in ONLINE}
+    points = frontier(
+        by_load([run for run in shown or results if run["load"] in online])
+    )
+    for name, (mean, tail) in points.items():
+        out.print(f"{name:12} mean {mean:.3f}  worst p99 {tail:.2f}")
+    plot(points, png)
+    out.print(f"{output.path}, {csv} and {png}")
     return 0
 
 
