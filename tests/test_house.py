@@ -131,7 +131,7 @@ def test_packages_are_listed_and_complete():
     for name, folder in setup["package-dir"].items():
         top = ROOT / folder
         assert top.is_dir(), name
-        inside = {path.parent for path in top.rglob("*.py")}
+        inside = {top} | {path.parent for path in top.rglob("*.py")}
         for path in inside - {top}:
             assert (path / "__init__.py").exists(), f"{path} is not a package"
         found |= {".".join((name, *path.relative_to(top).parts)) for path in inside}

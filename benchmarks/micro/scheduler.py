@@ -10,14 +10,19 @@ the ratios of interleaved pairs.
 
 import random
 import time
+from collections.abc import Callable
 from statistics import median
+from typing import Any
 
-from engine_double import EngineDouble, make_scheduler
 from rich.console import Console
 from rich.table import Table
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.sim.driver import VirtualRun
+from vllm_radix_bench.sim.engine import make_scheduler
+from vllm_radix_bench.workloads.turn import Turn
 
 PAIRS = 9
 REQUESTS = 60
@@ -27,19 +32,17 @@ CASES = [(16, 300), (16, 1000), (16, 3000), (128, 1000)]
 
 def cpu_ms(cls: type, size: int, length: int) -> tuple[float, float, int]:
     """Return CPU ms of the three calls, of all, and engine steps."""
-    made = make_scheduler(
+    scheduler = make_scheduler(
         cls,
         block_size=size,
         num_blocks=10 * length // size + 2,
         max_num_seqs=8,
         max_num_batched_tokens=1024,
     )
-    engine = EngineDouble(made, check=False)
     calls = 0.0
-    for name in ("add_request", "schedule", "update_from_output"):
-        method = getattr(made, name)
 
-        def timed(*args, method=method, **kwargs):
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             start = time.thread_time()
             try:
@@ -47,15 +50,15 @@ def cpu_ms(cls: type, size: int, length: int) -> tuple[float, float, int]:
             finally:
                 calls += time.thread_time() - start
 
-        setattr(made, name, timed)
+        return call
+
+    for name in ("add_request", "schedule", "update_from_output"):
+        setattr(scheduler, name, timed(getattr(scheduler, name)))
     rng = random.Random(0)
     prompts = [[rng.randrange(3, 50) for _ in range(length)] for _ in range(REQUESTS)]
-    start = time.thread_time()
-    for number, prompt in enumerate(prompts):
-        engine.add(str(number), prompt, 16)
-    making = time.thread_time() - start - calls
-    engine.run()
-    return calls * 1e3, (calls + making) * 1e3, engine.steps
+    run = VirtualRun(scheduler, CostModel())
+    outcome = run.run([Turn(prompt, 16) for prompt in prompts])
+    return calls * 1e3, outcome.scheduler_cpu * 1e3, outcome.engine_steps
 
 
 def main() -> None:
