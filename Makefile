@@ -37,15 +37,15 @@ conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 	$(BIN)/python tests/conformance/run.py
 
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
-	$(BIN)/pytest -q -s benchmarks/bench_tree.py --benchmark-quiet --benchmark-disable-gc
-	$(BIN)/python tests/bench_host.py
-	$(BIN)/python -m vllm_radix_bench.bench_order
-	$(BIN)/python -m vllm_radix_bench.bench_plan
+	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc
+	$(BIN)/python -m vllm_radix_bench.micro.scheduler
+	$(BIN)/python -m vllm_radix_bench.micro.ordering
+	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
 policies:  ## Every order on every load, without a model; tables and plot (40 minutes)
-	$(BIN)/python -m vllm_radix_bench.policies
-	$(BIN)/python -m vllm_radix_bench.study_large
+	$(BIN)/python -m vllm_radix_bench.study.small
+	$(BIN)/python -m vllm_radix_bench.study.large
 
 aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.json
 	$(BIN)/python tools/aot.py

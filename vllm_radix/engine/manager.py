@@ -168,7 +168,7 @@ class RadixKVCacheManager(KVCacheManager):
             )
 
     def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
-        """Return the blocks that a request holds, by position: O(1), vLLM's own list."""
+        """Return the blocks that a request holds, by position: vLLM's own list."""
         blocks: list[KVCacheBlock] = self._group.req_to_blocks.get(request_id, [])
         return blocks
 
