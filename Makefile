@@ -33,7 +33,7 @@ test: lint  ## Everything CI runs
 cuda-path:  ## The tests of vLLM's CUDA path, on a pretended GPU (8 minutes)
 	$(BIN)/pytest -q -m cuda_path
 
-soak: export PYTHONPATH = tests:tests/engine:tests/tree
+soak bench: export PYTHONPATH := tests:$(PYTHONPATH)
 soak bench: export VLLM_LOGGING_LEVEL = ERROR
 soak:  ## A million random operations, every invariant after each (15 minutes)
 	$(BIN)/python tests/soak.py $(OPERATIONS)
@@ -42,15 +42,15 @@ conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 	$(BIN)/python tests/conformance/run.py
 
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
-	$(BIN)/pytest -q -s benchmarks/bench_tree.py --benchmark-quiet --benchmark-disable-gc
-	$(BIN)/python tests/bench_host.py
-	$(BIN)/python -m vllm_radix_bench.bench_order
-	$(BIN)/python -m vllm_radix_bench.bench_plan
+	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc
+	$(BIN)/python -m vllm_radix_bench.micro.scheduler
+	$(BIN)/python -m vllm_radix_bench.micro.ordering
+	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
 policies:  ## Every order on every load, without a model; tables and plot (40 minutes)
-	$(BIN)/python -m vllm_radix_bench.policies
-	$(BIN)/python -m vllm_radix_bench.study_large
+	$(BIN)/python -m vllm_radix_bench.study.small
+	$(BIN)/python -m vllm_radix_bench.study.large
 
 aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.json
 	$(BIN)/python tools/aot.py

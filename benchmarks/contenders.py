@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vllm_radix.attention.buffers import PARTIAL_MEMORY, PlanBuffers, max_partials
 from vllm_radix.attention.cost import DEVICES, Layer, Work
-from vllm_radix.attention.plan import (
+from vllm_radix.attention.plan_buffers import PARTIAL_MEMORY, PlanBuffers, max_partials
+from vllm_radix.attention.planner import (
     STOCK_SEGMENTS,
+    AttentionPlanner,
     Limits,
     Plan,
-    Planner,
     stock_is_cut,
 )
 from vllm_radix_bench import vllm_kernel
@@ -259,7 +259,7 @@ def limits_of(batch: Batch) -> Limits:
 def ours(batch: Batch) -> Contender:
     """Return grouped attention, planned for the batch's device."""
     limits = limits_of(batch)
-    plan = Planner(limits).plan(*batch.host)
+    plan = AttentionPlanner(limits).plan(*batch.host)
     if plan is None:
         raise MissingError(DECLINED)
     return planned(batch, limits, plan, OURS)

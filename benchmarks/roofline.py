@@ -26,7 +26,7 @@ from vllm_radix.attention.cost import (
     operations,
     seconds,
 )
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 from vllm_radix_kernels.tiles import choose
 
 PAGE = 16
@@ -133,7 +133,7 @@ def predict(shape: Shape, architecture: str = "sm_90") -> Prediction:
         layer, device, PAGE, tile.m, max_items=1 << 20, max_partials=1 << 20
     )
     batch = make_batch(shape)
-    planner = Planner(limits)
+    planner = AttentionPlanner(limits)
     proposed = planner.propose(*batch)
     assert proposed is not None, "there is room for any of these"
     return Prediction(

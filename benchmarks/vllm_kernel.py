@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vllm_radix.attention.plan import STOCK_PROGRAMS, STOCK_SEGMENTS
+from vllm_radix.attention.planner import STOCK_PROGRAMS, STOCK_SEGMENTS
 
 OPS = "vllm.v1.attention.ops"
 MODULES = ("triton_attention_helpers", "triton_unified_attention")

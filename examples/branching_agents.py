@@ -21,25 +21,30 @@ def main() -> None:
     client = openai.OpenAI(base_url=sys.argv[1], api_key="none")
     model = client.models.list().data[0].id
 
-    def call(name: str, prompt: str) -> str:
-        """Print what was cached of a prompt, and return it with its answer."""
+    def call(name: str, prompt: str) -> tuple[str, str]:
+        """Return a prompt with its answer, and what was cached of the prompt."""
         reply = client.completions.create(
             model=model, prompt=prompt, max_tokens=16, temperature=0
         )
         # None unless the server runs with --enable-prompt-tokens-details.
         details = reply.usage.prompt_tokens_details
         cached = details.cached_tokens if details else "unknown"
-        print(f"{name}: {cached} of {reply.usage.prompt_tokens} prompt tokens cached")
-        return prompt + reply.choices[0].text
+        line = f"{name}: {cached} of {reply.usage.prompt_tokens} prompt tokens cached"
+        return prompt + reply.choices[0].text, line
 
-    plan = call("plan", TASK + "\nPlan:")
-    with ThreadPoolExecutor() as pool:
-        branches = list(
-            pool.map(lambda i: call(f"branch {i}", f"{plan}\n{BRANCHES[i]}"), range(3))
-        )
-        for i, branch in enumerate(branches):
-            steps = [f"{branch}\nGo on.", f"{branch}\nStop, and say why."]
-            list(pool.map(call, [f"branch {i}.{j}" for j in range(2)], steps))
+    def at_once(prompts: dict[str, str]) -> dict[str, str]:
+        """Send all prompts, print what was cached, return them with their answers."""
+        with ThreadPoolExecutor() as pool:
+            done = list(pool.map(call, prompts, prompts.values()))
+        for _, line in done:
+            print(line)
+        return {name: text for name, (text, _) in zip(prompts, done, strict=True)}
+
+    plan = at_once({"plan": f"{TASK}\nPlan:"})["plan"]
+    starts = {f"branch {i}": f"{plan}\n{start}" for i, start in enumerate(BRANCHES)}
+    for name, branch in at_once(starts).items():
+        ends = (f"{branch}\nGo on.", f"{branch}\nStop, and say why.")
+        at_once({f"{name}.{i}": end for i, end in enumerate(ends)})
 
 
 if __name__ == "__main__":

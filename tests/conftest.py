@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_radix_patches.records import SMALLEST_MODEL
+from vllm_radix_patches.registry import SMALLEST_MODEL
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,11 +10,12 @@ violation, with the shortest way to it.
 import sys
 import time
 
+from engine.test_engine_machine import Engine
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
-from test_engine_machine import Engine
-from test_machine import Both
 from tqdm import tqdm
+
+from tree.test_machine import Both
 
 ROUND = settings(
     max_examples=500,

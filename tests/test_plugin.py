@@ -168,7 +168,7 @@ def test_an_unsupported_vllm_is_left_alone_with_a_warning(registered, caplog):
     assert "supports vllm<0.33,>=0.32, and 0.99 is installed" in caplog.text
 
 
-WORKER = "vllm_radix.attention.cpu.GroupedCPUWorker"
+WORKER = "vllm_radix.attention.cpu_worker.GroupedCPUWorker"
 
 
 def test_grouped_attention_brings_its_worker(parse):
@@ -202,7 +202,7 @@ def test_grouped_attention_refuses_what_its_graphs_and_sums_cannot_give(
 ):
     from vllm.config import CUDAGraphMode
 
-    from vllm_radix.engine.support import grouped_problem
+    from vllm_radix.attention.support import grouped_problem
 
     made = parse("--radix").create_engine_config()
     assert grouped_problem(made) is None

@@ -1,10 +1,10 @@
 """`make setup`: what it checks, what it skips, what it does again."""
 
 import ast
-import importlib.util
 from pathlib import Path
 
 import pytest
+import setup_env
 
 SCRIPT = Path(__file__).parent.parent / "tools" / "setup_env.py"
 GOOD = ((3, 11), "flags : sse avx2 fma", 50.0)
@@ -12,12 +12,9 @@ GOOD = ((3, 11), "flags : sse avx2 fma", 50.0)
 
 @pytest.fixture
 def setup(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("setup_env", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(module, "STAMPS", tmp_path / ".venv" / "stamps")
-    return module
+    monkeypatch.setattr(setup_env, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "STAMPS", tmp_path / ".venv" / "stamps")
+    return setup_env
 
 
 def test_this_machine_will_do(setup):

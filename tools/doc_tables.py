@@ -13,6 +13,7 @@ from docstring_parser import parse
 from vllm_radix.config import ENV_PREFIX, RadixConfig
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
+from vllm_radix_bench.traces.formats import FORMATS
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,6 +46,19 @@ def orders() -> str:
 def eviction_policies() -> str:
     """Return the table of the eviction policies."""
     return registered(POLICIES)
+
+
+def trace_formats() -> str:
+    """Return the table of the trace formats that `replay` reads."""
+    rows = [
+        (one.name, ", ".join(f"`{name}`" for name in one.fields), _marks(one.marks))
+        for one in FORMATS
+    ]
+    return table(("format", "fields", "known by"), rows)
+
+
+def _marks(marks: Sequence[str]) -> str:
+    return " or ".join(f"`{name}`" for name in marks)
 
 
 def _attributes(cls: type) -> Any:

@@ -31,7 +31,7 @@ def register() -> None:
 
     problem = version_problem()
     if problem is None:
-        from vllm_radix_patches.record import PatchError, apply_all
+        from vllm_radix_patches.patch import PatchError, apply_all
 
         try:
             apply_all(patches())
@@ -46,7 +46,7 @@ def register() -> None:
 
 def patches() -> tuple[Any, ...]:
     """Return the patches to vLLM, in order of application."""
-    from vllm_radix_patches.records import make_patches
+    from vllm_radix_patches.registry import make_patches
 
     return make_patches(_add_flag, _use_flag, _check_config, _choose_hasher)
 
@@ -176,7 +176,6 @@ def _check_config(vllm_config: Any) -> None:
         return
     from vllm_radix.engine.support import (
         config_problem,
-        grouped_worker,
         install_problem,
     )
 
@@ -186,6 +185,8 @@ def _check_config(vllm_config: Any) -> None:
     if problem is not None and config.on_unsupported == "error":
         raise ValueError(problem)
     if problem is None and config.attention == "grouped":
+        from vllm_radix.attention.support import grouped_worker
+
         worker = grouped_worker(vllm_config, strict=config.on_unsupported == "error")
         if worker is not None:
             vllm_config.parallel_config.worker_cls = worker

@@ -8,13 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from forests import Layer, make_cache, make_limits, plan_of, reference
-from test_grouped_attention import agree, shared
-from test_step import output
 
-from vllm_radix.attention import step as steps
-from vllm_radix.attention.backend import GroupedBuilder
-from vllm_radix.attention.buffers import PlanBuffers
+from support.batches import (
+    Layer,
+    agree,
+    make_cache,
+    make_limits,
+    plan_of,
+    reference,
+    shared,
+)
+from support.worker_output import worker_output
+from vllm_radix.attention.backends.base import GroupedBuilder
+from vllm_radix.attention.batch import RunningBatch, set_current_batch
+from vllm_radix.attention.plan_buffers import PlanBuffers
 from vllm_radix_kernels.interpreter import interpreted
 from vllm_radix_kernels.tiles import Tile
 
@@ -23,10 +30,10 @@ LAYER = Layer(4, 2, 64, 4)
 
 @pytest.fixture
 def step():
-    step = steps.Step(64, strict=True)
-    steps.install(step)
+    step = RunningBatch(64, strict=True)
+    set_current_batch(step)
     yield step
-    steps.install(None)
+    set_current_batch(None)
 
 
 class PlainBuilder:
@@ -52,7 +59,9 @@ def config(**fields):
         scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
         cache_config=SimpleNamespace(block_size=16),
         speculative_config=None,
-        parallel_config=SimpleNamespace(worker_cls="vllm_radix.attention.cpu.Worker"),
+        parallel_config=SimpleNamespace(
+            worker_cls="vllm_radix.attention.cpu_worker.Worker"
+        ),
         **fields,
     )
 
@@ -76,7 +85,7 @@ def begin(step, batch, second_runner=False):
         known = dict(zip(indices.tolist(), names, strict=True))
         runner = SimpleNamespace(req_states=SimpleNamespace(index_to_req_id=known))
     scheduled = dict(zip(names, batch.rows.tolist(), strict=True))
-    step.begin(output(new, scheduled=scheduled), runner)
+    step.begin(worker_output(new, scheduled=scheduled), runner)
     return SimpleNamespace(
         query_start_loc_cpu=torch.from_numpy(batch.starts),
         seq_lens_cpu_upper_bound=torch.from_numpy(batch.seq_lens),
@@ -94,7 +103,7 @@ def test_both_model_runners_get_the_same_plan(step, second_runner):
     plan = metadata.radix_plan
     assert int(plan.num_items) == len(expected.items)
     assert torch.equal(plan.items[: len(expected.items)], torch.tensor(expected.items))
-    assert step.statistics.grouped_steps == step.statistics.grouped_extends == 1
+    assert step.counters.grouped_steps == step.counters.grouped_extends == 1
 
 
 def test_what_is_not_a_step_of_ours_is_vllms(step):
@@ -205,7 +214,10 @@ def test_heads_that_no_tile_holds_are_refused_or_left_to_stock(step, strict):
 def test_the_backends_that_vllm_derives_are_told_apart():
     from vllm.model_executor.layers.attention import chunked_local_attention
 
-    from vllm_radix.attention.triton import GroupedTritonBackend, GroupedTritonBuilder
+    from vllm_radix.attention.backends.triton import (
+        GroupedTritonBackend,
+        GroupedTritonBuilder,
+    )
 
     derived = chunked_local_attention.create_chunked_local_attention_backend(
         GroupedTritonBackend, 8192
@@ -218,14 +230,17 @@ def test_the_backends_that_vllm_derives_are_told_apart():
 
 
 def test_layouts_that_radix_does_not_serve_are_refused_or_left_to_stock(step):
-    from engine_double import make_kv_cache_config
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
+    from support.engine_double import make_kv_cache_config
     from vllm_radix.attention.worker import GroupedWorker
 
     class Worker(GroupedWorker):
         def __init__(self, strict):
-            self._radix_strict, self._radix_step = strict, steps.Step(8, strict)
+            self._radix_strict, self._radix_batch = (
+                strict,
+                RunningBatch(8, strict),
+            )
 
     class Plain:
         def initialize_from_config(self, kv_cache_config):
@@ -241,9 +256,9 @@ def test_layouts_that_radix_does_not_serve_are_refused_or_left_to_stock(step):
         made(strict=True).initialize_from_config(several)
     lenient = made(strict=False)
     assert lenient.initialize_from_config(one) == "made"
-    assert lenient._radix_step.enabled
+    assert lenient._radix_batch.enabled
     assert lenient.initialize_from_config(several) == "made"
-    assert not lenient._radix_step.enabled
+    assert not lenient._radix_batch.enabled
 
 
 def test_nothing_shared_is_vllms_kernel_and_nothing_is_uploaded(step):
@@ -251,8 +266,8 @@ def test_nothing_shared_is_vllms_kernel_and_nothing_is_uploaded(step):
     built = builder()
     assert built.build(0, begin(step, batch)).radix_plan is None
     assert built.buffers.uploads == 0
-    assert step.statistics.steps == 1
-    assert step.statistics.grouped_steps == 0
+    assert step.counters.steps == 1
+    assert step.counters.grouped_steps == 0
 
 
 def test_a_plan_is_uploaded_once_while_it_holds(step):
@@ -268,9 +283,9 @@ def test_a_plan_is_uploaded_once_while_it_holds(step):
 def impl(kind, **fields):
     """Return an implementation of one of the GPU backends."""
     if kind == "triton":
-        from vllm_radix.attention.triton import GroupedTritonImpl as cls
+        from vllm_radix.attention.backends.triton import GroupedTritonImpl as cls
     else:
-        from vllm_radix.attention.flash import GroupedFlashImpl as cls
+        from vllm_radix.attention.backends.flash import GroupedFlashImpl as cls
     arguments = {
         "num_heads": LAYER.num_heads,
         "head_size": LAYER.head_size,
@@ -341,7 +356,7 @@ def test_no_backend_promises_full_graphs(name):
 
     from vllm.v1.attention.backend import AttentionCGSupport
 
-    module = import_module(f"vllm_radix.attention.{name}")
+    module = import_module(f"vllm_radix.attention.backends.{name}")
     backend = next(
         cls
         for cls in vars(module).values()
@@ -358,7 +373,7 @@ def test_no_backend_promises_full_graphs(name):
 
 def test_planner_and_kernel_mean_the_same_by_an_item():
     """Said twice, for the planner imports no torch."""
-    from vllm_radix.attention import plan as planner
+    from vllm_radix.attention import planner
     from vllm_radix_kernels import grouped_attention as kernel
 
     assert (planner.ITEM, planner.OPEN_END) == (kernel.ITEM, kernel.OPEN_END)

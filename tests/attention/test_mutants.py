@@ -9,14 +9,22 @@ import itertools
 import sys
 from pathlib import Path
 
-import forests
 import pytest
 import torch
-from covers import check_kept_plan, check_plan
-from forests import Layer, compute, make_batch, make_cache, make_limits, reference
-from test_plan import Traffic
 
-from vllm_radix.attention import plan as plan_module
+from support import batches as batches_module
+from support.batches import (
+    DecodeTraffic,
+    Layer,
+    compute,
+    make_batch,
+    make_cache,
+    make_limits,
+    reference,
+    shared,
+)
+from support.plan_checks import check_kept_plan, check_plan
+from vllm_radix.attention import planner as planner_module
 from vllm_radix_kernels import grouped_attention as attention_module
 
 pytestmark = pytest.mark.interpreted
@@ -24,7 +32,7 @@ pytestmark = pytest.mark.interpreted
 ROOT = Path(__file__).parents[2]
 ATTENTION = ROOT / "kernels" / "grouped_attention.py"
 MERGE = ROOT / "kernels" / "merge_partials.py"
-PLAN = ROOT / "vllm_radix" / "attention" / "plan.py"
+PLAN = ROOT / "vllm_radix" / "attention" / "planner.py"
 FOREST = ROOT / "vllm_radix" / "attention" / "forest.py"
 
 KERNEL_MUTANTS = {
@@ -231,8 +239,6 @@ def mutant(path, old, new, folder):
 
 
 def batches():
-    from test_grouped_attention import shared
-
     rng = torch.Generator().manual_seed(0)
     slopes = torch.rand(6, generator=rng) * 0.3
     yield shared(levels=2, rows=3, blocks=5), 16, {}
@@ -248,9 +254,9 @@ def kernel_jury():
     layer = Layer(6, 2, 32, 4)
     for batch, split, features in batches():
         limits = make_limits(batch, layer, split=split)
-        plan = forests.plan_of(batch, limits)
+        plan = batches_module.plan_of(batch, limits)
         if plan is None:
-            plan = forests.plan_of(batch, limits := make_limits(batch, layer))
+            plan = batches_module.plan_of(batch, limits := make_limits(batch, layer))
         q = torch.randn(int(batch.starts[-1]), 6, 32)
         kv = None
         if "k_scale" in features:
@@ -270,21 +276,23 @@ def plan_jury():
     for seed, layer in itertools.product(range(40), (small, wide)):
         batch = make_batch(seed, page=4, depth=4, rows=(1, 1, 2, 9), padding=seed % 2)
         limits = make_limits(batch, layer, split=(0, 24)[seed % 2])
-        plan = forests.plan_of(batch, limits)
+        plan = batches_module.plan_of(batch, limits)
         if plan is not None:
             check_plan(batch, plan, limits)
             planned += 1
     assert planned > 30
     for seed in range(12):
-        traffic = Traffic(seed)
-        planner = forests.Planner(make_limits(traffic.batch(), small, split=16))
+        traffic = DecodeTraffic(seed)
+        planner = batches_module.AttentionPlanner(
+            make_limits(traffic.batch(), small, split=16)
+        )
         for step in range(80):
             batch = traffic.batch()
             if step % 7 == 3:
                 batch.starts[1:] += 1
                 batch.seq_lens[0] += 1
             plan = planner.plan(batch.tables, batch.seq_lens, batch.starts)
-            fresh = forests.plan_of(batch, planner.limits)
+            fresh = batches_module.plan_of(batch, planner.limits)
             if plan is not None:
                 check_kept_plan(batch, plan, planner.limits)
             # Not to share what is shared is a bug, too.
@@ -295,13 +303,13 @@ def plan_jury():
 
 def _pairs():
     """The forest says of each pair of requests what the two share."""
-    import test_plan
+    from attention import test_planner
 
-    test_plan.test_a_partly_filled_block_is_nobodys_to_share()
-    test_plan.test_the_same_block_below_other_blocks_is_not_shared()
-    test_plan.test_blocks_that_fill_into_another_requests_are_noticed()
-    test_plan.test_a_request_that_got_shorter_shares_less()
-    test_plan.test_a_row_that_writes_inside_a_shared_block_keeps_it_to_itself()
+    test_planner.test_a_partly_filled_block_is_nobodys_to_share()
+    test_planner.test_the_same_block_below_other_blocks_is_not_shared()
+    test_planner.test_blocks_that_fill_into_another_requests_are_noticed()
+    test_planner.test_a_request_that_got_shorter_shares_less()
+    test_planner.test_a_row_that_writes_inside_a_shared_block_keeps_it_to_itself()
 
 
 def test_the_juries_acquit_the_original():
@@ -316,7 +324,9 @@ def test_kernel_mutants_are_caught(name, tmp_path, monkeypatch):
     if path == MERGE:
         monkeypatch.setattr(attention_module, "merge_partials", module.merge_partials)
     else:
-        monkeypatch.setattr(forests, "grouped_attention", module.grouped_attention)
+        monkeypatch.setattr(
+            batches_module, "grouped_attention", module.grouped_attention
+        )
     with pytest.raises((AssertionError, IndexError)):
         kernel_jury()
 
@@ -326,10 +336,10 @@ def test_planner_mutants_are_caught(name, tmp_path, monkeypatch):
     path, old, new = PLAN_MUTANTS[name]
     module = mutant(path, old, new, tmp_path)
     if path == FOREST:
-        monkeypatch.setattr(plan_module, "grow_forest", module.grow_forest)
+        monkeypatch.setattr(planner_module, "grow_forest", module.grow_forest)
     else:
-        monkeypatch.setattr(forests, "Planner", module.Planner)
-        monkeypatch.setattr("test_plan.Planner", module.Planner)
+        for place in ("support.batches", "attention.test_planner"):
+            monkeypatch.setattr(f"{place}.AttentionPlanner", module.AttentionPlanner)
     # The other where a plan is missing: the model sees that it loads too much.
     with pytest.raises((AssertionError, AttributeError)):
         plan_jury()

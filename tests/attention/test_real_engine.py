@@ -5,7 +5,9 @@ The worker's host tables are compared with the runner's own at every step
 """
 
 import pytest
-from test_real_answers import ENGINE, Mix, both, compare
+
+from support.answers import ENGINE, both, compare
+from support.prompts import RequestMix
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
@@ -26,7 +28,7 @@ def grouped(model, mix, engine):
 
 
 def test_tiny_under_pressure_with_chunks_and_tails(tiny):
-    mix = Mix(3, vocabulary=(10, 900))
+    mix = RequestMix(3, vocabulary=(10, 900))
     system = mix.words(70)
     for _ in range(2):
         document = mix.words(40)
@@ -50,7 +52,7 @@ def test_tiny_under_pressure_with_chunks_and_tails(tiny):
 
 
 def test_tiny_with_preemption(tiny):
-    mix = Mix(5, vocabulary=(10, 900))
+    mix = RequestMix(5, vocabulary=(10, 900))
     system = mix.words(32)
     for _ in range(5):
         # Two blocks each, the first in common, and a third two tokens on.
@@ -67,7 +69,7 @@ def test_tiny_with_preemption(tiny):
 
 
 def test_smollm2_says_the_same(smollm2):
-    mix = Mix(4)
+    mix = RequestMix(4)
     system = mix.words(64)
     for _ in range(2):
         document = mix.words(40)

@@ -3,7 +3,7 @@
 import pytest
 
 from vllm_radix.attention.cost import DEVICES
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 from vllm_radix_bench.attention_traffic import SHAPES, count, plot, ratios, show
 from vllm_radix_bench.contenders import PAGE, Shape, make_batch
 
@@ -47,7 +47,7 @@ def test_the_sizes_that_are_promised(name, least):
     shape = SHAPES[name]
     batch = make_batch(shape, torch.device("cpu"))
     limits = Limits(shape.layer, DEVICES["sm_90"], PAGE, tile_rows=64)
-    plan = Planner(limits).propose(*batch.host)
+    plan = AttentionPlanner(limits).propose(*batch.host)
     theirs = plan.stock_work.loaded * shape.layer.token_bytes
     ours = plan.work.loaded * shape.layer.token_bytes
     partials = plan.work.partials * shape.layer.partial_bytes

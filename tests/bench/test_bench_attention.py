@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vllm_radix.attention.cost import DEVICES
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 from vllm_radix_bench import bench_attention, contenders, vllm_kernel
 from vllm_radix_bench.contenders import CASCADE, FLASH, OURS, VLLM, Shape
 from vllm_radix_kernels.grouped_attention import grouped_attention_reference
@@ -179,7 +179,7 @@ def shapes(levels=(0, 1, 2, 3)):
 def test_stock_work_is_what_the_planner_takes_it_for(shape):
     batch = contenders.make_batch(shape, CPU)
     limits = Limits(shape.layer, DEVICES["interpreter"], contenders.PAGE, 64)
-    plan = Planner(limits).plan(*batch.host)
+    plan = AttentionPlanner(limits).plan(*batch.host)
     assert (plan is None) == (shape.levels == 0)
     if plan is not None:
         assert plan.stock_work == shape.stock_work(16)

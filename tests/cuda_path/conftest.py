@@ -1,13 +1,12 @@
 """The arms of the tier: each is started once, when a test first asks it something."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import arms
 import pytest
-from jobs import ENGINE, JOBS
-from model import make_model
+from cuda_path.jobs import ENGINE, JOBS
+from cuda_path.model import make_model
 
 from support.pretended_gpu import INSTALL, environment, plain_attention
 
@@ -40,8 +39,7 @@ class Engines:
                 "radix": ARMS[name]["radix"],
                 "before": [INSTALL, plain_attention.INSTALL],
             }
-            here = {"PYTHONPATH": str(Path(__file__).parent)}
-            arm = arms.Arm(name, settings, self._logs, environment(**here))
+            arm = arms.Arm(name, settings, self._logs, environment())
             self._up[name] = arm
             arm.wait(180)
         return self._up[name]

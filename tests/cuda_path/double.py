@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from engine_double import EngineDouble, make_scheduler
-from jobs import BLOCK, ENGINE
+from cuda_path.jobs import BLOCK, ENGINE
+
+from support.engine_double import EngineDouble, make_scheduler
 
 
 def serve(job: dict[str, Any], num_blocks: int, lag: int) -> EngineDouble:

@@ -44,9 +44,9 @@ def blocks_are_not_copied(arm: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def a_plan_drops_an_item(_: Any) -> Iterator[None]:
     """Let a grouped step leave one range of keys unread."""
-    from vllm_radix.attention.plan import Planner
+    from vllm_radix.attention.planner import AttentionPlanner
 
-    plan = Planner.plan
+    plan = AttentionPlanner.plan
 
     def wrong(self: Any, *args: Any) -> Any:
         made = plan(self, *args)
@@ -55,7 +55,7 @@ def a_plan_drops_an_item(_: Any) -> Iterator[None]:
         # Another number, or the right plan may be on the device already.
         return dataclasses.replace(made, items=made.items[:-1], serial=-made.serial)
 
-    with mock.patch.object(Planner, "plan", wrong):
+    with mock.patch.object(AttentionPlanner, "plan", wrong):
         yield
 
 
@@ -64,13 +64,13 @@ def tables_are_the_neighbours(_: Any) -> Iterator[None]:
     """Let the planner take each request for the one before it in the batch."""
     import numpy as np
 
-    from vllm_radix.attention.tables import HostTables
+    from vllm_radix.attention.block_tables import HostBlockTables
 
-    gather = HostTables.gather
+    gather = HostBlockTables.gather
 
     def wrong(self: Any, request_ids: Any) -> Any:
         tables = gather(self, request_ids)
         return None if tables is None else np.roll(tables, 1, axis=0)
 
-    with mock.patch.object(HostTables, "gather", wrong):
+    with mock.patch.object(HostBlockTables, "gather", wrong):
         yield

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from test_real_answers import Mix
+from support.prompts import RequestMix
 
 BLOCK = 16
 NUM_BLOCKS = 44
@@ -29,7 +29,7 @@ def mixed() -> dict[str, Any]:
     Hits end at any token; a prompt of more than a step's budget is computed in
     chunks, and so are most in a full step.
     """
-    mix = Mix(11, vocabulary=WORDS)
+    mix = RequestMix(11, vocabulary=WORDS)
     mix.chat(users=8, turns=3)
     mix.rollouts(tasks=6, leaves=8)
     mix.few_shot(banks=8, questions=4)
@@ -49,7 +49,7 @@ def mixed() -> dict[str, Any]:
 
 def pressure() -> dict[str, Any]:
     """Return requests that do not fit with their answers: some are preempted."""
-    mix = Mix(12, vocabulary=WORDS)
+    mix = RequestMix(12, vocabulary=WORDS)
     system = mix.words(21)
     for _ in range(14):
         mix.add(system + mix.words(mix.rng.randrange(24, 48)), max_tokens=14)
@@ -58,7 +58,7 @@ def pressure() -> dict[str, Any]:
 
 def resets() -> dict[str, Any]:
     """Return requests in whose midst the cache is reset, twice."""
-    mix = Mix(13, vocabulary=WORDS)
+    mix = RequestMix(13, vocabulary=WORDS)
     mix.chat(users=5, turns=3)
     mix.few_shot(banks=2, questions=4)
     return {"requests": mix.requests, "reset_at": [5, 11], **ANSWERS}
@@ -66,7 +66,7 @@ def resets() -> dict[str, Any]:
 
 def chats() -> dict[str, Any]:
     """Return conversations whose answers end by end-of-sequence."""
-    mix = Mix(14, vocabulary=WORDS)
+    mix = RequestMix(14, vocabulary=WORDS)
     for length in range(20, 20 + 2 * BLOCK):
         last = mix.add(mix.words(length), max_tokens=12, ignore_eos=False)
         mix.add(mix.words(5), after=last, max_tokens=2)
@@ -117,7 +117,7 @@ def edges(learned: dict[str, Any], per_edge: int = 2) -> dict[str, Any]:
 
 def sampled() -> dict[str, Any]:
     """Return prompts that are answered several times, by chance, with seeds."""
-    mix = Mix(17, vocabulary=WORDS)
+    mix = RequestMix(17, vocabulary=WORDS)
     stem = mix.words(40)
     for number in range(5):
         mix.add(
@@ -132,7 +132,7 @@ def sampled() -> dict[str, Any]:
 
 def structured() -> dict[str, Any]:
     """Return prompts whose answers a grammar constrains."""
-    mix = Mix(18, vocabulary=WORDS)
+    mix = RequestMix(18, vocabulary=WORDS)
     stem = mix.words(35)
     for grammar in (
         {"choice": ["yes", "no", "maybe"]},

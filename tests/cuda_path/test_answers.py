@@ -7,9 +7,9 @@ the model is undecided, as everywhere in this project: within 1e-3.
 
 import arms
 import pytest
-from double import serve
-from jobs import BLOCK, EDGES, JOBS, NUM_BLOCKS, edges, first_turns
-from model import EOS, text_of
+from cuda_path.double import serve
+from cuda_path.jobs import BLOCK, EDGES, JOBS, NUM_BLOCKS, edges, first_turns
+from cuda_path.model import EOS, text_of
 
 pytestmark = [pytest.mark.cuda_path, pytest.mark.timeout(900)]
 
@@ -48,7 +48,7 @@ def test_the_arm_is_what_it_is_called(engines, name, scheduler, asynchronous):
     assert found["plugin_imported"] == (not name.startswith("stock"))
     worker = "vllm.v1.worker.gpu_worker.Worker"
     if name == "grouped":
-        worker = "vllm_radix.attention.gpu.GroupedGPUWorker"
+        worker = "vllm_radix.attention.gpu_worker.GroupedGPUWorker"
     assert found["worker"] == worker
 
 
@@ -182,6 +182,6 @@ def test_the_double_reads_nothing_wrong(job):
 def test_a_planted_fault_is_seen(engines, fault, ours, job):
     made = JOBS[job]()
     stock = engines.ask("stock", job)
-    wrong = engines.ask(ours, {**made, "within": [f"faults:{fault}"]})
+    wrong = engines.ask(ours, {**made, "within": [f"cuda_path.faults:{fault}"]})
     found = arms.compare(stock["answers"], wrong["answers"], made["requests"])
     assert found["wrong"], "nobody noticed"

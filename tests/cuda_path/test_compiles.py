@@ -7,10 +7,10 @@ import arms
 import pytest
 import stage_smoke
 import triton
-from jobs import ENGINE, WORDS
-from test_real_answers import Mix
+from cuda_path.jobs import ENGINE, WORDS
 
 from support.pretended_gpu import INSTALL, environment
+from support.prompts import RequestMix
 
 pytestmark = [pytest.mark.cuda_path, pytest.mark.timeout(600)]
 
@@ -30,7 +30,7 @@ needs_ptxas = pytest.mark.skipif(not PTXAS.exists(), reason="Triton ships no ptx
 
 def compile_a_run(model, logs, cache, name, dtype, env):
     """Return the result of a run of grouped attention whose kernels are compiled."""
-    mix = Mix(20, vocabulary=WORDS)
+    mix = RequestMix(20, vocabulary=WORDS)
     stem = mix.words(40)
     for _ in range(4):
         mix.add(stem + mix.words(5), max_tokens=4)

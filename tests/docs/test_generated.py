@@ -10,6 +10,7 @@ from support.pages import PAGES, ROOT
 from vllm_radix.config import RadixConfig
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
+from vllm_radix_bench.traces.formats import FORMATS
 
 
 def test_generated_tables_are_what_the_code_says():
@@ -27,6 +28,7 @@ def test_generated_tables_are_what_the_code_says():
         ("options.md", ORDERS),
         ("scheduling.md", ORDERS),
         ("eviction-and-sessions.md", POLICIES),
+        ("replay.md", [name for one in FORMATS for name in one.fields]),
     ],
 )
 def test_everything_that_is_registered_is_on_its_page(page, names):

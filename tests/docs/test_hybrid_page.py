@@ -11,7 +11,7 @@ from vllm.v1.kv_cache_interface import (
 
 from support.pages import ROOT
 from vllm_radix.engine.support import layout_problem
-from vllm_radix_bench.model_free import make_vllm_config
+from vllm_radix_bench.sim.engine import make_vllm_config
 
 PAGE = (ROOT / "docs" / "hybrid-models.md").read_text()
 SIZES = {"block_size": 32, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}

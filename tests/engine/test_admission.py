@@ -1,11 +1,12 @@
 """Hold, pins, bounds, fairness and the null cases, on the engine double."""
 
 import pytest
-from engine_double import EngineDouble, make_scheduler
-from test_scheduler import PRESSED, ROOMY, grouped, prompt, run
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from support.engine_double import EngineDouble, make_scheduler
+from support.prompts import grouped, prompt
+from support.traffic import PRESSED, ROOMY, serve
 from vllm_radix import RadixScheduler
 from vllm_radix.policy import ORDERS
 
@@ -41,15 +42,15 @@ def chunked(threshold, **radix):
 def test_a_prefix_computed_in_chunks_is_computed_once(threshold):
     prompts = same_prefix()
     ideal = 1024 + 16 * (40 + 3)
-    theirs = run(prompts, Scheduler, **chunked(threshold))
-    ours = run(prompts, RadixScheduler, **chunked(threshold))
+    theirs = serve(prompts, Scheduler, **chunked(threshold))
+    ours = serve(prompts, RadixScheduler, **chunked(threshold))
     assert ours.computed <= 1.02 * ideal
     assert theirs.computed > 1.4 * ideal or not threshold
     assert ours.outputs == theirs.outputs
 
 
 def test_without_hold_followers_compute_the_same_chunks():
-    ours = run(same_prefix(), RadixScheduler, **chunked(64, hold=False))
+    ours = serve(same_prefix(), RadixScheduler, **chunked(64, hold=False))
     assert ours.computed > 3 * 1024
 
 
@@ -87,7 +88,7 @@ def test_followers_go_on_when_their_leader_is_gone(end):
 
 
 def test_who_may_not_be_overtaken_is_not_held():
-    ours = run(same_prefix(), RadixScheduler, **chunked(64, max_overtakes=0))
+    ours = serve(same_prefix(), RadixScheduler, **chunked(64, max_overtakes=0))
     assert ours.computed > 3 * 1024
 
 
@@ -145,8 +146,8 @@ def test_what_fits_takes_no_more_steps_for_holding(budget):
     prompts = same_prefix(6, shared=200)
     options = {**ROOMY, "max_num_batched_tokens": budget}
     radix = {"sub_block": False}
-    theirs = run(prompts, Scheduler, **options)
-    ours = run(prompts, radix=radix, **options)
+    theirs = serve(prompts, Scheduler, **options)
+    ours = serve(prompts, radix=radix, **options)
     assert ours.steps == theirs.steps
     assert ours.computed == theirs.computed
     assert ours.admitted == theirs.admitted
@@ -157,8 +158,8 @@ def test_what_fits_takes_no_more_steps_for_holding(budget):
 def test_what_fits_is_served_in_order(policy, threshold):
     prompts = grouped(groups=6, members=4, own=30)
     options = {**ROOMY, "long_prefill_token_threshold": threshold}
-    theirs = run(prompts, Scheduler, **options)
-    ours = run(prompts, radix={"policy": policy, "hold": False}, **options)
+    theirs = serve(prompts, Scheduler, **options)
+    ours = serve(prompts, radix={"policy": policy, "hold": False}, **options)
     assert ours.admitted == theirs.admitted
     assert ours.steps == theirs.steps
     assert ours.outputs == theirs.outputs
@@ -168,8 +169,8 @@ def test_what_fits_is_served_in_order(policy, threshold):
 def test_nothing_shared_is_stock_order_under_pressure(policy):
     lengths = [40, 300, 150, 90] * 8
     prompts = {str(i): prompt(i, length) for i, length in enumerate(lengths)}
-    theirs = run(prompts, Scheduler, **PRESSED)
-    ours = run(prompts, radix={"policy": policy}, **PRESSED)
+    theirs = serve(prompts, Scheduler, **PRESSED)
+    ours = serve(prompts, radix={"policy": policy}, **PRESSED)
     assert ours.admitted == theirs.admitted
     assert ours.steps == theirs.steps
     assert ours.computed == theirs.computed
@@ -183,9 +184,9 @@ def test_no_shared_prefix_is_computed_twice_when_nothing_is_cached_yet(slots):
     """Six groups wait, and the cache holds four of their prefixes."""
     prompts = grouped(groups=6, members=4)
     options = {"num_blocks": 21, "max_num_batched_tokens": 512}
-    theirs = run(prompts, Scheduler, max_num_seqs=slots, **options)
+    theirs = serve(prompts, Scheduler, max_num_seqs=slots, **options)
     radix = {"patience": 9.0}
-    ours = run(prompts, radix=radix, max_num_seqs=slots, **options)
+    ours = serve(prompts, radix=radix, max_num_seqs=slots, **options)
     once = 6 * 128 + 24 * (20 + 3)
     assert ours.computed <= once < theirs.computed
     assert ours.outputs == theirs.outputs
@@ -194,8 +195,8 @@ def test_no_shared_prefix_is_computed_twice_when_nothing_is_cached_yet(slots):
 @pytest.mark.parametrize("policy", [name for name in ORDERS if name != "fcfs"])
 def test_every_order_answers_the_same_and_shares_more(policy):
     prompts = grouped(groups=8, members=6)
-    theirs = run(prompts, Scheduler, **PRESSED)
-    ours = run(prompts, radix={"policy": policy, **UNBOUNDED}, **PRESSED)
+    theirs = serve(prompts, Scheduler, **PRESSED)
+    ours = serve(prompts, radix={"policy": policy, **UNBOUNDED}, **PRESSED)
     assert ours.outputs == theirs.outputs
     assert ours.computed < 0.6 * theirs.computed
 
@@ -315,8 +316,8 @@ def test_a_reset_forgets_pins():
 
 def test_pins_never_make_a_request_wait():
     prompts = grouped(groups=8, members=6)
-    theirs = run(prompts, Scheduler, **PRESSED)
-    ours = run(prompts, **PRESSED)
+    theirs = serve(prompts, Scheduler, **PRESSED)
+    ours = serve(prompts, **PRESSED)
     assert ours.outputs == theirs.outputs
     assert ours.steps <= theirs.steps
 

@@ -6,7 +6,6 @@ end every request is answered and every block is free.
 
 from types import SimpleNamespace
 
-from engine_double import EngineDouble, make_scheduler
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,6 +19,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
+from support.engine_double import EngineDouble, make_scheduler
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import encode
 
@@ -330,7 +330,7 @@ class Engine(RuleBasedStateMachine):
         if hasattr(self, "pool"):
             self.finish_all()
             assert self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
-            assert not self.pool.tree.stats().spare_blocks
+            assert not self.pool.tree.stats().duplicate_blocks
             assert (
                 self.scheduler.admission is None
                 or not self.scheduler.admission.num_known

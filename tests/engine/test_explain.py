@@ -3,10 +3,10 @@
 import logging
 
 import pytest
-from engine_double import EngineDouble, make_scheduler
-from traffic import words
 
-from vllm_radix.tree import History, Miss, RadixTree, encode
+from support.engine_double import EngineDouble, make_scheduler
+from support.prompts import prompt
+from vllm_radix.tree import EvictionHistory, Miss, RadixTree, encode
 
 
 def engine(**options):
@@ -26,15 +26,15 @@ def ask(one, name, tokens, max_tokens=1, **fields):
 
 def test_the_reasons_of_finished_requests():
     one = engine()
-    text = words("a", 100)
+    text = prompt("a", 100)
     assert ask(one, "new", text) == ("unseen", 0)
     assert ask(one, "again", text) == ("none", 99)
-    assert ask(one, "longer", text + words("b", 30)) == ("unseen", 100)
+    assert ask(one, "longer", text + prompt("b", 30)) == ("unseen", 100)
     assert ask(one, "other way", text[:70] + [2] * 30) == ("diverged", 70)
     assert ask(one, "salted", text, cache_salt="x") == ("apart", 0)
     assert ask(one, "few", [*text[:69], 60, 61]) == ("diverged", 69)
     for number in range(3):
-        ask(one, f"fill {number}", words(number, 340))
+        ask(one, f"fill {number}", prompt(number, 340))
     assert ask(one, "gone", text) == ("evicted", 0)
     counts = one.scheduler.kv_cache_manager.explainer.missed_tokens
     assert counts["evicted"] == 99
@@ -48,7 +48,7 @@ def test_what_another_request_is_computing_is_pending():
         long_prefill_token_threshold=32,
         radix={"hold": False},
     )
-    text = words("long", 300)
+    text = prompt("long", 300)
     one.add("first", text, 1)
     one.step()
     one.add("second", text[:250] + [2] * 20, 1)
@@ -60,7 +60,7 @@ def test_what_another_request_is_computing_is_pending():
 
 def test_what_is_not_worth_a_copy_is_unused():
     one = engine(radix={"min_sub_block_tokens": 20})
-    text = words("a", 100)
+    text = prompt("a", 100)
     ask(one, "new", text, 20)
     assert ask(one, "start", text[:74]) == ("unused", 64)
 
@@ -69,8 +69,8 @@ def test_each_admission_is_one_line(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     one = engine()
     caplog.clear()
-    ask(one, "a", words("a", 50))
-    ask(one, "b", words("a", 50))
+    ask(one, "a", prompt("a", 50))
+    ask(one, "b", prompt("a", 50))
     first = "Request a: 0 of 50 tokens cached; nothing cached goes on from there "
     second = "Request b: 49 of 50 tokens cached; that is all there can be "
     lines = dict.fromkeys(r.message for r in caplog.records if "cached;" in r.message)
@@ -87,7 +87,7 @@ def test_it_is_off_by_default():
 def tree():
     """Two blocks, both evicted again at time 5."""
     tree = RadixTree(2)
-    tree.history = History(capacity=2)
+    tree.history = EvictionHistory(capacity=2)
     tree.history.now = 5.0
     tree.insert(encode([1, 2, 3, 4, 5, 6]), [0, 1, 2])
     tree.release([2, 1])
@@ -113,7 +113,7 @@ def test_what_followed_a_block_is_forgotten_with_it(tree):
 
 
 def test_the_history_is_bounded():
-    history = History(capacity=3)
+    history = EvictionHistory(capacity=3)
     for parent in range(10):
         history.note(parent, b"x")
     known = [p for p in range(10) if history.evicted_at(p, b"x") is not None]

@@ -4,13 +4,13 @@ import gc
 import weakref
 
 import pytest
-from engine_double import EngineDouble, make_scheduler
 from vllm import SamplingParams
 from vllm.config import KVEventsConfig
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
+from support.engine_double import EngineDouble, make_scheduler
 from vllm_radix.engine.hashes import LazyHasher, LazyHashes
 
 SIZE = 4

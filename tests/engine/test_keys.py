@@ -4,12 +4,12 @@ import weakref
 
 import pytest
 import torch
-from engine_double import make_vllm_config  # noqa: F401  (sets vLLM up)
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.request import Request
 
+from support.engine_double import make_vllm_config  # noqa: F401  (sets vLLM up)
 from vllm_radix.engine.keys import Markers, RequestKeys
 from vllm_radix.tree import decode, encode
 

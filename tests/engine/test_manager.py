@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from engine_double import make_kv_cache_config
 from vllm import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
+from support.engine_double import make_kv_cache_config
 from vllm_radix.engine.manager import RadixKVCacheManager
 
 SIZE = 32

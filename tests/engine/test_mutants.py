@@ -6,13 +6,14 @@ itself refuses what follows from them, before anything wrong is read.
 """
 
 import pytest
-from engine_double import WrongReadError
-from traffic import traffic
 
+from support.engine_double import WrongReadError
+from support.traffic import traffic
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.keys import RequestKeys
 from vllm_radix.engine.manager import RadixKVCacheManager
-from vllm_radix.tree import HOLE, RadixTree
+from vllm_radix.tree import HOLE, RadixTree, radix_tree
+from vllm_radix.tree.shape import Shape
 
 SEEDS = range(12)
 MUTANTS = {}
@@ -44,7 +45,7 @@ def salts_are_ignored(patch):
 @mutant(caught_by=(WrongReadError, ValueError, RuntimeError))
 def an_evicted_block_stays_in_the_tree(patch):
     def evict(self, count):
-        idle = [b for b in range(len(self._node)) if self.is_idle(b)]
+        idle = [b for b in range(len(self._table.nodes)) if self.is_idle(b)]
         return idle[:count]
 
     patch.setattr(RadixTree, "evict", evict)
@@ -56,7 +57,7 @@ def a_parent_is_evicted_and_its_child_takes_its_place(patch):
 
     def wrong(self, count):
         out = evict(self, count)
-        for node in self._nodes():
+        for node in self._shape.nodes():
             if len(node.blocks) > 2 and HOLE not in node.blocks[:2]:
                 node.blocks[0], node.blocks[1] = node.blocks[1], node.blocks[0]
                 break
@@ -75,28 +76,29 @@ def a_tombstone_still_names_its_block(patch):
 
 @mutant()
 def a_split_is_off_by_one(patch):
-    split = RadixTree._split
+    split = Shape.split
 
     def wrong(self, node, at):
         upper = split(self, node, at)
         upper.blocks[-1], node.blocks[0] = node.blocks[0], upper.blocks[-1]
         return upper
 
-    patch.setattr(RadixTree, "_split", wrong)
+    patch.setattr(Shape, "split", wrong)
 
 
 @mutant()
 def a_merge_joins_the_wrong_way_round(patch):
-    merge = RadixTree._merge
+    merge = Shape.merge
 
     def wrong(self, node, child):
         seam = slice(len(node.blocks) - 1, len(node.blocks) + 1)
         merge(self, node, child)
         upper, lower = node.blocks[seam]
         node.blocks[seam] = lower, upper
-        self._depth[upper], self._depth[lower] = self._depth[lower], self._depth[upper]
+        depths = self._table.depths
+        depths[upper], depths[lower] = depths[lower], depths[upper]
 
-    patch.setattr(RadixTree, "_merge", wrong)
+    patch.setattr(Shape, "merge", wrong)
 
 
 @mutant()
@@ -137,12 +139,12 @@ def a_block_in_use_is_taken_over(patch):
 
 
 @mutant(caught_by=(WrongReadError, ValueError))
-def a_spare_does_not_take_over(patch):
+def a_duplicate_does_not_take_over(patch):
     def wrong(self, block):
-        for spare in self._spares.pop(block):
-            del self._spare_of[spare]
+        for duplicate in self._table.duplicates.pop(block):
+            del self._table.duplicate_of[duplicate]
 
-    patch.setattr(RadixTree, "_promote", wrong)
+    patch.setattr(RadixTree, "_replace_by_duplicate", wrong)
 
 
 @mutant(caught_by=(WrongReadError, ValueError))
@@ -152,15 +154,15 @@ def a_reset_forgets_the_tree(patch):
 
 @mutant()
 def a_hit_ends_in_the_wrong_block(patch):
-    inside = RadixTree._inside
+    find = radix_tree.find_partial
 
-    def wrong(self, node, *args):
-        found = inside(self, node, *args)
+    def wrong(node, *args):
+        found, looked = find(node, *args)
         if found and node.blocks and node.blocks[0] != HOLE:
             found = found._replace(block=node.blocks[0])
-        return found
+        return found, looked
 
-    patch.setattr(RadixTree, "_inside", wrong)
+    patch.setattr(radix_tree, "find_partial", wrong)
 
 
 @mutant(caught_by=AssertionError)

@@ -1,13 +1,13 @@
 """The block pool by itself: adoption, blank blocks first, the list stays true."""
 
 import pytest
-from engine_double import EngineDouble, make_kv_cache_config, make_scheduler
 from vllm.config import KVEventsConfig
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import get_block_hash, maybe_convert_block_hash
 
+from support.engine_double import EngineDouble, make_kv_cache_config, make_scheduler
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.tree import LRU
@@ -159,7 +159,7 @@ def test_events_tell_a_subscriber_what_is_cached(asynchronous):
                 assert isinstance(event, AllBlocksCleared)
                 known.clear()
         removed += sum(isinstance(event, BlockRemoved) for event in seen)
-        spares += pool.tree.stats().spare_blocks
+        spares += pool.tree.stats().duplicate_blocks
         seen.clear()
         cached = {
             maybe_convert_block_hash(get_block_hash(block.block_hash))

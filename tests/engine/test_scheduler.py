@@ -3,45 +3,18 @@
 import random
 
 import pytest
-from engine_double import EngineDouble, WrongReadError, make_scheduler
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from support.engine_double import EngineDouble, WrongReadError, make_scheduler
+from support.prompts import grouped, prompt
+from support.traffic import PRESSED, ROOMY, serve
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.scheduler import AsyncRadixScheduler
 from vllm_radix.policy import StepCapacity
-
-
-def prompt(seed, length):
-    rng = random.Random(seed)
-    return [rng.randrange(3, 50) for _ in range(length)]
-
-
-def grouped(groups, members, prefix=128, own=20):
-    """Prompts that share a prefix by group, interleaved."""
-    shared = [prompt(f"group {g}", prefix) for g in range(groups)]
-    return {
-        f"{g}-{m}": shared[g] + prompt(f"{g} {m}", own)
-        for m in range(members)
-        for g in range(groups)
-    }
-
-
-def run(prompts, cls=RadixScheduler, max_tokens=4, **options):
-    engine = EngineDouble(
-        make_scheduler(cls, **options), lag=int(options.get("asynchronous", False))
-    )
-    for request_id, tokens in prompts.items():
-        engine.add(request_id, tokens, max_tokens)
-    engine.run()
-    return engine
-
-
-PRESSED = {"num_blocks": 21, "max_num_seqs": 4, "max_num_batched_tokens": 256}
-ROOMY = {"num_blocks": 201, "max_num_seqs": 4, "max_num_batched_tokens": 256}
 
 
 def test_the_class_follows_the_configuration():
@@ -56,8 +29,8 @@ def test_under_pressure_it_computes_less_and_answers_the_same(asynchronous):
     prompts = grouped(groups=8, members=6)
     options = {**PRESSED, "asynchronous": asynchronous}
     stock = AsyncScheduler if asynchronous else Scheduler
-    theirs = run(prompts, stock, **options)
-    ours = run(prompts, RadixScheduler, **options)
+    theirs = serve(prompts, stock, **options)
+    ours = serve(prompts, RadixScheduler, **options)
     assert ours.outputs == theirs.outputs
     assert len(ours.outputs) == len(prompts)
     assert ours.computed < 0.5 * theirs.computed
@@ -72,7 +45,7 @@ def test_under_pressure_it_computes_less_and_answers_the_same(asynchronous):
     ids=["everything fits", "nothing is shared"],
 )
 def test_where_nothing_can_be_gained_it_is_stock(prompts, options):
-    theirs, ours = run(prompts, Scheduler, **options), run(prompts, **options)
+    theirs, ours = serve(prompts, Scheduler, **options), serve(prompts, **options)
     assert ours.admitted == theirs.admitted == list(prompts)
     assert ours.steps == theirs.steps
     assert ours.computed == theirs.computed
@@ -81,20 +54,20 @@ def test_where_nothing_can_be_gained_it_is_stock(prompts, options):
 
 def test_the_fcfs_policy_keeps_stock_order_under_pressure():
     prompts = grouped(groups=8, members=6)
-    ours = run(prompts, radix={"policy": "fcfs"}, **PRESSED)
+    ours = serve(prompts, radix={"policy": "fcfs"}, **PRESSED)
     assert ours.admitted == list(prompts)
 
 
 def test_zero_overtakes_is_first_come_first_served():
     prompts = grouped(groups=8, members=6)
-    ours = run(prompts, radix={"max_overtakes": 0}, **PRESSED)
+    ours = serve(prompts, radix={"max_overtakes": 0}, **PRESSED)
     assert ours.admitted == list(prompts)
 
 
 @pytest.mark.parametrize("bound", [1, 5, 16])
 def test_no_request_is_overtaken_more_often_than_allowed(bound):
     prompts = grouped(groups=8, members=8)
-    ours = run(prompts, radix={"max_overtakes": bound}, **PRESSED)
+    ours = serve(prompts, radix={"max_overtakes": bound}, **PRESSED)
     arrival = {request_id: i for i, request_id in enumerate(prompts)}
     most = max(
         sum(arrival[other] > arrival[request_id] for other in ours.admitted[:place])
@@ -153,8 +126,8 @@ def test_prompt_logprobs_skip_the_lookup_and_still_publish():
 def test_preemption_reads_right_and_answers_the_same():
     prompts = {str(i): prompt(i, 100) for i in range(6)}
     options = {"num_blocks": 18, "max_num_seqs": 6, "max_num_batched_tokens": 512}
-    theirs = run(prompts, Scheduler, max_tokens=90, **options)
-    ours = run(prompts, max_tokens=90, **options)
+    theirs = serve(prompts, Scheduler, max_tokens=90, **options)
+    ours = serve(prompts, max_tokens=90, **options)
     assert ours.resumed and ours.resumed == theirs.resumed
     assert ours.outputs == theirs.outputs
     assert ours.steps == theirs.steps
@@ -345,7 +318,7 @@ def test_random_traffic_ends_once_and_reads_right(seed, asynchronous):
         assert got == length or (request_id in aborted and got <= length)
     pool = engine.scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-    assert not pool.tree.stats().spare_blocks
+    assert not pool.tree.stats().duplicate_blocks
 
 
 @pytest.mark.parametrize("more", [True, False], ids=["goes on", "is closed"])

@@ -4,12 +4,12 @@ import random
 from collections import defaultdict
 
 import pytest
-from engine_double import EngineDouble, WrongReadError, make_scheduler
-from traffic import words as prompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from support.engine_double import EngineDouble, WrongReadError, make_scheduler
+from support.prompts import prompt
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.tree import RadixTree

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_double import make_kv_cache_config, make_vllm_config
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import (
@@ -14,6 +13,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.structured_output import StructuredOutputManager
 
+from support.engine_double import make_kv_cache_config, make_vllm_config
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.support import (
     layout_problem,

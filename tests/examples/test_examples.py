@@ -89,6 +89,7 @@ def test_an_order_is_registered_and_compared(here):
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(900)
 def test_few_shot_offline_finds_more_than_stock(smollm2, tmp_path):
     def cached(*flags):
         printed = example("few_shot_offline.py", tmp_path, smollm2, *flags)
@@ -152,7 +153,7 @@ def test_the_sweep_measures_both_arms(tiny, tmp_path):
     env = {
         "SERVE_OPTIONS": options,
         "SERVE_PARAMS": str(tmp_path / "two.json"),
-        "PROMPTS": "6",
+        "PROMPTS": "20",
         "RUNS": "1",
         "PORT": str(free_port()),
         "OUTPUT": str(tmp_path / "out"),
@@ -160,7 +161,7 @@ def test_the_sweep_measures_both_arms(tiny, tmp_path):
     run([SWEEP / "run.sh", tiny], tmp_path, **env, **on_path())
     results = [p for p in (tmp_path / "out").rglob("*.json") if "run=" in p.name]
     measured = [json.loads(path.read_text()) for path in results]
-    assert len(measured) == 2 and all(one["completed"] == 6 for one in measured)
+    assert len(measured) == 2 and all(one["completed"] == 20 for one in measured)
 
 
 def on_path():

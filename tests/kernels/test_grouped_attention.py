@@ -5,21 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from covers import check_plan
-from forests import (
-    Batch,
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support.batches import (
     Layer,
+    agree,
     compute,
     make_batch,
     make_cache,
     make_limits,
     plan_of,
     reference,
+    shared,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from vllm_radix.attention.buffers import PlanBuffers
+from support.plan_checks import check_plan
+from vllm_radix.attention.plan_buffers import PlanBuffers
 from vllm_radix_kernels import ops
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.interpreter import Traffic, interpreted
@@ -33,13 +34,6 @@ pytestmark = pytest.mark.interpreted
 
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 FP8 = 1.2e-2
-
-
-def agree(out, expected, tolerance):
-    """Fail where a value is off by more than that, relative to the largest value."""
-    assert not out.isnan().any(), "read what nobody wrote, or wrote nothing"
-    scale = max(1.0, float(expected.abs().max()))
-    assert float((out.double() - expected).abs().max()) <= tolerance * scale
 
 
 def check(batch, layer, dtype=torch.float32, kv=None, tile=(16, 32), split=0, **more):
@@ -59,29 +53,6 @@ def check(batch, layer, dtype=torch.float32, kv=None, tile=(16, 32), split=0, **
     expected = reference(batch, layer, q, k, v, **more)
     agree(out, expected, TOLERANCE[dtype] if kv is None else FP8)
     return plan
-
-
-def shared(members=5, blocks=4, page=16, rows=1, own=9, levels=1, seed=0):
-    """Return a small batch in which grouping always pays."""
-    rng = np.random.default_rng(seed)
-    free = iter(rng.permutation(np.arange(1, 900)).tolist())
-    stem = [next(free) for _ in range(blocks)]
-    groups = [[next(free) for _ in range(blocks)] for _ in range(2)]
-    tables, lengths = [], []
-    for member in range(members):
-        held = stem + (groups[member % 2] if levels > 1 else [])
-        new = own + member + rows
-        tables.append(held + [next(free) for _ in range(-(-new // page))])
-        lengths.append(len(held) * page + new)
-    width = max(map(len, tables)) + 2
-    filled = np.array([t + [stem[0]] * (width - len(t)) for t in tables])
-    return Batch(
-        filled.astype(np.int32),
-        np.array(lengths, dtype=np.int32),
-        (np.arange(members + 1) * rows).astype(np.int32),
-        page,
-        901,
-    )
 
 
 HEADS = [(9, 3, 64), (32, 8, 128), (4, 4, 80), (8, 1, 96), (4, 2, 192), (4, 1, 256)]

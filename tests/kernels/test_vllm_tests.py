@@ -56,9 +56,9 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_radix.attention.buffers import PlanBuffers
 from vllm_radix.attention.cost import DEVICES, Layer
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.plan_buffers import PlanBuffers
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 from vllm_radix_kernels.grouped_attention import OPEN_END, grouped_attention
 from vllm_radix_kernels.interpreter import interpreted
 from vllm_radix_kernels.tiles import Tile
@@ -328,7 +328,7 @@ class Adapter:
             split=192 if case.how == "alone" else 0,
         )
         batch = (tables.numpy(), seq_lens.numpy(), starts.numpy())
-        plan = Planner(limits).propose(*batch)
+        plan = AttentionPlanner(limits).propose(*batch)
         assert plan is not None, "the plan does not fit"
         if case.broken:
             plan = blinded(plan, seq_lens.numpy(), starts.numpy())

@@ -5,7 +5,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
 
 from vllm_radix.plugin import patches
-from vllm_radix_patches.record import (
+from vllm_radix_patches.patch import (
     Patch,
     PatchError,
     apply_all,

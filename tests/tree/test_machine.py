@@ -14,7 +14,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from vllm_radix.tree import FlatCache, News, RadixTree, encode
+from tree.flat_cache import FlatCache
+from vllm_radix.tree import ChangeLog, RadixTree, encode
 
 POOL = 24
 SYMBOLS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
@@ -40,7 +41,7 @@ class Both(RuleBasedStateMachine):
         self.uses = [0] * POOL
         self.requests = []  # [tokens, namespace, blocks, published, partial tokens]
         self.probes = {}
-        self.tree.news = News()
+        self.tree.changes = ChangeLog()
         self.ends = {}  # place -> where its look-up ended
 
     def tokens(self, text):
@@ -220,20 +221,25 @@ class Both(RuleBasedStateMachine):
         wanted = len(tokens) if limit is None else min(limit, len(tokens))
         at = len(found) * self.size
         following = encode(tokens[at : at + self.size]) if at < wanted else b""
-        last = found[-1] if found else News.root(namespace)
+        last = found[-1] if found else ChangeLog.root(namespace)
         return len(found), last, following
 
     @invariant()
     def no_change_goes_unreported(self):
         if not hasattr(self, "tree"):
             return
-        news = self.tree.news
+        changes = self.tree.changes
         for place, before in self.ends.items():
             if self.end_of(*place) == before:
                 continue
             _, last, following = before
-            assert news.reshaped or last in news.gone or (last, following) in news.grown
-        news.clear()
+            edge = last, following
+            assert (
+                changes.rescan_all
+                or last in changes.removed_blocks
+                or edge in changes.added_edges
+            )
+        changes.clear()
         self.ends = {place: self.end_of(*place) for place in self.probes}
 
     @invariant()

@@ -10,11 +10,11 @@ descriptor; what else the process prints goes to its log. Settings and jobs are 
      "report": "module:function", whose result is added to each job's}
     {"requests": [{"id", "tokens", "max_tokens", "after", ...}], ...}
 
-Unlike ``vllm_radix_bench.arm`` it takes any engine argument, so asynchronous scheduling
-and graphs too, needs no tokenizer, lets requests arrive by the clock, abort, stop by a
-token and answer several times, and resets the cache in the middle. The engine core
-runs inside this process. Imports nothing of vllm_radix: in a stock arm the plugin is
-not even loaded.
+Unlike ``vllm_radix_bench.ab.arm`` it takes any engine argument, so asynchronous
+scheduling and graphs too, needs no tokenizer, lets requests arrive by the clock, abort,
+stop by a token and answer several times, and resets the cache in the middle. The engine
+core runs inside this process. Imports nothing of vllm_radix: in a stock arm the plugin
+is not even loaded.
 """
 
 import contextlib
@@ -64,13 +64,13 @@ def always_group() -> None:
     Whether it pays is the planner's question on a device, and its answer for a tiny
     model is no: its answers would then be compared without a grouped step.
     """
-    from vllm_radix.attention.plan import Planner
+    from vllm_radix.attention.planner import AttentionPlanner
 
     def plan(planner: Any, *args: Any) -> Any:
         made = planner.propose(*args)
         return made if made is not None and made.num_nodes else None
 
-    setattr(Planner, "plan", plan)  # noqa: B010
+    setattr(AttentionPlanner, "plan", plan)  # noqa: B010
 
 
 class Arm:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_radix.attention.buffers import max_partials
 from vllm_radix.attention.cost import DEVICES, Device, Work, seconds
-from vllm_radix.attention.plan import Limits, Planner
+from vllm_radix.attention.plan_buffers import max_partials
+from vllm_radix.attention.planner import AttentionPlanner, Limits
 from vllm_radix_bench.contenders import OURS, PAGE, VLLM, Shape, host_batch
 from vllm_radix_kernels.tiles import choose
 
@@ -91,7 +91,7 @@ def read(path: Path) -> list[Measured]:
             tile.m,
             max_partials=max_partials(layer),
         )
-        plan = Planner(limits).propose(*host_batch(shape)[1])
+        plan = AttentionPlanner(limits).propose(*host_batch(shape)[1])
         assert plan is not None, "there was room on the device"
         out.append(
             Measured(

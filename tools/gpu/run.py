@@ -83,8 +83,7 @@ def link_packages() -> Path:
 
 def environment(bundle: Path) -> dict[str, str]:
     """Return the environment of stages."""
-    tests = [ROOT / "tests" / name for name in ("", "attention", "engine", "tree")]
-    paths = [link_packages(), *unpack(bundle), HERE, *tests]
+    paths = [link_packages(), *unpack(bundle), HERE, ROOT / "tests"]
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     defaults = {
         "PYTHONUNBUFFERED": "1",

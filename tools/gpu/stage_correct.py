@@ -1,19 +1,19 @@
 """Stage 1: the grouped kernels against float64, over random forests with traps.
 
-Batches are those of ``tests/attention/forests.py``: unused slots are NaN, stale ids
+Batches are those of ``tests/support/batches.py``: unused slots are NaN, stale ids
 stand in block tables, partial last blocks are shared.
 """
 
 import dataclasses
 from typing import Any
 
-import forests
 import torch
 from stage import INTERPRET, Result, limit, main
 
-from vllm_radix.attention.buffers import PlanBuffers
+from support import batches
 from vllm_radix.attention.cost import Layer
-from vllm_radix.attention.plan import Planner
+from vllm_radix.attention.plan_buffers import PlanBuffers
+from vllm_radix.attention.planner import AttentionPlanner
 from vllm_radix_kernels.grouped_attention import grouped_attention
 from vllm_radix_kernels.interpreter import interpreted
 from vllm_radix_kernels.tiles import choose
@@ -35,7 +35,7 @@ class Case:
         layout: of the cache.
         features: whether soft cap, ALiBi and sinks are on.
         heads: query heads, KV heads, head size.
-        forest: arguments of ``forests.make_batch``.
+        forest: arguments of ``batches.make_batch``.
     """
 
     name: str
@@ -89,15 +89,15 @@ def compare(case: Case) -> dict[str, Any]:
     """Return how far a case's result is from the reference; raises if it moves."""
     kind = case.kv_dtype or case.dtype
     layer = Layer(*case.heads, kind.itemsize)
-    batch = forests.make_batch(case.seed, **case.forest)
+    batch = batches.make_batch(case.seed, **case.forest)
     tile = choose("sm_90", layer.head_size, layer.group, case.dtype)
-    limits = forests.make_limits(
+    limits = batches.make_limits(
         batch, layer, tile_rows=tile.m, split=0 if case.seed % 2 else 4
     )
     # Whether it pays is not the question: the plan as it would be.
-    plan = Planner(limits).propose(batch.tables, batch.seq_lens, batch.starts)
+    plan = AttentionPlanner(limits).propose(batch.tables, batch.seq_lens, batch.starts)
     assert plan is not None, "the limits have room"
-    k, v = forests.make_cache(
+    k, v = batches.make_cache(
         batch, layer, case.dtype, case.kv_dtype, case.layout, case.seed
     )
     generator = torch.Generator().manual_seed(case.seed)
@@ -112,7 +112,7 @@ def compare(case: Case) -> dict[str, Any]:
         }
     if case.kv_dtype is not None:
         named |= {"k_scale": torch.tensor(0.5), "v_scale": torch.tensor(2.0)}
-    expected = forests.reference(batch, layer, q, k, v, **named)
+    expected = batches.reference(batch, layer, q, k, v, **named)
 
     buffers = PlanBuffers(limits, tile, DEVICE)
     loaded = buffers.load(plan)

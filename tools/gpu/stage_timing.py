@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from stage import INTERPRET, OUT, Result, limit, main
 
-from vllm_radix.attention.plan import OPEN_END, Limits, Plan, Planner
+from vllm_radix.attention.planner import OPEN_END, AttentionPlanner, Limits, Plan
 from vllm_radix_bench import bench_attention, contenders
 from vllm_radix_bench.contenders import Batch, Contender, MissingError, Shape
 
@@ -79,7 +79,7 @@ def proposed(batch: Batch) -> Contender:
     """Return our kernel where the planner leaves a batch to vLLM."""
     contenders.need_gpu(batch.q.device)
     limits = contenders.limits_of(batch)
-    if Planner(limits).plan(*batch.host) is not None:
+    if AttentionPlanner(limits).plan(*batch.host) is not None:
         raise MissingError("it is taken")
     return contenders.planned(batch, limits, best_plan(batch, limits), PROPOSED)
 
@@ -99,7 +99,7 @@ def finer(batch: Batch) -> Contender:
 
 def best_plan(batch: Batch, limits: Limits) -> Plan:
     """Return the planner's proposal; there is one if there is room."""
-    plan = Planner(limits).propose(*batch.host)
+    plan = AttentionPlanner(limits).propose(*batch.host)
     if plan is None:
         raise MissingError("no room for a plan")
     return plan

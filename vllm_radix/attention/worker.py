@@ -10,7 +10,11 @@ from typing import Any, ClassVar
 
 from vllm.logger import init_logger
 
-from vllm_radix.attention import step as steps
+from vllm_radix.attention.batch import (
+    RunningBatch,
+    current_batch,
+    set_current_batch,
+)
 from vllm_radix.config import RadixConfig, not_grouped
 
 logger = init_logger("vllm.radix")
@@ -33,8 +37,9 @@ class GroupedWorker:
         block_size = vllm_config.cache_config.block_size
         longest = vllm_config.model_config.max_model_len
         self._radix_strict = config.on_unsupported == "error"
-        self._radix_step = steps.Step(-(-longest // block_size) + 1, self._radix_strict)
-        steps.install(self._radix_step)
+        max_blocks = -(-longest // block_size) + 1
+        self._radix_batch = RunningBatch(max_blocks, self._radix_strict)
+        set_current_batch(self._radix_batch)
         # An engine before this one, in the same process, may have chosen already.
         _cached_get_attn_backend.cache_clear()
         for name, ours in self.overrides.items():
@@ -92,14 +97,14 @@ class GroupedWorker:
         from vllm_radix.engine.support import layout_problem
 
         # Those that a profiling run made are done with.
-        self._radix_step.builders.clear()
+        self._radix_batch.builders.clear()
         problem = layout_problem(kv_cache_config)
         if problem is not None:
             if self._radix_strict:
                 raise ValueError(problem)
             # As the scheduler does: it is stock's, and so is attention.
             logger.warning("Attention is stock vLLM's, as asked: %s", problem)
-            self._radix_step.enabled = False
+            self._radix_batch.enabled = False
         return super().initialize_from_config(  # type: ignore[misc]
             kv_cache_config, *args, **kwargs
         )
@@ -108,29 +113,29 @@ class GroupedWorker:
         """Warm up, our kernels first: none is compiled while requests wait."""
         config: Any = self.vllm_config  # type: ignore[attr-defined]
         layers = config.compilation_config.static_forward_context
-        for builder in self._radix_step.builders if self._radix_step.enabled else ():
+        for builder in self._radix_batch.builders if self._radix_batch.enabled else ():
             builder.warm_up(layers)
         return super().compile_or_warm_up_model(*args, **kwargs)  # type: ignore[misc]
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a step, with its requests known to the attention backend."""
         runner: Any = self.model_runner  # type: ignore[attr-defined]
-        self._radix_step.begin(scheduler_output, runner)
+        self._radix_batch.begin(scheduler_output, runner)
         try:
             return super().execute_model(  # type: ignore[misc]
                 scheduler_output, *args, **kwargs
             )
         finally:
-            self._radix_step.end()
+            self._radix_batch.end()
 
     def shutdown(self, *args: Any, **kwargs: Any) -> Any:
         """Give vLLM's backends back, and shut down."""
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
         from vllm.v1.attention.selector import _cached_get_attn_backend
 
-        self._radix_step.builders.clear()
-        if steps.current() is self._radix_step:
-            steps.install(None)
+        self._radix_batch.builders.clear()
+        if current_batch() is self._radix_batch:
+            set_current_batch(None)
             for name in self.overrides:
                 AttentionBackendEnum[name].clear_override()
             _cached_get_attn_backend.cache_clear()
@@ -138,4 +143,4 @@ class GroupedWorker:
 
     def radix_attention(self) -> dict[str, int]:
         """Return counts since the start; ``LLM.collective_rpc("radix_attention")``."""
-        return self._radix_step.statistics.to_dict()
+        return self._radix_batch.counters.to_dict()

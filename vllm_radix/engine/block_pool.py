@@ -30,7 +30,7 @@ from vllm_radix.tree import (
     LRU,
     EvictionPolicy,
     Match,
-    Partial,
+    PartialMatch,
     RadixTree,
     common_units,
     encode,
@@ -195,7 +195,7 @@ class RadixBlockPool(BlockPool):
             return match
         # It is copied from as it is. It enters the tree when its request ends.
         block = found[1][depth].block_id
-        return Match(match.blocks, Partial(block, best, best))
+        return Match(match.blocks, PartialMatch(block, best, best))
 
     def cache_partial(self, request: Request, blocks: Sequence[KVCacheBlock]) -> None:
         """Publish a request's last block, as far as earlier steps have filled it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.compat import Request, logger
-from vllm_radix.tree import BYTES_PER_TOKEN, History, Miss
+from vllm_radix.tree import BYTES_PER_TOKEN, EvictionHistory, Miss
 
 PENDING = "pending"
 """In place of a tree's reason: another request is computing the tokens now."""
@@ -78,7 +78,7 @@ class Explainer:
     ) -> None:
         self._pool = pool
         self.clock = clock
-        self._history = pool.tree.history = History()
+        self._history = pool.tree.history = EvictionHistory()
         self.missed_tokens: Counter[str] = Counter()
         self.last: tuple[str, Miss, int] | None = None
         self._looked: tuple[str, Miss, int, str] | None = None

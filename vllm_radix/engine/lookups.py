@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable
 
 from vllm_radix.policy import WaitingRequest
-from vllm_radix.tree import News, RadixTree
+from vllm_radix.tree import ChangeLog, RadixTree
 
 _MAX_NEWS = 10_000
 """Changes of the tree after which all is looked up again instead."""
@@ -33,7 +33,7 @@ class PrefixLookups:
         on_change: Callable[[WaitingRequest, int], None],
     ) -> None:
         self._tree = tree
-        self._news = tree.news = News()
+        self._news = tree.changes = ChangeLog()
         self._pin = pin
         self._on_change = on_change
         self._ends: dict[Hashable, dict[bytes, set[WaitingRequest]]] = {}
@@ -56,7 +56,7 @@ class PrefixLookups:
             self.num_warm += 1
             self.warm_blocks += entry.uncached
         last = entry.probe.last_block if entry.probe else None
-        end = News.root(entry.namespace) if last is None else last
+        end = ChangeLog.root(entry.namespace) if last is None else last
         at = entry.cached * tree.block_bytes
         following = entry.key[at : at + tree.block_bytes]
         here = self._ends.get(end)
@@ -127,17 +127,17 @@ class PrefixLookups:
             self.look_up(entry)
         return bool(concerned)
 
-    def _concerned(self, news: News) -> set[WaitingRequest]:
+    def _concerned(self, news: ChangeLog) -> set[WaitingRequest]:
         concerned: set[WaitingRequest] = set()
-        if news.reshaped:
+        if news.rescan_all:
             for here in self._ends.values():
                 concerned.update(*here.values())
             return concerned
         ends = self._ends
-        for block in news.gone:
+        for block in news.removed_blocks:
             if block in ends:
                 concerned.update(*ends[block].values())
-        for before, following in news.grown:
+        for before, following in news.added_edges:
             if before in ends:
                 concerned |= ends[before].get(following, set())
         return concerned
@@ -147,9 +147,9 @@ class PrefixLookups:
         news = self._news
         if not self._end_of:
             news.clear()
-        elif len(news.gone) + len(news.grown) > _MAX_NEWS:
+        elif len(news.removed_blocks) + len(news.added_edges) > _MAX_NEWS:
             news.clear()
-            news.reshaped = True
+            news.rescan_all = True
 
     def check(self, entries: Iterable[WaitingRequest]) -> None:
         """Verify that all that is kept agrees, O(everything).

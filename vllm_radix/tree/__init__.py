@@ -4,31 +4,35 @@ Imports the standard library only, so it can be used, tested and replayed
 without vLLM.
 """
 
-from vllm_radix.tree.base import Match, Namespace, Partial, PrefixCache, Stats
+from vllm_radix.tree.changes import ChangeLog
+from vllm_radix.tree.debug.miss import Miss
 from vllm_radix.tree.eviction import LRU, POLICIES, EvictionPolicy
-from vllm_radix.tree.explain import Miss
-from vllm_radix.tree.flat import FlatCache
-from vllm_radix.tree.history import History
-from vllm_radix.tree.keys import BYTES_PER_TOKEN, common_units, decode, encode
-from vllm_radix.tree.news import News
+from vllm_radix.tree.eviction_history import EvictionHistory
 from vllm_radix.tree.node import HOLE, Node
+from vllm_radix.tree.prefix_cache import (
+    Match,
+    Namespace,
+    PartialMatch,
+    PrefixCache,
+    Stats,
+)
 from vllm_radix.tree.probe import Probe
 from vllm_radix.tree.radix_tree import RadixTree
+from vllm_radix.tree.token_keys import BYTES_PER_TOKEN, common_units, decode, encode
 
 __all__ = [
     "BYTES_PER_TOKEN",
     "HOLE",
     "LRU",
     "POLICIES",
+    "ChangeLog",
+    "EvictionHistory",
     "EvictionPolicy",
-    "FlatCache",
-    "History",
     "Match",
     "Miss",
     "Namespace",
-    "News",
     "Node",
-    "Partial",
+    "PartialMatch",
     "PrefixCache",
     "Probe",
     "RadixTree",

@@ -10,16 +10,17 @@ class Node:
     Attributes:
         parent: the node above; None for a root and for a removed node.
         key: the edge's tokens; a ``bytearray`` once the edge has grown, so that
-            growing costs what is added. May be longer than ``blocks``: what eviction
-            trims from the tail is cut off later, in one go. Of a partial block,
-            whose node is always a leaf, less than one block of tokens.
+            growing costs what is added. It may be longer than ``blocks``: the tokens
+            of blocks that eviction trims from the tail are cut off later, in one go.
+            The key of a partial block is shorter than a block.
         blocks: block ids, ``HOLE`` where one was discarded.
         start: blocks between the root and this edge.
-        children: nodes below, sorted by ``first``.
-        first: the first block of each child's key.
+        children: nodes below, sorted by ``child_keys``.
+        child_keys: the first block of each child's key.
+        partial: the edge is a single partial block, and the node a leaf.
         holes: how many of ``blocks`` are holes.
         alive: False once the node has left the tree.
-        hit: of a partial block: somebody has copied from it.
+        hit: a request has copied from this partial block.
         trimmed: eviction has shortened this leaf since it last grew.
         pinned_to: blocks between the root and the last block of this edge that is
             pinned or lies before a pinned one; ``start`` where there is none.
@@ -29,12 +30,13 @@ class Node:
     __slots__ = (
         "alive",
         "blocks",
+        "child_keys",
         "children",
-        "first",
         "hit",
         "holes",
         "key",
         "parent",
+        "partial",
         "pinned_children",
         "pinned_to",
         "start",
@@ -47,13 +49,15 @@ class Node:
         key: bytes | bytearray,
         blocks: list[int],
         start: int,
+        partial: bool = False,
     ) -> None:
         self.parent = parent
         self.key: bytes | bytearray = key
         self.blocks = blocks
         self.start = start
         self.children: list[Node] = []
-        self.first: list[bytes] = []
+        self.child_keys: list[bytes] = []
+        self.partial = partial
         self.hit = False
         self.holes = 0
         self.alive = True

@@ -18,20 +18,26 @@ block, and duplicates.
 Costs below: L bytes compared, d nodes on the path, n nodes in the tree.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from heapq import heappop
+from collections.abc import Iterable, Mapping, Sequence
 
-from vllm_radix.tree.base import Namespace, Stats
-from vllm_radix.tree.dump import dump
-from vllm_radix.tree.explain import Miss, explain
-from vllm_radix.tree.keys import BYTES_PER_TOKEN
+from vllm_radix.tree.block_table import HELD
+from vllm_radix.tree.changes import ChangeLog
+from vllm_radix.tree.debug.check import check_tree
+from vllm_radix.tree.debug.dump import dump
+from vllm_radix.tree.debug.miss import Miss, explain
+from vllm_radix.tree.evictor import PIN, UNHIT
 from vllm_radix.tree.node import HOLE, Node
-from vllm_radix.tree.reading import Reading
-from vllm_radix.tree.structure import HELD, PIN, TAIL
+from vllm_radix.tree.partial_blocks import (
+    find_partial,
+    has_block_starting_with,
+)
+from vllm_radix.tree.prefix_cache import ALL_WRITTEN, Match, Namespace
+from vllm_radix.tree.probe import Probe, probe
+from vllm_radix.tree.token_keys import BYTES_PER_TOKEN
+from vllm_radix.tree.tree_state import TreeState
 
 
-class RadixTree(Reading):
+class RadixTree(TreeState):
     """A prefix cache as a radix tree; see ``PrefixCache`` for its rules.
 
     Args:
@@ -39,8 +45,10 @@ class RadixTree(Reading):
         policy: ranks idle blocks for eviction.
 
     Attributes:
-        visited: nodes that operations have looked at, for tests of cost.
-        history: set it to a ``History`` to learn from ``explain`` what was evicted.
+        history: set it to an ``EvictionHistory`` to learn from ``explain`` what was
+            evicted; None, as at first, keeps nothing.
+        changes: set it to a ``ChangeLog`` to learn what has changed; None, as at
+            first, notes nothing.
 
     >>> from vllm_radix.tree import encode
     >>> tree = RadixTree(block_size=2)
@@ -49,12 +57,86 @@ class RadixTree(Reading):
     >>> tree.match(encode([1, 2, 9, 9])).blocks
     (10,)
     >>> tree.match(encode([1, 2, 3, 9]), partial=True)
-    Match(blocks=(10,), partial=Partial(block=11, num_tokens=1, num_valid=2))
+    Match(blocks=(10,), partial=PartialMatch(block=11, num_tokens=1, num_valid=2))
     >>> tree.release([11, 10])  # the request is done; its tail goes first
     []
     >>> tree.evict(1)
     [11]
     """
+
+    # -- looking up ------------------------------------------------------------
+
+    def match(
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+        *,
+        partial: bool = False,
+        written: Mapping[int, int] = ALL_WRITTEN,
+    ) -> Match:
+        """Return the longest cached prefix: O(L in memcmp + d log fan-out).
+
+        A partial match costs one more search, and a look at the blocks of
+        ``written`` beside it, 64 on each side at most.
+        """
+        tokens = len(key) // BYTES_PER_TOKEN
+        if limit is not None and limit < tokens:
+            tokens = limit
+        wanted = tokens // self.block_size
+        shape = self._shape
+        node = shape.roots.get(namespace)
+        if node is None:
+            return Match(())
+        found: list[int] = []
+        depth = 0
+        while depth < wanted:
+            shape.visited += 1
+            child = shape.child(node, key, depth)
+            if child is None or child.blocks[0] == HOLE:
+                break
+            node = child
+            length = shape.shared_blocks(node, 0, key, depth, wanted)
+            run = node.blocks if length == len(node.blocks) else node.blocks[:length]
+            if node.holes and HOLE in run:
+                run = run[: run.index(HOLE)]
+            found += run
+            depth += len(run)
+            if len(run) < len(node.blocks):
+                break
+        if partial and depth * self.block_size < tokens:
+            size = self.block_bytes
+            rest = key[depth * size : tokens * BYTES_PER_TOKEN][:size]
+            at = depth - node.start
+            best, looked = find_partial(node, at, rest, size, written)
+            shape.visited += looked
+            return Match(tuple(found), best)
+        return Match(tuple(found))
+
+    def probe(
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+        last: Probe | None = None,
+    ) -> Probe | None:
+        """Return the length of the cached prefix, cheaply again and again.
+
+        Args:
+            key: as for ``match``.
+            namespace: as for ``match``.
+            limit: as for ``match``.
+            last: the previous answer for the same arguments. While the path it
+                found still stands, only what is below it is looked at: O(1)
+                when nothing changed.
+
+        Returns:
+            The probe, or None when the namespace is empty.
+        """
+        wanted = len(key) // self.block_bytes
+        if limit is not None:
+            wanted = min(wanted, limit // self.block_size)
+        return probe(self._shape, key, namespace, wanted, last)
 
     # -- inserting -------------------------------------------------------------
 
@@ -74,35 +156,35 @@ class RadixTree(Reading):
         self._refuse_key(key, total)
         if start >= total:
             return []
-        size = self.block_bytes
+        size, table, shape = self.block_bytes, self._table, self._shape
         ids = list(blocks[start:])
-        known = self._partial_at(ids[0], start)
+        known = table.partial_node(ids[0], start)
         if known is not None:
             self._refuse_other(known.key, key[start * size :], ids[0])
-        self._refuse_all(ids[known is not None :])
-        self._grow(max(ids) + 1)
+        self._refuse_known(ids[known is not None :])
+        table.grow(max(ids) + 1)
         self.version += 1
-        freed: list[int] = []
+        uncached: list[int] = []
         if known is not None:
-            self._unfile(known)
+            self._remove_partial(known)
 
-        node, depth = self._node_before(blocks, start), start
+        node, depth = table.node_before(blocks, start), start
         if node is None:
-            node, depth = self._root(namespace), 0
+            node, depth = shape.root(namespace), 0
         while depth < total:
             inside = depth - node.start
             if inside < len(node.blocks):
-                shared = self._shared(node, inside, key, depth, total)
+                shared = shape.shared_blocks(node, inside, key, depth, total)
                 for index in range(inside, inside + shared):
                     offset = node.start + index - start
                     if offset >= 0:
-                        self._place(node, index, ids[offset], freed)
+                        self._place(node, index, ids[offset], uncached)
                 depth += shared
                 if depth < total and inside + shared < len(node.blocks):
-                    node = self._split(node, inside + shared)
+                    node = shape.split(node, inside + shared)
                 continue
-            self.visited += 1
-            below = self._child(node, key, depth)
+            shape.visited += 1
+            below = shape.child(node, key, depth)
             if below is not None:
                 node = below
                 continue
@@ -110,147 +192,96 @@ class RadixTree(Reading):
             if depth < start:
                 new = [HOLE] * (start - depth) + ids
             else:
-                self._outdate(node, tokens[:size], freed)
+                self._drop_subsumed_partial(node, tokens[:size], uncached)
                 new = ids[depth - start :]
-                if self.news is not None:
-                    end = node.blocks[-1] if depth else self.news.root(namespace)
-                    self.news.grown.append((end, bytes(tokens[:size])))
+                if self.changes is not None:
+                    end = node.blocks[-1] if depth else ChangeLog.root(namespace)
+                    self.changes.added_edges.append((end, bytes(tokens[:size])))
             if node.parent is not None and not node.children:
-                self._regrow(node)
-                if isinstance(node.key, bytes):
-                    node.key = bytearray(node.key)
-                node.key += tokens
-                node.blocks += new
+                shape.extend(node, tokens, new)
             else:
-                node = self._link(node, tokens, new, depth)
+                node = shape.link(node, tokens, new, depth)
             node.holes += max(0, start - depth)
-            self._own_all(ids[max(0, depth - start) :], node, max(depth, start))
+            table.assign_owners(ids[max(0, depth - start) :], node, max(depth, start))
             depth = total
-        return freed
+        return uncached
 
     def insert_partial(
         self, key: bytes, blocks: Sequence[int], namespace: Namespace = None
     ) -> tuple[bool, list[int]]:
         """Cache a partial block: O(1) steps, and a split of O(its start)."""
         self._refuse_partial(key, len(blocks))
+        table, shape = self._table, self._shape
         block, depth = blocks[-1], len(blocks) - 1
         tokens = key[depth * self.block_bytes :]
-        known = self._partial_at(block, depth)
+        known = table.partial_node(block, depth)
         if known is None:
             self._refuse(block)
         else:
             self._refuse_other(known.key, tokens, block)
             if known.key == tokens:
                 return True, []
-            self._unfile(known)
+            self._remove_partial(known)
             self.version += 1
         node: Node | None
         if depth == 0:
-            node = self._root(namespace)
+            node = shape.root(namespace)
         else:
-            node = self._node_before(blocks, depth)
+            node = table.node_before(blocks, depth)
             if node is None:
-                node = self._path_end(key, namespace, depth)
+                node = shape.path_end(key, namespace, depth)
             if node is None or node.blocks[depth - 1 - node.start] == HOLE:
                 return False, []
-        if self._inside_says(node, depth, tokens):
+        inside = depth - node.start
+        if has_block_starting_with(node, inside, tokens, self.block_bytes):
             return False, []
-        self._grow(block + 1)
+        table.grow(block + 1)
         self.version += 1
-        freed: list[int] = []
-        if depth < node.start + len(node.blocks):
-            node = self._split(node, depth - node.start)
+        uncached: list[int] = []
+        if inside < len(node.blocks):
+            node = shape.split(node, inside)
         else:
-            self._regrow(node)
-            self._outdate(node, tokens, freed)
-        child = self._link(node, tokens, [block], depth)
+            shape.prepare_to_grow(node)
+            self._drop_subsumed_partial(node, tokens, uncached)
+        child = shape.link(node, tokens, [block], depth)
         child.hit = known is not None and known.hit
-        self._own(block, child, depth)
-        return True, freed
+        table.assign_owner(block, child, depth)
+        return True, uncached
 
     def note_hit(self, block: int) -> None:
-        """Note that somebody copies from a block, O(1)."""
-        node = self._node_of(block)
+        """Note that a request copies from a block, O(1)."""
+        node = self._table.node_of(block)
         if node is not None:
             node.hit = True
-
-    def _refuse_all(self, ids: list[int]) -> None:
-        nodes, spares = self._node, self._spare_of
-        known = len(nodes)
-        for block in ids:
-            if block < 0 or block in spares or (block < known and nodes[block]):
-                self._refuse(block)
-
-    def _inside_says(self, node: Node, depth: int, tokens: bytes) -> bool:
-        """Whether some block at ``depth`` starts with all of ``tokens``."""
-        size = self.block_bytes
-        at = depth - node.start
-        if at < len(node.blocks):
-            here = node.key[at * size : (at + 1) * size]
-            return node.blocks[at] != HOLE and here.startswith(tokens)
-        for i in range(bisect_left(node.first, tokens), len(node.first)):
-            if not node.first[i].startswith(tokens):
-                break
-            if node.children[i].blocks[0] != HOLE:
-                return True
-        return False
-
-    def _outdate(self, node: Node, tokens: bytes, freed: list[int]) -> None:
-        """Drop the idle partial block next to ``tokens`` if they say it all."""
-        at = bisect_left(node.first, tokens) - 1
-        if at < 0:
-            return
-        child = node.children[at]
-        if self._is_partial(child) and tokens.startswith(child.key):
-            (block,) = child.blocks
-            if self._rank[block] != HELD:
-                self._disown(block)
-                self._unlink(child)
-                freed.append(block)
-
-    def _place(self, node: Node, index: int, block: int, freed: list[int]) -> None:
-        """Put a held block where the path already is."""
-        there = node.blocks[index]
-        if there == HOLE:
-            node.holes -= 1
-            if self.news is not None:
-                self.news.reshaped = True
-        elif self._rank[there] == HELD:
-            self._spares.setdefault(there, []).append(block)
-            self._spare_of[block] = there
-            return
-        else:
-            self._disown(there)
-            freed.append(there)
-        node.blocks[index] = block
-        self._own(block, node, node.start + index)
 
     # -- holding and letting go ------------------------------------------------
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Make idle blocks held, O(1) each."""
+        ranks = self._table.ranks
         for block in blocks:
-            if block < len(self._rank) and self._rank[block] != HELD:
-                self._hold(block)
+            if block < len(ranks) and ranks[block] != HELD:
+                self._evictor.hold(block)
 
     def release(self, blocks: Iterable[int]) -> list[int]:
         """Make held blocks idle, O(1) each and O(log n) per leaf."""
-        freed: list[int] = []
-        nodes, ranks, depths = self._node, self._rank, self._depth
-        spares, spare_of, pins = self._spares, self._spare_of, self._pins
-        rank, clock, known = self.policy.rank, self._clock, len(self._node)
-        pinned = 0
+        uncached: list[int] = []
+        table, evictor = self._table, self._evictor
+        nodes, ranks, depths = table.nodes, table.ranks, table.depths
+        duplicates, duplicate_of = table.duplicates, table.duplicate_of
+        pins, rank, clock = evictor.pins, self.policy.rank, evictor.clock
+        known, pinned = len(nodes), 0
         for block in blocks:
-            if block in spare_of:
-                self._drop_spare(block)
-                freed.append(block)
+            if block in duplicate_of:
+                table.drop_duplicate(block)
+                uncached.append(block)
                 continue
             node = nodes[block] if block < known else None
             if node is None or ranks[block] != HELD:
                 continue
-            if block in spares:
-                self._promote(block)
-                freed.append(block)
+            if block in duplicates:
+                self._replace_by_duplicate(block)
+                uncached.append(block)
                 continue
             ranks[block] = rank(clock, depths[block])
             clock += 1
@@ -259,14 +290,26 @@ class RadixTree(Reading):
                 if block in pins:
                     ranks[block] += PIN
             if node.blocks[-1] == block and not node.children:
-                if len(node.key) < self.block_bytes and not node.hit:
-                    ranks[block] += TAIL
-                    self._num_tails += 1
-                self._offer(block)
-        self._num_idle += clock - self._clock
-        self._num_pinned_idle += pinned
-        self._clock = clock
-        return freed
+                if node.partial and not node.hit:
+                    ranks[block] += UNHIT
+                    evictor.num_unhit += 1
+                evictor.offer(block)
+        evictor.num_idle += clock - evictor.clock
+        evictor.num_pinned_idle += pinned
+        evictor.clock = clock
+        return uncached
+
+    def pin(self, block: int) -> None:
+        """Evict a block last, and so the blocks before it on its path.
+
+        O(1) for a block that is pinned already; else O(nodes above it whose blocks
+        were not pinned, and their blocks).
+        """
+        self._evictor.pin(block)
+
+    def unpin(self, block: int) -> None:
+        """Take back one ``pin`` of a block; O as for ``pin``."""
+        self._evictor.unpin(block)
 
     def evict(self, count: int) -> list[int]:
         """Evict, O(log n) per run of blocks and O(1) per block of it.
@@ -274,167 +317,95 @@ class RadixTree(Reading):
         A node left with one child is joined with it: O(blocks of the child).
         """
         out: list[int] = []
-        while self._heap and len(out) < count:
-            rank, block = heappop(self._heap)
-            self.visited += 1
-            if not self._is_current(rank, block):
+        evictor, history, changes = self._evictor, self.history, self.changes
+        while evictor.heap and len(out) < count:
+            before = len(out)
+            self._shape.visited += 1
+            leaf = evictor.pop_run(count - before, out)
+            if leaf is None:
                 continue
-            node = self._node[block]
-            assert node is not None
-            # One edge's tail at a time, while it stays the lowest rank.
-            following = self._heap[0][0] if self._heap else None
-            run, before = node.blocks, len(out)
-            end = node.start + len(run)
-            while True:
-                self._num_tails -= rank < HELD
-                if rank >= PIN:
-                    del self._pins[block]
-                self._node[block] = None
-                self._rank[block] = HELD
-                out.append(block)
-                run.pop()
-                if not run or len(out) >= count:
-                    break
-                block = run[-1]
-                if block == HOLE:
-                    break
-                rank = self._rank[block]
-                if rank == HELD or (following is not None and rank > following):
-                    break
-            self._num_cached -= len(out) - before
-            self._num_idle -= len(out) - before
-            left = node.start + len(run)
-            if node.pinned_to > left:
-                self._num_pinned_idle -= min(node.pinned_to, end) - left
-                self._shrink_pinned(node)
-            if self.history is not None:
+            if changes is not None:
+                changes.removed_blocks += out[before:]
+            if history is not None:
                 for block in out[before:]:
-                    self.history.forget(block)
-            if self.news is not None:
-                self.news.gone += out[before:]
-            node.trimmed = True
-            if self.history is not None:
-                self._remember(node)
-            self._settle(node)
+                    history.forget(block)
+                self._remember_end(leaf, history)
+            self._settle(leaf)
         if out:
             self.version += 1
         return out
 
-    def _remember(self, node: Node) -> None:
-        """Note for ``history`` where the tail of a leaf was evicted."""
-        assert self.history is not None
-        size, left = self.block_bytes, len(node.blocks)
-        first = bytes(node.key[left * size : (left + 1) * size])
-        if len(first) < size:
-            return  # a partial block: no request ever missed it as a whole
-        above = node if left else node.parent
-        assert above is not None
-        if not above.blocks:
-            self.history.note(("root", self._namespace_of[above]), first)
-        elif above.blocks[-1] != HOLE:
-            self.history.note(above.blocks[-1], first)
-
     def discard(self, block: int) -> bool:
         """Let go of one block, leaving a hole if need be: O(edge)."""
-        if block in self._spare_of:
-            self._drop_spare(block)
+        table = self._table
+        if block in table.duplicate_of:
+            table.drop_duplicate(block)
             return True
-        node = self._node[block] if block < len(self._node) else None
+        node = table.nodes[block] if block < len(table.nodes) else None
         if node is None:
             return False
         self.version += 1
-        if block in self._spares:
-            self._promote(block)
+        if block in table.duplicates:
+            self._replace_by_duplicate(block)
             return True
-        if self._is_partial(node):
-            self._unfile(node)
+        if node.partial:
+            self._remove_partial(node)
             return True
-        self._disown(block)
-        node.blocks[self._depth[block] - node.start] = HOLE
+        self._clear_owner(block)
+        node.blocks[table.depths[block] - node.start] = HOLE
         node.holes += 1
-        self._epoch += 1
-        if self.news is not None:
-            self.news.reshaped = True
+        self._shape.epoch += 1
+        if self.changes is not None:
+            self.changes.rescan_all = True
         self._settle(node)
         return True
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for node in (*self._shape.nodes(), *self._shape.roots.values()):
+            node.alive = False
+        self._start_empty()
+        if self.history is not None:
+            self.history.clear()
+        if self.changes is not None:
+            self.changes.rescan_all = True
+        self.version += 1
+
+    # -- reading ---------------------------------------------------------------
 
     def below(self, block: int) -> list[int]:
         """Return what is cached below a block, and the block's duplicates.
 
-        O(what is returned). Spares are listed with the block they stand by.
+        O(what is returned). Duplicates are listed with the block they stand by.
         """
-        there = self._spare_of.get(block, block)
-        node = self._node[there] if 0 <= there < len(self._node) else None
+        table = self._table
+        there = table.duplicate_of.get(block, block)
+        node = table.node_of(there)
         if node is None:
             return []
-        found = [there, *node.blocks[self._depth[there] - node.start + 1 :]]
+        found = [there, *node.blocks[table.depths[there] - node.start + 1 :]]
         stack = list(node.children)
         while stack:
             child = stack.pop()
             found += child.blocks
             stack += child.children
-        spares = [spare for b in found for spare in self._spares.get(b, ())]
-        return [b for b in (*found, *spares) if b not in (HOLE, block)]
+        others = [other for b in found for other in table.duplicates.get(b, ())]
+        return [b for b in (*found, *others) if b not in (HOLE, block)]
 
-    def reset(self) -> None:
-        """Forget everything."""
-        version = self.version
-        for node in self._nodes():
-            node.alive = False
-        for root in self._roots.values():
-            root.alive = False
-        self._forget()
-        self.version = version + 1
+    def idle_on_path(
+        self, block: int, taken: dict[Node, int], take: bool = False
+    ) -> int:
+        """Return the idle blocks among a cached block and those before it.
 
-    # -- looking ---------------------------------------------------------------
+        A request that uses a prefix holds all of it, so the idle ones are the last
+        ones: O(nodes that hold them, log of their blocks).
 
-    def __contains__(self, block: object) -> bool:
-        if not isinstance(block, int) or block < 0:
-            return False
-        if block in self._spare_of:
-            return True
-        return block < len(self._node) and self._node[block] is not None
-
-    def is_idle(self, block: int) -> bool:
-        """Whether a block is cached and nobody uses it, O(1)."""
-        return 0 <= block < len(self._rank) and self._rank[block] != HELD
-
-    def partial_tokens(self, block: int) -> int:
-        """Return how many tokens a partial block holds; 0 for all others. O(1)."""
-        node = self._node_of(block)
-        if node is None or not self._is_partial(node):
-            return 0
-        return len(node.key) // BYTES_PER_TOKEN
-
-    @property
-    def num_idle(self) -> int:
-        """How many blocks are cached and used by nobody."""
-        return self._num_idle
-
-    @property
-    def num_tails(self) -> int:
-        """How many idle blocks are partial ones that nobody has hit."""
-        return self._num_tails
-
-    def stats(self) -> Stats:
-        """Return the sizes, O(1)."""
-        return Stats(
-            namespaces=len(self._roots),
-            nodes=self._num_nodes,
-            cached_blocks=self._num_cached,
-            idle_blocks=self._num_idle,
-            spare_blocks=len(self._spare_of),
-            partial_blocks=self._num_partial,
-            tail_blocks=self._num_tails,
-        )
-
-    def _nodes(self) -> Iterator[Node]:
-        """Yield every node but the roots, parents first."""
-        stack = [node for root in self._roots.values() for node in root.children[::-1]]
-        while stack:
-            node = stack.pop()
-            yield node
-            stack.extend(node.children[::-1])
+        Args:
+            block: where the path ends.
+            taken: what is to count as held: the depth up to which, for each edge.
+            take: add the path to ``taken``.
+        """
+        return self._evictor.idle_on_path(block, taken, take)
 
     def dump(self, tokens: int = 6) -> str:
         """Return the tree as text: a line a node, children indented.
@@ -452,7 +423,7 @@ class RadixTree(Reading):
             [3 4] blocks 1, held
             [5 6] blocks 2, held
         """
-        return dump(self, tokens)
+        return dump(self._shape, self._table, self.block_size, tokens)
 
     def explain(
         self,
@@ -464,13 +435,11 @@ class RadixTree(Reading):
 
         As ``match``, and O(log fan-out) in each of up to 64 other namespaces.
         """
-        return explain(self, key, namespace, limit)
+        return explain(self, self._shape, self.history, key, namespace, limit)
 
     def check(self) -> None:
         """Verify every invariant, O(everything); dump the tree on failure."""
-        from vllm_radix.tree.invariants import check_tree
-
         try:
-            check_tree(self)
+            check_tree(self._shape, self._table, self._evictor)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.dump()}") from error

@@ -1,0 +1,135 @@
+"""One engine of a comparison of answers, in a process of its own.
+
+    python answers.py '{"model": ..., "engine": {...}, "requests": [...]}'
+
+Sends requests to a real engine in closed loops: a request names the one after
+whose answer it comes (its turn of a conversation, or nothing), and may be aborted
+some steps after it was sent. Prints one line of JSON: answers with the top two
+log-probabilities of each token, and what the engine counted.
+"""
+
+import json
+import os
+import sys
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
+def check_host_tables() -> list[int]:
+    """Compare the host's block tables with the runner's own, each step.
+
+    Returns:
+        A list of one number: rows compared so far.
+    """
+    from vllm_radix.attention.backends.base import GroupedBuilder
+
+    checked = [0]
+    make_plan = GroupedBuilder._plan
+
+    def checked_plan(builder, common, step):
+        names = step.request_ids(common)
+        if names is not None:
+            size = builder.planner.limits.block_size
+            for row, ours in enumerate(step.tables.gather(names)):
+                used = -(-int(common.seq_lens[row]) // size)
+                theirs = common.block_table_tensor[row, :used].tolist()
+                assert ours[:used].tolist() == theirs, names[row]
+                checked[0] += 1
+        return make_plan(builder, common, step)
+
+    GroupedBuilder._plan = checked_plan
+    return checked
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    os.environ["VLLM_PLUGINS"] = "radix" if "scheduler_cls" in job["engine"] else ""
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    engine = LLMEngine.from_engine_args(
+        EngineArgs(
+            model=job["model"],
+            dtype="float32",
+            enforce_eager=True,
+            async_scheduling=False,
+            disable_log_stats=False,
+            **job["engine"],
+        )
+    )
+    scheduler = engine.engine_core.engine_core.scheduler
+    checked = check_host_tables() if job.get("grouped") else None
+    counts = {"copies": 0, "scheduled": 0, "aborted": 0, "hashes": 0}
+    schedule = scheduler.schedule
+
+    def counted(*args, **kwargs):
+        output = schedule(*args, **kwargs)
+        counts["copies"] += len(output.kv_cache_block_copies or ())
+        counts["scheduled"] += output.total_num_scheduled_tokens
+        return output
+
+    scheduler.schedule = counted
+    after, doomed, prompts, answers = {}, {}, {}, {}
+    for request in job["requests"]:
+        after.setdefault(request.get("after"), []).append(request)
+
+    def send(request, before):
+        name, several = request["id"], request.get("n", 1)
+        prompts[name] = before + request["tokens"]
+        params = SamplingParams(
+            # Several greedy answers are refused: take the likeliest by chance.
+            temperature=1.0 if several > 1 else 0.0,
+            top_k=1,
+            n=several,
+            max_tokens=request["max_tokens"],
+            ignore_eos=True,
+            logprobs=2,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine.add_request(name, {"prompt_token_ids": prompts[name]}, params)
+        if "abort_after" in request:
+            doomed[name] = request["abort_after"]
+
+    for request in after.get(None, []):
+        send(request, [])
+    while engine.has_unfinished_requests():
+        for name in [n for n, left in doomed.items() if left <= 0]:
+            engine.abort_request([name])
+            counts["aborted"] += 1
+            del doomed[name]
+        doomed = {name: left - 1 for name, left in doomed.items()}
+        for output in engine.step():
+            if not output.finished or output.request_id in answers:
+                continue
+            doomed.pop(output.request_id, None)
+            answers[output.request_id] = {
+                "cached": output.num_cached_tokens,
+                "outputs": [
+                    {
+                        "tokens": list(one.token_ids),
+                        "top": [
+                            sorted((e.logprob for e in step.values()), reverse=True)[:2]
+                            for step in one.logprobs or ()
+                        ],
+                    }
+                    for one in output.outputs
+                ],
+            }
+            said = prompts[output.request_id] + list(output.outputs[0].token_ids)
+            for request in after.get(output.request_id, []):
+                send(request, said)
+    counts["hashes"] = len(
+        scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
+    )
+    for metric in engine.get_metrics():
+        if metric.name in job.get("metrics", ()):
+            counts[metric.name] = metric.value
+    if checked is not None:
+        counts |= engine.collective_rpc("radix_attention")[0]
+        counts["checked_rows"] = checked[0]
+    counts["scheduler"] = type(scheduler).__name__
+    print("\n" + json.dumps({"answers": answers, "counts": counts}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Grouped attention over vLLM's backends, one module each."""

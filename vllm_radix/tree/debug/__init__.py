@@ -1,0 +1,1 @@
+"""Looking into a radix tree: its text, its invariants, the reason of a miss."""

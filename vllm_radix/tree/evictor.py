@@ -1,0 +1,240 @@
+"""Which idle blocks go first, and the pins that keep some to the last."""
+
+from heapq import heapify, heappop, heappush
+
+from vllm_radix.tree.block_table import HELD, BlockTable
+from vllm_radix.tree.eviction import RANK_LIMIT, EvictionPolicy
+from vllm_radix.tree.node import HOLE, Node
+
+UNHIT = -(1 << 62)
+"""Added to the rank of a partial block that was never hit: it goes before all."""
+
+PIN = RANK_LIMIT
+"""Added to the rank of a pinned block: it goes after all others."""
+
+_MIN_HEAP = 64
+
+
+class Evictor:
+    """A heap of the blocks that may be evicted, and the pins.
+
+    Args:
+        policy: ranks idle blocks.
+        table: where blocks are, and their ranks.
+
+    Attributes:
+        clock: releases so far.
+        pins: how often each pinned block is pinned.
+        num_idle: blocks that are cached and that no request uses.
+        num_unhit: partial ones of them that were never hit.
+        num_pinned_idle: idle blocks that are pinned, or lie before a pinned one.
+    """
+
+    def __init__(self, policy: EvictionPolicy, table: BlockTable) -> None:
+        self.policy = policy
+        self._table = table
+        # (rank, block) of evictable blocks; an entry is stale, and skipped, when the
+        # block's rank has changed or it is not evictable any more.
+        self.heap: list[tuple[int, int]] = []
+        self._heap_limit = _MIN_HEAP
+        self.clock = 0
+        self.pins: dict[int, int] = {}
+        self.num_idle = 0
+        self.num_unhit = 0
+        self.num_pinned_idle = 0
+
+    # -- idle blocks -----------------------------------------------------------
+
+    def hold(self, block: int) -> None:
+        """Make an idle block held."""
+        table = self._table
+        node = table.nodes[block]
+        assert node is not None
+        self.num_unhit -= table.ranks[block] < HELD
+        table.ranks[block] = HELD
+        self.num_idle -= 1
+        self.num_pinned_idle -= table.depths[block] < node.pinned_to
+
+    def forget(self, block: int) -> None:
+        """Make a block held and unpinned, before it leaves the tree."""
+        if block in self.pins:
+            self._drop_pin(block)
+        if self._table.ranks[block] != HELD:
+            self.hold(block)
+
+    def offer(self, block: int) -> None:
+        """Note that an idle block at the end of a leaf may be evicted. O(log n)."""
+        if len(self.heap) > self._heap_limit:
+            self.heap = list({e for e in self.heap if self.is_current(*e)})
+            heapify(self.heap)
+            # As many pushes again, before it is done again: O(1) each, amortised.
+            self._heap_limit = max(_MIN_HEAP, 2 * len(self.heap))
+        heappush(self.heap, (self._table.ranks[block], block))
+
+    def offer_end(self, leaf: Node) -> None:
+        """Offer the last block of a leaf, if it is idle."""
+        block = leaf.blocks[-1]
+        if self._table.ranks[block] != HELD:
+            self.offer(block)
+
+    def is_current(self, rank: int, block: int) -> bool:
+        """Return whether an entry of the heap still says what may be evicted."""
+        node = self._table.nodes[block]
+        return (
+            node is not None
+            and self._table.ranks[block] == rank
+            and not node.children
+            and node.blocks[-1] == block
+        )
+
+    def pop_run(self, count: int, out: list[int]) -> Node | None:
+        """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
+
+        As many as stay the lowest rank. O(log n), and O(1) per block.
+
+        Args:
+            count: how many blocks at most.
+            out: where to append them.
+
+        Returns:
+            The leaf, not yet settled; None if the heap's lowest entry was stale.
+        """
+        heap, table, pins = self.heap, self._table, self.pins
+        nodes, ranks = table.nodes, table.ranks
+        rank, block = heappop(heap)
+        if not self.is_current(rank, block):
+            return None
+        node = nodes[block]
+        assert node is not None
+        following = heap[0][0] if heap else None
+        run, taken = node.blocks, 0
+        end = node.start + len(run)
+        while True:
+            self.num_unhit -= rank < HELD
+            if rank >= PIN:
+                del pins[block]
+            nodes[block] = None
+            ranks[block] = HELD
+            out.append(block)
+            run.pop()
+            taken += 1
+            if not run or taken >= count:
+                break
+            block = run[-1]
+            if block == HOLE:
+                break
+            rank = ranks[block]
+            if rank == HELD or (following is not None and rank > following):
+                break
+        table.num_cached -= taken
+        self.num_idle -= taken
+        left = end - taken
+        if node.pinned_to > left:
+            self.num_pinned_idle -= min(node.pinned_to, end) - left
+            self._shrink_pinned(node)
+        node.trimmed = True
+        return node
+
+    def idle_on_path(self, block: int, taken: dict[Node, int], take: bool) -> int:
+        """See ``RadixTree.idle_on_path``."""
+        table = self._table
+        node = table.node_of(block)
+        if node is None:
+            return 0
+        ranks, idle, end = table.ranks, 0, table.depths[block] + 1
+        while node.parent is not None:
+            run, start = node.blocks, node.start
+            known = taken.get(node, 0)
+            low, high = max(known - start, 0), end - start
+            if low >= high:
+                break
+            if take:
+                taken[node] = end
+            while low < high:
+                middle = (low + high) // 2
+                if run[middle] == HOLE or ranks[run[middle]] != HELD:
+                    high = middle
+                else:
+                    low = middle + 1
+            idle += end - start - low
+            if low:
+                break
+            end, node = start, node.parent
+        return idle
+
+    # -- pins ------------------------------------------------------------------
+
+    def pin(self, block: int) -> None:
+        """See ``RadixTree.pin``."""
+        count = self.pins.get(block)
+        if count is not None:
+            self.pins[block] = count + 1
+            return
+        table = self._table
+        node = table.node_of(block)
+        if node is None or node.partial:
+            return
+        self.pins[block] = 1
+        if table.ranks[block] != HELD:
+            self._rerank(block, table.ranks[block] + PIN)
+        end = table.depths[block] + 1
+        # Blocks before a pinned one are pinned already: the walk ends there.
+        while node.parent is not None and node.pinned_to < end:
+            before = node.pinned_to
+            self.num_pinned_idle += self._count_idle(node, before, end)
+            node.pinned_to = end
+            if before > node.start:
+                break
+            node.parent.pinned_children += 1
+            end, node = node.start, node.parent
+
+    def unpin(self, block: int) -> None:
+        """Take back one ``pin`` of a block."""
+        count = self.pins.get(block)
+        if count is None:
+            return
+        if count > 1:
+            self.pins[block] = count - 1
+        else:
+            self._drop_pin(block)
+
+    def _drop_pin(self, block: int) -> None:
+        """Remove all pins of a block."""
+        table = self._table
+        del self.pins[block]
+        node = table.nodes[block]
+        assert node is not None
+        if table.ranks[block] >= PIN:
+            self._rerank(block, table.ranks[block] - PIN)
+        if node.pinned_to == table.depths[block] + 1:
+            self._shrink_pinned(node)
+
+    def _shrink_pinned(self, node: Node) -> None:
+        """Find the last pinned block of an edge again, and of those above."""
+        while node.parent is not None and not node.pinned_children:
+            end = node.pinned_to
+            at = min(end - node.start, len(node.blocks))
+            while at > 0 and node.blocks[at - 1] not in self.pins:
+                at -= 1
+            node.pinned_to = node.start + at
+            self.num_pinned_idle -= self._count_idle(node, node.pinned_to, end)
+            if at or end == node.start:
+                break
+            node = node.parent
+            node.pinned_children -= 1
+
+    def _count_idle(self, node: Node, start: int, end: int) -> int:
+        """Return the idle blocks of an edge from depth ``start`` to ``end``."""
+        ranks = self._table.ranks
+        return sum(
+            block != HOLE and ranks[block] != HELD
+            for block in node.blocks[start - node.start : end - node.start]
+        )
+
+    def _rerank(self, block: int, rank: int) -> None:
+        """Give an idle block another rank."""
+        self._table.ranks[block] = rank
+        node = self._table.nodes[block]
+        assert node is not None
+        if not node.children and node.blocks[-1] == block:
+            self.offer(block)
