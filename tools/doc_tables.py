@@ -4,8 +4,10 @@ A page holds the call in a comment and the table below it. ``make docs`` writes 
 tables anew; a test fails when one is out of date.
 """
 
+import ast
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse
@@ -14,6 +16,8 @@ from vllm_radix.config import ENV_PREFIX, RadixConfig
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 from vllm_radix_bench.traces.formats import FORMATS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -55,6 +59,21 @@ def trace_formats() -> str:
         for one in FORMATS
     ]
     return table(("format", "fields", "known by"), rows)
+
+
+def classes(*names: str) -> str:
+    """Return the table of some classes: what each is, and the file it is in."""
+    homes = {
+        node.name: (path, ast.get_docstring(node) or "")
+        for path in sorted((ROOT / "vllm_radix").rglob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in names
+    }
+    rows = []
+    for name in names:
+        path, text = homes[name]
+        rows.append((f"`{name}`", text.split("\n\n")[0], f"`{path.relative_to(ROOT)}`"))
+    return table(("class", "what it is", "file"), rows)
 
 
 def _marks(marks: Sequence[str]) -> str:

@@ -62,3 +62,11 @@ def test_classes_that_pages_name_are_in_the_code():
     assert len(named) > 15
     gone = [name for name in sorted(named) if not re.search(rf"\b{name}\b", known)]
     assert gone == []
+
+
+def test_paths_that_pages_name_are_there():
+    folders = "vllm_radix|kernels|patches|benchmarks|tests|tools|examples"
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(rf"`((?:{folders})/[\w/.-]+)`", text))
+    assert len(named) > 15
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
