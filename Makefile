@@ -53,14 +53,14 @@ aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.j
 traffic: export VLLM_LOGGING_LEVEL = ERROR
 traffic:  ## Bytes that attention kernels ask for, counted; plot (5 minutes)
 	@mkdir -p results
-	$(BIN)/python -m vllm_radix_bench.attention_traffic --plot results/traffic.png
+	$(BIN)/python -m vllm_radix_bench.attention.traffic --plot results/traffic.png
 
 roofline:  ## What grouped attention should gain on an H100: a model; plot
 	@mkdir -p results
-	$(BIN)/python -m vllm_radix_bench.roofline --plot results/roofline.png
+	$(BIN)/python -m vllm_radix_bench.attention.roofline --plot results/roofline.png
 
 bench-attention:  ## Grouped attention beside others, on a GPU (--interpret elsewhere)
-	$(BIN)/python -m vllm_radix_bench.bench_attention $(ARGUMENTS)
+	$(BIN)/python -m vllm_radix_bench.attention $(ARGUMENTS)
 
 gpu-bundle:  ## Pack .gpu for a GPU machine without vLLM; see tools/gpu/README.md
 	$(BIN)/python tools/gpu/bundle.py
