@@ -21,8 +21,8 @@ lint:  ## ruff, ruff format, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fast:  ## The tests of tree and order alone (half a minute)
-	$(BIN)/pytest -q tests/tree tests/policy vllm_radix/tree
+fast:  ## The tests of tree and order alone (20 s)
+	$(BIN)/pytest -q $(PARALLEL) tests/tree tests/policy vllm_radix/tree
 
 unit: lint  ## Linters and the tests that start no engine, interpret no kernel
 	$(BIN)/pytest -q $(PARALLEL) \
