@@ -43,15 +43,15 @@ conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 	$(BIN)/python tests/conformance/run.py
 
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
-	$(BIN)/pytest -q -s benchmarks/bench_tree.py --benchmark-quiet --benchmark-disable-gc
-	$(BIN)/python tests/bench_host.py
-	$(BIN)/python -m vllm_radix_bench.bench_order
-	$(BIN)/python -m vllm_radix_bench.bench_plan
+	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc
+	$(BIN)/python -m vllm_radix_bench.micro.scheduler
+	$(BIN)/python -m vllm_radix_bench.micro.ordering
+	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
 policies:  ## Every order on every load, without a model; tables and plot (40 minutes)
-	$(BIN)/python -m vllm_radix_bench.policies
-	$(BIN)/python -m vllm_radix_bench.study_large
+	$(BIN)/python -m vllm_radix_bench.study.small
+	$(BIN)/python -m vllm_radix_bench.study.large
 
 aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.json
 	$(BIN)/python tools/aot.py
@@ -59,14 +59,14 @@ aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.j
 traffic: export VLLM_LOGGING_LEVEL = ERROR
 traffic:  ## Bytes that attention kernels ask for, counted; plot (5 minutes)
 	@mkdir -p results
-	$(BIN)/python -m vllm_radix_bench.attention_traffic --plot results/traffic.png
+	$(BIN)/python -m vllm_radix_bench.attention.traffic --plot results/traffic.png
 
 roofline:  ## What grouped attention should gain on an H100: a model; plot
 	@mkdir -p results
-	$(BIN)/python -m vllm_radix_bench.roofline --plot results/roofline.png
+	$(BIN)/python -m vllm_radix_bench.attention.roofline --plot results/roofline.png
 
 bench-attention:  ## Grouped attention beside others, on a GPU (--interpret elsewhere)
-	$(BIN)/python -m vllm_radix_bench.bench_attention $(ARGUMENTS)
+	$(BIN)/python -m vllm_radix_bench.attention $(ARGUMENTS)
 
 gpu-bundle:  ## Pack .gpu for a GPU machine without vLLM; see tools/gpu/README.md
 	$(BIN)/python tools/gpu/bundle.py

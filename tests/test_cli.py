@@ -7,7 +7,7 @@ import pytest
 import vllm_radix
 from vllm_radix.cli import main
 from vllm_radix.config import RadixConfig
-from vllm_radix_bench import ab
+from vllm_radix_bench.ab import runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
     extra, message, tmp_path, monkeypatch, capsys, model_folder
 ):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(ab, "ArmProcess", None)  # would raise if it were started
+    monkeypatch.setattr(runner, "ArmProcess", None)  # would raise if it were started
     words = ["ab", "--output", str(tmp_path / "ab.json")]
     words += [w.format(tmp=tmp_path, bare=model_folder) for w in extra]
     with pytest.raises(SystemExit) as stop:
@@ -77,11 +77,11 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
 
 def test_each_part_uses_its_own_model_s_tokenizer(monkeypatch):
     asked = []
-    monkeypatch.setattr(ab, "load_encode", lambda m: asked.append(m.name) or None)
-    monkeypatch.setattr(ab, "build", lambda *args, **kwargs: None)
-    options = ab.Options(model="a", load_format="auto", text_model="b")
-    ab.make_workloads(options, text=False)
-    ab.make_workloads(options, text=True)
+    monkeypatch.setattr(runner, "load_encode", lambda m: asked.append(m.name) or None)
+    monkeypatch.setattr(runner, "build", lambda *args, **kwargs: None)
+    options = runner.Options(model="a", load_format="auto", text_model="b")
+    runner.make_workloads(options, text=False)
+    runner.make_workloads(options, text=True)
     assert asked == ["a", "b"]
 
 
@@ -90,7 +90,7 @@ def test_interrupting_is_quiet_and_exits_with_130(tmp_path, monkeypatch, capsys)
         raise KeyboardInterrupt
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(ab, "run", interrupt)
+    monkeypatch.setattr(runner, "run", interrupt)
     assert main(["ab", "--output", str(tmp_path / "ab.json")]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -98,7 +98,9 @@ def test_interrupting_is_quiet_and_exits_with_130(tmp_path, monkeypatch, capsys)
 def test_a_quick_run_of_any_workload_compares_texts(monkeypatch, tmp_path):
     seen = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(ab, "run", lambda options, *rest: seen.append(options) or 1 / 0)
+    monkeypatch.setattr(
+        runner, "run", lambda options, *rest: seen.append(options) or 1 / 0
+    )
     for name in ("agents", "chat"):
         words = ["ab", "--quick", "--workloads", name]
         with pytest.raises(ZeroDivisionError):

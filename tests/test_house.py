@@ -37,6 +37,22 @@ def test_light_modules_load_nothing_heavy(module):
     assert heavy == "[]"
 
 
+def test_help_loads_nothing_heavy_and_no_benchmark():
+    loaded = python(
+        "import sys\n"
+        "from contextlib import redirect_stdout, suppress\n"
+        "from io import StringIO\n"
+        "from vllm_radix.cli import main\n"
+        "with suppress(SystemExit), redirect_stdout(StringIO()) as shown:\n"
+        "    main(['--help'])\n"
+        "assert 'replay' in shown.getvalue()\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "heavy = {'vllm', 'torch', 'triton', 'numpy', 'rich', 'tqdm', 'transformers'}\n"
+        "print(sorted(names & (heavy | {'vllm_radix_bench'})))"
+    )
+    assert loaded == "[]"
+
+
 def imports_of(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -91,8 +107,14 @@ def test_vllm_names_have_one_home():
             assert "vllm" not in names, path.name
 
 
+def test_the_product_imports_no_benchmark():
+    for path in PACKAGE.rglob("*.py"):
+        names = {name.split(".")[0] for name in imports_of(path)}
+        assert "vllm_radix_bench" not in names, path.name
+
+
 def test_the_stock_arm_imports_nothing_of_ours():
-    names = {name.split(".")[0] for name in imports_of(ROOT / "benchmarks" / "arm.py")}
+    names = {name.split(".")[0] for name in imports_of(ROOT / "benchmarks/ab/arm.py")}
     assert "vllm_radix" not in names
 
 
@@ -103,21 +125,25 @@ def test_flat_folders_have_no_init(folder):
 
 def test_packages_are_listed_and_complete():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in PACKAGE.rglob("__init__.py")
-    }
-    assert folders <= set(setup["packages"])
+    listed = setup["packages"]
+    assert len(set(listed)) == len(listed)
+    found = set()
     for name, folder in setup["package-dir"].items():
-        assert (ROOT / folder).is_dir(), name
+        top = ROOT / folder
+        assert top.is_dir(), name
+        inside = {top} | {path.parent for path in top.rglob("*.py")}
+        for path in inside - {top}:
+            assert (path / "__init__.py").exists(), f"{path} is not a package"
+        found |= {".".join((name, *path.relative_to(top).parts)) for path in inside}
+    assert set(listed) == found
 
 
 def test_flat_folders_import_by_their_names_from_the_repository_root():
     out = python(
         f"import os; os.chdir({str(ROOT)!r}); import vllm_radix_patches.patch, "
-        "vllm_radix_bench.workloads as w; print(w.__name__)"
+        "vllm_radix_bench.workloads.turn as w; print(w.__name__)"
     )
-    assert out == "vllm_radix_bench.workloads"
+    assert out == "vllm_radix_bench.workloads.turn"
 
 
 def test_public_names_are_what_all_says():

@@ -1,22 +1,27 @@
-"""The command ``vllm-radix``."""
+"""The command ``vllm-radix``.
+
+Each subcommand's options and work are with its product, in ``vllm_radix_bench``; only
+the one that is called is imported.
+"""
 
 import argparse
-import json
+import importlib
 import sys
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import vllm_radix
-from vllm_radix.config import RadixConfig, flag_value
-from vllm_radix_bench.ranges import number, pressure, whole
 
-if TYPE_CHECKING:
-    from vllm_radix_bench.ab import Options
-
-_MODELS = Path(".models")
-_QUICK_TEXTS = ("few-shot", "chat", "documents")
+COMMANDS = {
+    "ab": (
+        "A/B of stock vLLM against radix on this machine",
+        "vllm_radix_bench.ab.cli",
+    ),
+    "replay": (
+        "what radix would do to a trace, without a model",
+        "vllm_radix_bench.replay.cli",
+    ),
+}
+"""Help of each subcommand, and the module that has ``add_arguments``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,206 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 when an A/B does not show what it should; 2 for bad input; 3 when an
         engine did not come up or died; 130 when interrupted.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="vllm-radix",
         description="Radix-tree KV cache and prefix-aware scheduling for vLLM.",
     )
     parser.add_argument("--version", action="version", version=vllm_radix.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_ab(commands)
-    _add_replay(commands)
-    arguments = parser.parse_args(argv)
+    for name, (what, module) in COMMANDS.items():
+        command = commands.add_parser(name, help=what)
+        # No option stands before the subcommand but those that end the program.
+        if words[:1] == [name]:
+            importlib.import_module(module).add_arguments(command)
+    arguments = parser.parse_args(words)
     return int(arguments.run(arguments, parser))
-
-
-def _add_replay(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> None:
-    from vllm_radix_bench import replay_cli
-
-    replay = commands.add_parser(
-        "replay",
-        help="what radix would do to a trace, without a model",
-        description=replay_cli.__doc__,
-        formatter_class=_WithDefaults,
-    )
-    replay_cli.add_arguments(replay)
-    replay.set_defaults(run=replay_cli.run)
-
-
-class _WithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds defaults to the help, but for options that have none to show."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, {}):
-            return action.help
-        return super()._get_help_string(action)
-
-
-def _add_ab(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from vllm_radix_bench.ab import Options
-    from vllm_radix_bench.workloads import SERVED
-
-    ab = commands.add_parser(
-        "ab",
-        help="A/B of stock vLLM against radix on this machine",
-        description="Run the same requests through stock vLLM and through radix, in "
-        "turns, and compare counts, times and texts.",
-        formatter_class=_WithDefaults,
-    )
-    add = ab.add_argument
-    add("--model", help="model folder for the counts (default: the embedded tiny one)")
-    add(
-        "--load-format",
-        default=None,
-        help="of --model; dummy: random weights (default: dummy for the embedded "
-        "one, auto otherwise)",
-    )
-    add("--text-model", help="model folder for the texts (default: the embedded one)")
-    add("--no-texts", action="store_true", help="skip the comparison of texts")
-    add(
-        "--workloads",
-        nargs="+",
-        choices=list(SERVED),
-        default=list(SERVED),
-        metavar="NAME",
-        help=f"any of {', '.join(SERVED)}",
-    )
-    add(
-        "--pressure",
-        nargs="+",
-        type=pressure,
-        default=[4.0, 0.5],
-        metavar="X",
-        help="working set as a multiple of the cache, for the counts",
-    )
-    for flag, least, what in (
-        ("blocks", 16, "blocks of the cache, for the counts"),
-        ("text-blocks", 16, "blocks of the cache, for the texts"),
-        ("block-size", 1, "tokens in a block"),
-        ("text-max-tokens", 1, "length of each text"),
-        ("max-num-seqs", 1, "requests running at once"),
-        ("max-num-batched-tokens", 8, "tokens in a step"),
-        ("repeats", 1, "runs of each arm"),
-        ("seed", 0, "of the workloads"),
-    ):
-        default = getattr(Options, flag.replace("-", "_"))
-        add(f"--{flag}", type=whole(least), default=default, metavar="N", help=what)
-    add(
-        "--text-pressure",
-        type=pressure,
-        default=Options.text_pressure,
-        metavar="X",
-        help="the same as --pressure, for the texts",
-    )
-    add("--radix", type=flag_value, default={}, metavar="JSON", help="options of radix")
-    add(
-        "--gpu-memory-utilization",
-        type=partial(number, float, 0.05, 0.5),
-        default=Options.gpu_memory_utilization,
-        metavar="SHARE",
-        help="of each of the two engines, which are up at once; not used on a CPU",
-    )
-    add(
-        "--quick",
-        action="store_true",
-        help="half the cache, half the requests, one run, fewer texts",
-    )
-    add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
-    ab.set_defaults(run=_run_ab)
-
-
-def _model_folder(given: str | None, name: str, flag: str) -> str | None:
-    """Return a model's folder; None if it is the embedded one and missing."""
-    if given is None:
-        folder = _MODELS / name
-        return str(folder) if (folder / "config.json").exists() else None
-    if not (Path(given) / "config.json").exists():
-        raise ValueError(f"{flag}: {given!r} is not a model folder (no config.json)")
-    return given
-
-
-def _options(arguments: argparse.Namespace) -> "Options":
-    from vllm_radix_bench.ab import Options
-
-    model = _model_folder(arguments.model, "tiny", "--model")
-    if model is None:
-        raise ValueError(
-            "--model: no embedded model under .models: run `make setup`, "
-            "or name a model folder"
-        )
-    text_model = _model_folder(arguments.text_model, "smollm2", "--text-model")
-    quick = arguments.quick
-    workloads = list(dict.fromkeys(arguments.workloads))
-    return Options(
-        model=model,
-        load_format=arguments.load_format or ("auto" if arguments.model else "dummy"),
-        text_model=None if arguments.no_texts else text_model,
-        workloads=workloads,
-        text_workloads=[w for w in workloads if quick and w in _QUICK_TEXTS]
-        or workloads,
-        stretch=2.0 if quick else Options.stretch,
-        pressures=list(dict.fromkeys(arguments.pressure)),
-        blocks=max(16, arguments.blocks // 2) if quick else arguments.blocks,
-        block_size=arguments.block_size,
-        text_blocks=arguments.text_blocks,
-        text_pressure=min(arguments.text_pressure, 1.2 if quick else 99.0),
-        text_max_tokens=arguments.text_max_tokens,
-        max_num_seqs=arguments.max_num_seqs,
-        max_num_batched_tokens=arguments.max_num_batched_tokens,
-        repeats=1 if quick else arguments.repeats,
-        seed=arguments.seed,
-        radix=RadixConfig.resolve(arguments.radix).to_dict(),
-        gpu_memory_utilization=arguments.gpu_memory_utilization,
-    )
-
-
-def _run_ab(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from rich.console import Console
-    from tqdm import tqdm
-
-    from vllm_radix_bench import ab, report
-
-    output: Path = arguments.output
-    try:
-        options = _options(arguments)
-        if output.is_dir():
-            raise ValueError(f"--output: {output} is a folder, not a file")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_suffix(".partial")
-        partial.touch()
-        partial.unlink()
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    # Wide enough for the tables where the output is not a terminal.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-
-    def save(result: dict[str, object]) -> None:
-        partial.write_text(json.dumps(result, indent=1))
-        partial.replace(output)
-
-    with tqdm(total=ab.total_pieces(options), unit="piece", leave=False) as bar:
-
-        def progress(line: str) -> None:
-            bar.set_description(line)
-            bar.update()
-
-        try:
-            result = ab.run(options, output.parent, progress, save)
-        except ab.InputError as error:
-            bar.close()
-            parser.error(str(error))
-        except ab.ArmError as error:
-            bar.close()
-            print(f"vllm-radix ab: {error}", file=sys.stderr)
-            return 3
-        except KeyboardInterrupt:
-            bar.close()
-            print("vllm-radix ab: interrupted", file=sys.stderr)
-            return 130
-    fine = report.show(result, console)
-    console.print(f"Every request is in {output}.", highlight=False)
-    return 0 if fine else 1
 
 
 if __name__ == "__main__":

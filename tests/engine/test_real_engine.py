@@ -5,8 +5,9 @@ import json
 import pytest
 
 from vllm_radix.cli import main
-from vllm_radix_bench import ab, replay, report
-from vllm_radix_bench.workloads import longest_path
+from vllm_radix_bench.ab import report, runner
+from vllm_radix_bench.replay import runner as replay
+from vllm_radix_bench.workloads.turn import longest_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -36,7 +37,7 @@ def test_it_exits_with_0_and_writes_everything(run):
     assert result["versions"]["vllm"].startswith("0.32")
     assert len(result["counts"]) == 10
     for cell in result["counts"]:
-        for arm in ab.ARMS:
+        for arm in runner.ARMS:
             (one,) = cell["runs"][arm]
             assert len(one["records"]) == one["requests"] > 0
     log = (folder / "ab-counts-stock.log").read_text()
@@ -53,16 +54,16 @@ def test_under_pressure_fewer_tokens_are_computed(run, name):
 def test_the_control_computes_as_many(run):
     for loaded in (True, False):
         cell = dict(cells(run[1], loaded))["control"]
-        stock, radix = (report.computed(cell, arm) for arm in ab.ARMS)
+        stock, radix = (report.computed(cell, arm) for arm in runner.ARMS)
         assert 0.99 * stock <= radix <= stock, "shares no more than chance openings"
-        steps = {cell["runs"][arm][0]["engine_steps"] for arm in ab.ARMS}
+        steps = {cell["runs"][arm][0]["engine_steps"] for arm in runner.ARMS}
         assert len(steps) == 1
 
 
 def test_what_fits_computes_no_more_and_where_prefixes_end_in_blocks_less(run):
     fewer = set()
     for name, cell in cells(run[1], loaded=False):
-        stock, radix = (report.computed(cell, arm) for arm in ab.ARMS)
+        stock, radix = (report.computed(cell, arm) for arm in runner.ARMS)
         assert radix <= stock, name
         if radix < stock:
             fewer.add(name)
@@ -76,17 +77,17 @@ def test_the_same_prompts_get_the_same_answers(run):
                 record["id"]: record["output"]
                 for record in cell["runs"][arm][0]["records"]
             }
-            for arm in ab.ARMS
+            for arm in runner.ARMS
         }
         assert first["stock"] == first["radix"], cell["workload"]
 
 
-@pytest.mark.parametrize("arm", ab.ARMS)
+@pytest.mark.parametrize("arm", runner.ARMS)
 def test_a_replay_without_a_model_agrees_exactly(run, arm):
     """On ten loads: tokens computed, steps, and each request's own hits and waits."""
     result = run[1]
-    options = ab.Options(**result["options"])
-    workloads = ab.make_workloads(options, text=False)
+    options = runner.Options(**result["options"])
+    workloads = runner.make_workloads(options, text=False)
     radix = "radix:" + json.dumps(options.radix)
     scheduler = replay.parse_arm("stock" if arm == "stock" else radix)
     settings = replay.Options(
@@ -104,7 +105,7 @@ def test_a_replay_without_a_model_agrees_exactly(run, arm):
             work.roots,
             options.blocks,
             settings,
-            longest_path(workloads),
+            longest_path(root for work in workloads for root in work.roots),
             answers=answers,
         )
         assert outcome.computed_prompt_tokens == real["computed_prompt_tokens"]

@@ -195,3 +195,39 @@ def test_observe_queue_known_rate_drops_what_is_old():
         let_pass(rate, STEP)
     assert len(rate._queue) < 100
     assert len(rate._waits) < 100
+
+
+def limit_with(follow_ups, saved, steps=60):
+    """Return the limit after a queue has grown by follow-ups, and others' arrivals."""
+    rate = ServiceRate()
+    waiting = 100
+    for _ in range(steps):
+        rate.observe_queue(waiting, 0)
+        rate.observe_step(1000, waiting, [saved] * 2)
+        waiting += 2
+        rate.num_follow_ups += follow_ups
+    rate.observe_queue(waiting, 0)
+    return rate.wait_limit
+
+
+def test_observe_queue_follow_ups_that_savings_caused_do_not_raise_the_limit():
+    # Each admission costs 500 and saves as much: half of the answers are too early.
+    by_themselves = limit_with(0, saved=500)
+    assert limit_with(2, saved=500) == by_themselves  # As many as are admitted.
+    grown = limit_with(4, saved=500)
+    assert grown < by_themselves
+    # Of 220 that wait, half of 120 would not be there; growth falls likewise.
+    assert 0.4 < grown / by_themselves < 0.75
+
+
+def test_observe_queue_follow_ups_without_savings_change_nothing():
+    assert limit_with(4, saved=0) == limit_with(0, saved=0)
+
+
+def test_observe_queue_admissions_without_work_are_no_error():
+    rate = ServiceRate()
+    rate.observe_step(0, 5, [])
+    for _ in range(30):
+        rate.observe_step(0, 5, [0])
+    rate.observe_queue(5, 0)
+    assert rate.wait_limit == 0

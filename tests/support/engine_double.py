@@ -13,8 +13,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from vllm_radix import RadixScheduler
-from vllm_radix_bench import model_free
-from vllm_radix_bench.model_free import (
+from vllm_radix_bench.sim import engine
+from vllm_radix_bench.sim.engine import (
     VOCABULARY,
     RequestMaker,
     make_kv_cache_config,
@@ -39,8 +39,8 @@ def _chain(before, token):
 
 
 def make_scheduler(cls=RadixScheduler, **options):
-    """Return a scheduler, ours by default; see ``model_free.make_scheduler``."""
-    return model_free.make_scheduler(cls, **options)
+    """Return a scheduler, ours by default; see ``sim.engine.make_scheduler``."""
+    return engine.make_scheduler(cls, **options)
 
 
 class EngineDouble:

@@ -107,7 +107,7 @@ class Arm:
 
 
 def requests_of(roots: Iterable[Any]) -> list[Json]:
-    """Return a forest of turns (``vllm_radix_bench.workloads``) as requests."""
+    """Return a forest of turns (``vllm_radix_bench.workloads.turn``) as requests."""
     out: list[Json] = []
 
     def add(turn: Any, name: str, after: str | None) -> None:
@@ -140,10 +140,11 @@ def encode_with(vocabulary: int) -> Callable[[str], list[int]]:
 
 def traffic(name: str, vocabulary: int, **sizes: Any) -> tuple[list[Json], int, float]:
     """Return a workload's requests, its longest path and its pressure."""
-    from vllm_radix_bench.workloads import build, longest_path
+    from vllm_radix_bench.workloads.sizing import build
+    from vllm_radix_bench.workloads.turn import longest_path
 
     made = build(name, encode_with(vocabulary), **sizes)
-    return requests_of(made.roots), longest_path([made]), made.pressure
+    return requests_of(made.roots), longest_path(made.roots), made.pressure
 
 
 def model_folder(

@@ -7,9 +7,8 @@ import sys
 from stage import OUT, ROOT, main
 
 COMMANDS = {
-    "bench_host": [str(ROOT / "tests" / "bench_host.py")],
-    "bench_plan": ["-m", "vllm_radix_bench.bench_plan"],
-    "bench_order": ["-m", "vllm_radix_bench.bench_order"],
+    name: ["-m", f"vllm_radix_bench.micro.{name}"]
+    for name in ("scheduler", "attention_plan", "ordering")
 }
 
 

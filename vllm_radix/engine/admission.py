@@ -13,6 +13,7 @@ from itertools import chain
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
 from vllm_radix.engine.explain import Placement
+from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.manager import RadixKVCacheManager
@@ -109,6 +110,7 @@ class AdmissionController:
         self._holds = Holds(
             self._waiting_tree, self._waiting, self._may_be_held, self._size
         )
+        self._follow_ups = FollowUps(self._size)
         self._taken: dict[Node, int] = {}
         self._tokens_saved: dict[str, int] = {}
         self._changes = 0
@@ -189,6 +191,7 @@ class AdmissionController:
             self._waiting_tree.remove(self._computing.pop(request_id))
         elif self._take(request_id) is not None:
             self._depart(self._clock(), 1)
+        self._follow_ups.note_finished(request, self._manager.held_blocks(request_id))
         if self._deficits is not None:
             self._deficits.charge(self._tenant(request), request.num_output_tokens)
 
@@ -256,6 +259,8 @@ class AdmissionController:
             self._num_sharing += entry.shared_before > 0
             self._uncached_blocks += entry.own_uncached - entry.blocks
             self._lookups.look_up(entry)
+            if self._follow_ups.recognizes(entry, self._lookups.end_block(entry)):
+                self._rate.num_follow_ups += 1
         self._heap.compact(
             (e for e in self._waiting.values() if e in self._lookups),
             len(self._lookups),

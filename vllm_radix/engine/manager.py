@@ -167,6 +167,11 @@ class RadixKVCacheManager(KVCacheManager):
                 self._group.num_cached_block.get(request_id, 0),
             )
 
+    def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
+        """Return the blocks that a request holds, by position: vLLM's own list."""
+        blocks: list[KVCacheBlock] = self._group.req_to_blocks.get(request_id, [])
+        return blocks
+
     # -- leaving ---------------------------------------------------------------
 
     def free(self, request: Request) -> None:

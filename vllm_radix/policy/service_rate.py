@@ -38,6 +38,8 @@ class ServiceRate:
         known: whether that was measured; else it is a guess.
         wait_limit: the longest wait of late, in work, that a newcomer would have had,
             first come, first served: what the tail guard allows.
+        num_follow_ups: requests so far that came because others were answered; its
+            owner counts them.
     """
 
     def __init__(self) -> None:
@@ -45,14 +47,17 @@ class ServiceRate:
         self.work_per_admission = 0.0
         self.known = False
         self.wait_limit = 0.0
+        self.num_follow_ups = 0
+        self._num_admitted = 0
         # Whether the last step left requests waiting, and work done in such a state.
         self._in_backlog = False
         self._busy = 0
         # (work done by then, how many) of the last admissions, and how many in all.
         self._admitted: deque[tuple[int, int]] = deque()
         self._count = 0
-        # (work, requests waiting), and (work, wait) with waits falling.
-        self._queue: deque[tuple[int, int]] = deque()
+        # (work, requests waiting, follow-ups less admissions), and (work, wait) with
+        # waits falling.
+        self._queue: deque[tuple[int, float, int]] = deque()
         self._waits: deque[tuple[int, float]] = deque()
         # What serving in order of arrival would have cost in addition.
         self._saved: deque[int] = deque(maxlen=_WINDOW)
@@ -67,6 +72,7 @@ class ServiceRate:
             saved: of each admitted request, tokens that were cached and would not
                 have been in order of arrival.
         """
+        self._num_admitted += len(saved)
         if self._in_backlog and saved:
             self._admitted.append((self._busy, len(saved)))
             self._count += len(saved)
@@ -94,6 +100,11 @@ class ServiceRate:
         A queue that grows is taken to go on growing for as long as it takes to
         serve it: the request that comes last meets the longer queue.
 
+        What the order saves admits requests sooner, and then what follows from their
+        answers comes sooner too: of the follow-ups by which the queue has grown of
+        late, first come, first served, would have caused fewer, as many as it would
+        have admitted fewer.
+
         Args:
             waiting: requests that wait.
             guess: the work between admissions, as long as it is not measured.
@@ -104,12 +115,17 @@ class ServiceRate:
         each = self.work_per_admission
         if self._saved:
             each += self._saved_sum / len(self._saved)
-        self._queue.append((now, waiting))
+        surplus = self.num_follow_ups - self._num_admitted
+        self._queue.append((now, waiting, surplus))
         wait = waiting * each
         while len(self._queue) > 2 and self._queue[1][0] < now - wait:
             self._queue.popleft()
-        then, before = self._queue[0]
-        growth = max(0, waiting - before) * each / max(now - then, wait, 1e-9)
+        then, before, surplus_before = self._queue[0]
+        share = 1 - self.work_per_admission / max(each, 1e-9)
+        early = max(0, surplus - surplus_before) * share
+        length = max(0.0, waiting - early)
+        wait = length * each
+        growth = max(0.0, length - before) * each / max(now - then, wait, 1e-9)
         wait *= 1.0 + growth
         while self._waits and self._waits[-1][1] <= wait:
             self._waits.pop()

@@ -1,0 +1,1 @@
+"""The A/B: stock vLLM and radix, on real engines."""

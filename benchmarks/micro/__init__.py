@@ -1,0 +1,1 @@
+"""What parts cost the host, beside what those of vLLM cost: ``make bench``."""

@@ -1,0 +1,1 @@
+"""The replay: requests through the real scheduler, without a model."""

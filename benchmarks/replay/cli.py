@@ -1,0 +1,262 @@
+"""Replay requests through vLLM's scheduler without a model, on a virtual clock.
+
+Give it a trace, or name a built-in workload, and the size of your cache; it tells
+what stock vLLM and radix would compute, and how long requests would wait.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
+from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.traces.formats import FORMATS
+from vllm_radix_bench.traces.load import load
+from vllm_radix_bench.workloads.builders import BUILDERS
+from vllm_radix_bench.workloads.encoders import Encode, load_encode, words
+from vllm_radix_bench.workloads.sizing import REFERENCE_CACHE, build
+from vllm_radix_bench.workloads.turn import Turn
+
+if TYPE_CHECKING:
+    from vllm_radix_bench.replay.runner import Options
+
+_OF_A_WORKLOAD = {"pressure": 5.0, "load": 0.0, "stretch": 1.0, "seed": 0}
+_OF_A_TRACE = {"rate": 1.0, "limit": None, "closed_loop": False}
+_positive = partial(number, float, 1e-6, 1e6)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options, and what runs the command."""
+    parser.description = __doc__
+    parser.formatter_class = WithDefaults
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add(
+        "trace",
+        nargs="?",
+        type=Path,
+        help="JSON lines: " + ", or ".join(one.describe() for one in FORMATS),
+    )
+    add("--workload", choices=list(BUILDERS), help="a built-in one instead of a trace")
+    add(
+        "--pressure",
+        type=pressure,
+        default=5.0,
+        metavar="X",
+        help="of a workload: working set as a multiple of the first cache",
+    )
+    add(
+        "--load",
+        type=partial(number, float, 0, 100),
+        default=0.0,
+        metavar="X",
+        help="of a workload: Poisson arrivals at this multiple of what stock serves; "
+        "0 sends all at once",
+    )
+    add(
+        "--stretch",
+        type=_positive,
+        default=1.0,
+        metavar="X",
+        help="of a workload: factor on the lengths of its prompts",
+    )
+    add("--seed", type=whole(0), default=0, metavar="N", help="of a workload")
+    add("--rate", type=_positive, default=1.0, metavar="X", help="of a trace: speed-up")
+    add("--limit", type=whole(1), metavar="N", help="of a trace: only the first N")
+    add(
+        "--closed-loop",
+        action="store_true",
+        help="of a trace with sessions: a turn waits for the answer before it",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="model folder whose tokenizer reads prompts (default: words and marks)",
+    )
+    add(
+        "--arms",
+        nargs="+",
+        default=["stock", "radix"],
+        metavar="ARM",
+        help="stock, radix, radix:{JSON options}, apc-off, or a scheduler class",
+    )
+    add(
+        "--blocks",
+        nargs="+",
+        type=whole(2),
+        default=[25_000],
+        metavar="N",
+        help="blocks of the cache; several are run one after the other",
+    )
+    for flag, default, what in (
+        ("block-size", 16, "tokens in a block"),
+        ("max-num-seqs", 128, "requests running at once"),
+        ("max-num-batched-tokens", 8192, "tokens in a step"),
+    ):
+        add(f"--{flag}", type=whole(1), default=default, metavar="N", help=what)
+    add(
+        "--long-prefill-token-threshold",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="most prompt tokens of one request in a step; 0 for no limit",
+    )
+    add(
+        "--priority",
+        action="store_true",
+        help="serve by the trace's priorities (--scheduling-policy priority)",
+    )
+    add(
+        "--cost",
+        nargs="+",
+        type=_cost,
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the virtual clock, an H100 with an 8B model by default: "
+        + ", ".join(f"{n}={v:g}" for n, v in vars(CostModel()).items()),
+    )
+    add(
+        "--no-oracle",
+        action="store_true",
+        help="skip the run of all requests in the best order, known in advance",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/runner.json"),
+        help="where to write",
+    )
+    add("--csv", type=Path, metavar="FILE", help="where to write the tables, as CSV")
+
+
+def _cost(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    known = vars(CostModel())
+    if not equals or name not in known:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=VALUE with a name of {', '.join(known)}"
+        )
+    try:
+        CostModel(**{name: float(value)})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name, float(value)
+
+
+def _encoder(folder: Path | None) -> Encode:
+    return words if folder is None else load_encode(folder)
+
+
+def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
+    """Return what is to be sent.
+
+    Raises:
+        ValueError: the trace or an option is wrong; the message names it.
+    """
+    from vllm_radix_bench.replay import runner
+
+    if (arguments.trace is None) == (arguments.workload is None):
+        raise ValueError("give a trace, or --workload, and not both")
+    theirs = _OF_A_WORKLOAD if arguments.trace is not None else _OF_A_TRACE
+    for name, default in theirs.items():
+        if getattr(arguments, name) != default:
+            kind = "workload" if arguments.trace is not None else "trace"
+            raise ValueError(f"--{name.replace('_', '-')} is of a {kind}")
+    encode = _encoder(arguments.tokenizer)
+    if arguments.trace is not None:
+        return load(
+            arguments.trace,
+            encode,
+            closed_loop=arguments.closed_loop,
+            limit=arguments.limit,
+            rate=arguments.rate,
+        )
+    tokens = options.blocks[0] * options.block_size
+    made = build(
+        arguments.workload,
+        encode,
+        num_blocks=options.blocks[0],
+        block_size=options.block_size,
+        pressure=arguments.pressure,
+        seed=arguments.seed,
+        # Lengths do not grow with the cache, as those of the A/B do.
+        stretch=arguments.stretch * REFERENCE_CACHE / tokens,
+    )
+    runner.shuffle(made.roots, arguments.seed)
+    if arguments.load:
+        runner.send_at_load(made.roots, arguments.load, arguments.seed, options)
+    return made.roots
+
+
+def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the command.
+
+    Returns:
+        0; 3 when a scheduler stopped; 130 when interrupted. Bad input ends with 2 and
+        writes nothing.
+    """
+    import os
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from tqdm import tqdm
+
+    from vllm_radix_bench.replay import report, runner
+    from vllm_radix_bench.report.columns import csv_text, records
+    from vllm_radix_bench.report.tables import console
+
+    bar = tqdm(unit="request", leave=False, disable=None)
+    try:
+        options = runner.Options(
+            blocks=list(dict.fromkeys(arguments.blocks)),
+            arms=list(dict.fromkeys(arguments.arms)),
+            block_size=arguments.block_size,
+            max_num_seqs=arguments.max_num_seqs,
+            max_num_batched_tokens=arguments.max_num_batched_tokens,
+            long_prefill_token_threshold=arguments.long_prefill_token_threshold,
+            priorities=arguments.priority,
+            cost=CostModel(**dict(arguments.cost)),
+            known_in_advance=not arguments.no_oracle,
+        )
+        for arm in options.arms:
+            runner.parse_arm(arm)
+        output = OutputFile(arguments.output)
+        csv = arguments.csv and OutputFile(arguments.csv, "--csv")
+        roots = _requests(arguments, options)
+        runner.check(roots, options)
+        bar.reset(runner.total_requests(roots, options))
+        output.prepare()
+        if csv:
+            csv.prepare()
+
+        def progress(line: str, done: int) -> None:
+            if line:
+                bar.set_description(line)
+            bar.update(done)
+
+        result = runner.run(roots, options, progress)
+        result["source"] = str(arguments.trace or arguments.workload)
+        rows = report.rows_of(result)
+        output.write_json({**result, "rows": records(report.COLUMNS, rows)})
+        if csv:
+            csv.write(csv_text(report.COLUMNS, rows))
+    except (OSError, ValueError) as error:
+        bar.close()
+        parser.error(str(error))
+    except RuntimeError as error:
+        bar.close()
+        print(f"vllm-radix replay: {error}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        bar.close()
+        print("vllm-radix replay: interrupted", file=sys.stderr)
+        return 130
+    bar.close()
+    out = console(160)
+    report.show(result, rows, out)
+    out.print(f"Everything is in {output.path}.", highlight=False)
+    return 0

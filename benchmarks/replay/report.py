@@ -1,0 +1,103 @@
+"""What a replay says, as columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from vllm_radix_bench.report.columns import Column
+from vllm_radix_bench.report.tables import table
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm with a cache.
+
+    Attributes:
+        blocks: of the cache.
+        name: of the arm.
+        arm: what the run did; see ``runner.summary``.
+        infinite_cache: tokens that an infinite cache computes.
+        known: tokens computed with all requests known in advance; None if not run.
+        scheduler_cpu: seconds a request, of this machine.
+    """
+
+    blocks: int
+    name: str
+    arm: dict[str, Any]
+    infinite_cache: int
+    known: int | None
+    scheduler_cpu: float
+
+    @property
+    def computed(self) -> int:
+        """Prompt tokens computed."""
+        tokens: int = self.arm["computed_prompt_tokens"]
+        return tokens
+
+
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """Return the rows of a result."""
+    used = result["machine"]["scheduler_cpu_seconds_per_request"]
+    return [
+        Row(
+            cell["blocks"],
+            name,
+            arm,
+            result["infinite_cache"],
+            cell.get("known_in_advance"),
+            cpu[name],
+        )
+        for cell, cpu in zip(result["cells"], used, strict=True)
+        for name, arm in cell["arms"].items()
+    ]
+
+
+_ARM = (
+    Column("cache, blocks", lambda row: row.blocks, "{:,}"),
+    Column("arm", lambda row: row.name),
+)
+COUNTS = (
+    *_ARM,
+    Column("hit rate", lambda row: row.arm["hit_rate"], "{:.1%}"),
+    Column("tokens computed", lambda row: row.computed, "{:,}"),
+    Column("x infinite cache", lambda row: row.computed / row.infinite_cache, "{:.2f}"),
+    Column(
+        "x known in advance",
+        lambda row: row.computed / row.known if row.known else None,
+        "{:.2f}",
+    ),
+    Column("engine steps", lambda row: row.arm["engine_steps"], "{:,}"),
+    Column("preemptions", lambda row: row.arm["preemptions"], "{:,}"),
+    Column("overtaken, most", lambda row: row.arm["overtaken_most"], "{:,}"),
+)
+"""Facts: what was computed, and by how much more than it need be."""
+
+TIMES = (
+    *_ARM,
+    Column("TTFT mean", lambda row: row.arm["ttft"]["mean"], "{:.3f}"),
+    Column("TTFT p50", lambda row: row.arm["ttft"]["p50"], "{:.3f}"),
+    Column("TTFT p90", lambda row: row.arm["ttft"]["p90"], "{:.3f}"),
+    Column("TTFT p99", lambda row: row.arm["ttft"]["p99"], "{:.3f}"),
+    Column("TTFT max", lambda row: row.arm["ttft"]["max"], "{:.3f}"),
+    Column("requests/s", lambda row: row.arm["requests_per_second"], "{:.2f}"),
+    Column("Jain of 1/TTFT", lambda row: row.arm["jain"], "{:.3f}"),
+    Column("scheduler CPU, ms/request", lambda row: row.scheduler_cpu * 1e3, "{:.2f}"),
+)
+"""Times on the virtual clock, and CPU of this machine."""
+
+COLUMNS = (*COUNTS, *TIMES[len(_ARM) :])
+"""All of them, for JSON and CSV."""
+
+
+def show(result: dict[str, Any], rows: Sequence[Row], console: Console) -> None:
+    """Print a result."""
+    console.print(table("counts: the same in every run", COUNTS, rows))
+    title = "seconds on the cost model's clock; CPU of this machine"
+    console.print(table(title, TIMES, rows))
+    cost = result["options"]["cost"]
+    console.print(
+        "Cost model: " + ", ".join(f"{name}={value:g}" for name, value in cost.items()),
+        highlight=False,
+    )

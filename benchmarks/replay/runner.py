@@ -1,0 +1,279 @@
+"""What radix would do to your traffic with your cache: `vllm-radix replay`.
+
+Runs a trace, or a built-in workload, through vLLM's real scheduler without a model,
+once for each arm and cache size, on a virtual clock. Tokens, steps, hits and
+preemptions are facts; seconds are the cost model's.
+"""
+
+import importlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from vllm.v1.core.sched.interface import SchedulerInterface
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_radix import RadixScheduler
+from vllm_radix.config import RadixConfig, parse_flag
+from vllm_radix_bench.replay.oracles import (
+    every_turn,
+    infinite_cache,
+    known_in_advance,
+)
+from vllm_radix_bench.report.cli_types import InputError
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
+from vllm_radix_bench.sim.engine import make_scheduler
+from vllm_radix_bench.workloads.turn import Turn, longest_path
+
+KNOWN_ARMS = ("stock", "radix", "apc-off")
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass
+class Options:
+    """What ``vllm-radix replay`` can be told; see its ``--help``."""
+
+    blocks: list[int]
+    arms: list[str] = field(default_factory=lambda: ["stock", "radix"])
+    block_size: int = 16
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 8192
+    long_prefill_token_threshold: int = 0
+    priorities: bool = False
+    cost: CostModel = field(default_factory=CostModel)
+    known_in_advance: bool = True
+
+
+@dataclass
+class Arm:
+    """A scheduler to run.
+
+    Attributes:
+        name: as it was given.
+        cls: class of the scheduler.
+        radix: options of radix.
+        caching: whether prefix caching is on.
+    """
+
+    name: str
+    cls: Callable[..., Any]
+    radix: dict[str, Any] = field(default_factory=dict)
+    caching: bool = True
+
+
+def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
+    """Return an arm of radix.
+
+    Raises:
+        ValueError: an option is wrong.
+    """
+    return Arm(name, RadixScheduler, RadixConfig.resolve(options).to_dict())
+
+
+def parse_arm(text: str) -> Arm:
+    """Return an arm: a known one, ``radix:{JSON}``, or ``module.Class``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "stock":
+        return Arm(text, Scheduler)
+    if text == "apc-off":
+        return Arm(text, Scheduler, caching=False)
+    name, _, options = text.partition(":")
+    if name == "radix":
+        try:
+            return radix_arm(text, parse_flag(options))
+        except ValueError as error:
+            raise InputError(f"--arms: {text!r}: {error}") from error
+    module, _, attribute = text.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception:  # of the user's own module, whatever it is
+        found = None
+    if not isinstance(found, type) or not issubclass(found, SchedulerInterface):
+        raise InputError(
+            f"--arms: {text!r} is none of {', '.join(KNOWN_ARMS)}, "
+            "radix:{JSON options}, or the qualified name of a scheduler class"
+        )
+    return Arm(text, found)
+
+
+def send_at_rate(roots: Sequence[Turn], rate: float, seed: int) -> None:
+    """Give roots the arrival times of a Poisson process, in shuffled order.
+
+    Args:
+        roots: sent in this order; times are written into them.
+        rate: roots a second.
+        seed: of times.
+    """
+    rng = random.Random(f"arrivals {seed}")
+    now = 0.0
+    for root in roots:
+        now += rng.expovariate(rate)
+        root.arrival = now
+
+
+def shuffle(roots: list[Turn], seed: int) -> None:
+    """Put roots in an order of no meaning, as requests of many users come."""
+    random.Random(f"order {seed}").shuffle(roots)
+
+
+def send_at_load(
+    roots: Sequence[Turn], load: float, seed: int, options: Options
+) -> None:
+    """Give roots Poisson arrivals at a multiple of what stock can serve.
+
+    What it can is measured: all roots at once, in the first cache.
+    """
+    longest = longest_path(roots)
+    outcome = run_arm(parse_arm("stock"), roots, options.blocks[0], options, longest)
+    send_at_rate(roots, load * len(roots) / outcome.seconds, seed)
+
+
+def run_arm(
+    arm: Arm,
+    roots: Sequence[Turn],
+    blocks: int,
+    options: Options,
+    longest: int,
+    progress: Callable[[int], None] | None = None,
+    answers: dict[str, list[int]] | None = None,
+) -> Outcome:
+    """Run all requests on one arm."""
+    extra: dict[str, Any] = {}
+    if options.priorities:
+        extra["scheduling_policy"] = "priority"
+    scheduler = make_scheduler(
+        arm.cls,
+        block_size=options.block_size,
+        # One block is vLLM's own, the null block.
+        num_blocks=blocks + 1,
+        radix=arm.radix,
+        max_model_len=longest + 1,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        long_prefill_token_threshold=options.long_prefill_token_threshold,
+        enable_prefix_caching=arm.caching,
+        **extra,
+    )
+    return VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+
+
+def jain(values: Sequence[float]) -> float:
+    """Return Jain's fairness index of what each gets: 1 is fair, 1/n is not."""
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+
+
+def latencies(records: Sequence[Record]) -> dict[str, float]:
+    """Return mean, percentiles and maximum of the times to first token."""
+    ttfts = np.array([record.ttft for record in records])
+    out = {"mean": float(ttfts.mean())}
+    for share in (50, 90, 99):
+        out[f"p{share}"] = float(np.percentile(ttfts, share))
+    out["max"] = float(ttfts.max())
+    return out
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return what a run did, as one dict; the same input gives the same."""
+    records = outcome.records
+    prompt_tokens = sum(record.prompt_tokens for record in records)
+    tenants: dict[str, list[Record]] = {}
+    for record in records:
+        tenants.setdefault(record.tenant, []).append(record)
+    by_tenant = {name: latencies(mine) for name, mine in sorted(tenants.items())}
+    return {
+        "requests": len(records),
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": sum(record.cached_tokens for record in records),
+        "hit_rate": sum(r.cached_tokens for r in records) / prompt_tokens,
+        "computed_prompt_tokens": outcome.computed_prompt_tokens,
+        "engine_steps": outcome.engine_steps,
+        "preemptions": sum(record.preemptions for record in records),
+        "seconds": outcome.seconds,
+        "requests_per_second": len(records) / outcome.seconds,
+        "ttft": latencies(records),
+        "latency_mean": fmean(record.finished - record.sent for record in records),
+        "overtaken_most": max(record.overtaken for record in records),
+        "jain": jain([1 / lat["mean"] for lat in by_tenant.values()]),
+        "tenants": by_tenant if len(by_tenant) > 1 else {},
+    }
+
+
+def check(roots: Sequence[Turn], options: Options) -> int:
+    """Return the tokens of the longest request.
+
+    Raises:
+        InputError: it does not fit a cache.
+    """
+    longest = longest_path(roots)
+    for blocks in options.blocks:
+        if longest > blocks * options.block_size:
+            raise InputError(
+                f"--blocks: a request of {longest} tokens does not fit a cache of "
+                f"{blocks} blocks of {options.block_size} tokens"
+            )
+    return longest
+
+
+def run(roots: Sequence[Turn], options: Options, progress: Progress) -> dict[str, Any]:
+    """Run every arm with every cache size.
+
+    Args:
+        roots: the requests.
+        options: what to run.
+        progress: called with a line when a run starts, and with the requests done
+            since the last call.
+
+    Returns:
+        The result, ready for JSON; only ``machine`` depends on more than the input.
+
+    Raises:
+        InputError: before anything is run.
+    """
+    arms = [parse_arm(text) for text in options.arms]
+    longest = check(roots, options)
+    cells = []
+    cpu: list[dict[str, float]] = []
+    ideal = infinite_cache(roots)
+    for blocks in options.blocks:
+        cell: dict[str, Any] = {"blocks": blocks, "arms": {}}
+        used: dict[str, float] = {}
+        for arm in arms:
+            progress(f"{arm.name}, {blocks} blocks", 0)
+            outcome = run_arm(
+                arm, roots, blocks, options, longest, lambda n: progress("", n)
+            )
+            cell["arms"][arm.name] = summary(outcome)
+            used[arm.name] = outcome.scheduler_cpu / len(outcome.records)
+        if options.known_in_advance:
+            progress(f"known in advance, {blocks} blocks", 0)
+            flat, answers = known_in_advance(roots)
+            best = Arm("", RadixScheduler, {"policy": "fcfs"})
+            # All are there at once: priorities would undo the order.
+            plain = replace(options, priorities=False)
+            outcome = run_arm(
+                best, flat, blocks, plain, longest, lambda n: progress("", n), answers
+            )
+            cell["known_in_advance"] = outcome.computed_prompt_tokens
+        cells.append(cell)
+        cpu.append(used)
+    return {
+        "options": asdict(options),
+        "infinite_cache": ideal,
+        "cells": cells,
+        "machine": {"scheduler_cpu_seconds_per_request": cpu},
+    }
+
+
+def total_requests(roots: Sequence[Turn], options: Options) -> int:
+    """Return how many requests all runs together will send."""
+    runs = len(options.blocks) * (len(options.arms) + options.known_in_advance)
+    return runs * sum(1 for _ in every_turn(roots))

@@ -1,0 +1,1 @@
+"""Results for a reader and for a script: columns, tables, files, option types."""

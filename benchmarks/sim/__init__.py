@@ -1,0 +1,1 @@
+"""vLLM's real scheduler without a model, driven on a cost model's clock."""

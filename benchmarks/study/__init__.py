@@ -1,0 +1,1 @@
+"""Studies: every order on many loads, without a model."""

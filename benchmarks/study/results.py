@@ -1,0 +1,90 @@
+"""What both studies do with their runs: make them, save them, compare them.
+
+A run is a dict with the load's name, the seed, and the summary of each arm; see
+``replay.runner.summary``.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from vllm_radix_bench.report.columns import Column
+from vllm_radix_bench.report.output import OutputFile
+
+Run = dict[str, Any]
+
+LOAD = Column("load", lambda runs: runs[0]["load"])
+
+
+def collect(
+    run: Callable[[Any], Run],
+    tasks: Sequence[Any],
+    jobs: int | None,
+    output: OutputFile,
+) -> list[Run]:
+    """Run all tasks in processes; save what there is after each."""
+    results = []
+    output.prepare()
+    with ProcessPoolExecutor(jobs) as pool:
+        for result in tqdm(pool.map(run, tasks), total=len(tasks)):
+            results.append(result)
+            output.write_json(results)
+    return results
+
+
+def by_load(results: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs of each load together, in the order of the loads."""
+    loads: dict[str, list[Run]] = {}
+    for run in results:
+        loads.setdefault(run["load"], []).append(run)
+    return list(loads.values())
+
+
+def ratio(runs: Sequence[Run], arm: str, *path: str) -> float:
+    """Return the mean over seeds of a figure, relative to stock's."""
+
+    def of(run: Run, name: str) -> float:
+        value = run["arms"][name]
+        for key in path:
+            value = value[key]
+        return float(value)
+
+    return fmean(of(run, arm) / of(run, "stock") for run in runs)
+
+
+def tail_ratios(runs: Sequence[Run], arm: str) -> list[float]:
+    """Return each run's p99 TTFT, relative to stock's.
+
+    With a cold tenant it is that tenant's longest TTFT.
+    """
+    cold = "cold" in runs[0]["arms"]["stock"]["tenants"]
+    path = ("tenants", "cold", "max") if cold else ("ttft", "p99")
+    return [ratio([run], arm, *path) for run in runs]
+
+
+def ttft_column(title: str, arm: str, *, worst: bool = False) -> Column:
+    """Return the column of an arm's TTFT, relative to stock's; rows are runs.
+
+    Args:
+        title: of the column.
+        arm: its name.
+        worst: whether to show the p99 of the worst seed too.
+    """
+
+    def value(runs: Sequence[Run]) -> dict[str, float]:
+        tails = tail_ratios(runs, arm)
+        mean = ratio(runs, arm, "ttft", "mean")
+        return {"mean": mean, "p99": fmean(tails), "worst": max(tails)}
+
+    last = " ({worst:.2f})" if worst else ""
+    return Column(title, value, "{mean:.2f} / {p99:.2f}" + last)
+
+
+def tokens_column(title: str, arm: str) -> Column:
+    """Return the column of the tokens that an arm computes, relative to stock's."""
+    return Column(
+        title, lambda runs: ratio(runs, arm, "computed_prompt_tokens"), "{:.2f}"
+    )

@@ -1,0 +1,1 @@
+"""Traces: recorded requests, read into turns to be replayed."""

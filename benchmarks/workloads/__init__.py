@@ -1,0 +1,1 @@
+"""Requests to run: forests of turns, built-in workloads, and their sizes."""

@@ -1,0 +1,168 @@
+"""The replay: what it reports is what happened, the same each time."""
+
+import json
+
+import pytest
+
+from vllm_radix.cli import main
+from vllm_radix_bench.replay import oracles, runner
+from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.workloads.encoders import words
+from vllm_radix_bench.workloads.sizing import build
+from vllm_radix_bench.workloads.turn import Turn, longest_path
+
+SMALL = ["--block-size", "32", "--blocks", "64", "--max-num-seqs", "4"]
+SMALL += ["--max-num-batched-tokens", "512", "--pressure", "3", "--stretch", "0.25"]
+
+
+def tokens(seed, count):
+    return [1000 * seed + i for i in range(count)]
+
+
+def options(**fields):
+    return runner.Options([64], block_size=32, max_num_seqs=4,
+                          max_num_batched_tokens=512, **fields)  # fmt: skip
+
+
+def run(roots, arm="radix", **fields):
+    longest = longest_path(roots)
+    return runner.run_arm(runner.parse_arm(arm), roots, 64, options(**fields), longest)
+
+
+def test_the_command_writes_the_same_each_time(tmp_path, capsys):
+    results = []
+    for name in ("a", "b"):
+        output = tmp_path / f"{name}.json"
+        words = ["replay", "--workload", "few-shot", "--load", "1.5", *SMALL]
+        words += ["--arms", "stock", "radix", "apc-off", 'radix:{"policy": "lpm"}']
+        words += ["--blocks", "64", "128", "--output", str(output)]
+        csv = tmp_path / f"{name}.csv"
+        assert main([*words, "--csv", str(csv)]) == 0
+        results.append(json.loads(output.read_text()))
+        assert results[-1].pop("machine")["scheduler_cpu_seconds_per_request"]
+        assert all(r.pop("scheduler CPU, ms/request") for r in results[-1]["rows"])
+        assert csv.read_text().startswith('"cache, blocks",arm,hit rate,')
+        assert csv.read_text().count("\n") == 1 + len(results[-1]["rows"])
+    assert results[0] == results[1]
+    out = capsys.readouterr().out
+    assert "counts: the same in every run" in out
+    assert "cost model's clock" in out and "flops_per_second=4.95e+14" in out
+    first, second = results[0]["cells"]
+    assert (first["blocks"], second["blocks"]) == (64, 128)
+    arms = first["arms"]
+    assert (
+        arms["radix"]["computed_prompt_tokens"]
+        < (arms["stock"]["computed_prompt_tokens"])
+    )
+    assert arms["apc-off"]["hit_rate"] == 0
+    assert arms["apc-off"]["computed_prompt_tokens"] >= arms["apc-off"]["prompt_tokens"]
+    assert results[0]["infinite_cache"] <= arms["radix"]["computed_prompt_tokens"]
+    assert first["known_in_advance"] < arms["stock"]["computed_prompt_tokens"]
+
+
+def test_a_trace_is_replayed(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    lines = [
+        {"token_ids": tokens(i % 3, 200) + tokens(9 + i, 20), "output_length": 4,
+         "arrival": i * 0.01, "tenant": "ab"[i % 2]}
+        for i in range(30)
+    ]  # fmt: skip
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    output = tmp_path / "out.json"
+    assert main(["replay", str(trace), *SMALL[:8], "--output", str(output)]) == 0
+    (cell,) = json.loads(output.read_text())["cells"]
+    assert cell["arms"]["radix"]["requests"] == 30
+    assert set(cell["arms"]["radix"]["tenants"]) == {"a", "b"}
+    assert 0 < cell["arms"]["radix"]["jain"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give a trace, or --workload, and not both"),
+        (["x.jsonl", "--workload", "chat"], "and not both"),
+        (["/no/such.jsonl"], "/no/such.jsonl"),
+        (["--workload", "chats"], "invalid choice: 'chats'"),
+        (["--workload", "chat", "--arms", "sglang"], "--arms: 'sglang' is none of"),
+        (["--workload", "chat", "--arms", 'radix:{"x": 1}'], "unknown radix option"),
+        (["--workload", "chat", "--arms", "radix:{"], "takes nothing or a JSON object"),
+        (["--workload", "chat", "--blocks", "1"], "'1' is not a whole number from 2"),
+        (["--workload", "chat", "--cost", "flops=1"], "is not NAME=VALUE with a name"),
+        (["--workload", "chat", "--cost", "bytes_per_second=0"], "at least 1"),
+        (["--workload", "chat", "--limit", "3"], "--limit is of a trace"),
+        (["--workload", "chat", "--closed-loop"], "--closed-loop is of a trace"),
+        (["--workload", "chat", "--blocks", "9"], "does not fit a cache of 9 blocks"),
+        (["--workload", "chat", "--load", "-1"], "'-1' is not a number from 0"),
+        (["--workload", "chat", "--csv", "/"], "--csv: / is a folder, not a file"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(words, message, tmp_path, capsys):
+    output = tmp_path / "out" / "runner.json"
+    with pytest.raises(SystemExit) as stop:
+        main(["replay", "--output", str(output), *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not output.parent.exists()
+
+
+def test_an_infinite_cache_computes_what_is_new():
+    shared = tokens(1, 100)
+    roots = [
+        Turn(shared + tokens(2, 10), 5),
+        Turn(shared + tokens(3, 20), 5, children=[Turn(tokens(4, 30), 5)]),
+        Turn(shared + tokens(2, 10), 5),
+        Turn(shared, 5, salt="other"),
+    ]
+    assert oracles.infinite_cache(roots) == 100 + 10 + 20 + 30 + 100
+
+
+def test_known_in_advance_all_requests_are_there_in_tree_order():
+    work = build("chat", words, num_blocks=64, block_size=32, pressure=2, seed=0)
+    flat, answers = oracles.known_in_advance(work.roots)
+    assert len(flat) == sum(1 for _ in work.turns())
+    assert [turn.tokens for turn in flat] == sorted(turn.tokens for turn in flat)
+    for at, answer in answers.items():
+        assert len(answer) == flat[int(at)].max_tokens
+        following = flat[int(at) + 1].tokens
+        start = len(flat[int(at)].tokens)
+        assert following[start : start + len(answer)] == answer
+    longest = longest_path(work.roots)
+    best = runner.parse_arm('radix:{"policy": "fcfs"}')
+    known = runner.run_arm(best, flat, 64, options(), longest, answers=answers)
+    stock = run(work.roots, "stock")
+    assert known.computed_prompt_tokens < stock.computed_prompt_tokens
+
+
+def test_times_overtakes_and_tenants_are_those_of_the_run():
+    roots = [Turn(tokens(1, 100), 3, arrival=float(i), tenant=str(i)) for i in range(3)]
+    outcome = run(roots, "stock")
+    assert [record.sent for record in outcome.records] == [0.0, 1.0, 2.0]
+    first = outcome.records[0]
+    cost = CostModel()
+    assert first.first_token == pytest.approx(cost.seconds([(100, 100)]))
+    assert first.finished == pytest.approx(
+        first.first_token + cost.seconds([(1, 101)]) + cost.seconds([(1, 102)])
+    )
+    assert outcome.engine_steps == 9
+    assert outcome.computed_prompt_tokens == 100 + 4 + 4
+    assert runner.summary(outcome)["overtaken_most"] == 0
+    assert runner.jain([1, 1, 1]) == 1 and runner.jain([1, 0]) == 0.5
+
+
+def test_a_turn_waits_for_its_answer_and_its_time():
+    child = Turn(tokens(2, 10), 3, arrival=5.0)
+    late = run([Turn(tokens(1, 64), 3, children=[child])], "stock")
+    assert late.records[1].sent == 5.0
+    assert late.records[1].prompt_tokens == 64 + 3 + 10
+    child.arrival = 0.0
+    soon = run([Turn(tokens(1, 64), 3, children=[child])], "stock")
+    assert soon.records[1].sent == soon.records[0].finished
+
+
+def test_other_schedulers_and_priorities_can_be_run():
+    roots = [Turn(tokens(i, 100), 3, priority=-i) for i in range(12)]
+    name = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
+    assert runner.parse_arm(name).cls.__name__ == "AsyncScheduler"
+    outcome = run(roots, "stock", priorities=True)
+    by_finish = sorted(outcome.records, key=lambda record: record.finished)
+    assert int(by_finish[0].id) > 4

@@ -1,0 +1,272 @@
+"""Traces: what is read, what is made up, and what is refused in which words."""
+
+import json
+from zlib import crc32
+
+import pytest
+
+from vllm_radix_bench.traces.formats.mooncake import HashedPrompt
+from vllm_radix_bench.traces.line import MAX_TOKEN, TraceError
+from vllm_radix_bench.traces.load import load
+from vllm_radix_bench.workloads.turn import Turn
+
+BIG = 10**400
+MOONCAKE = {"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [0, 7]}
+PLAIN = {"token_ids": [5, 6], "output_length": 4}
+
+
+def encode(text):
+    return [3 + crc32(word.encode()) % 40_000 for word in text.split()]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_lines(*lines):
+        path = tmp_path / "trace.jsonl"
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("".join(text + "\n" for text in texts))
+        return path
+
+    return write_lines
+
+
+def mooncake(**fields):
+    return {**MOONCAKE, **fields}
+
+
+def plain(**fields):
+    return {**PLAIN, **fields}
+
+
+def without(line, name):
+    return {key: value for key, value in line.items() if key != name}
+
+
+def test_mooncake(write):
+    path = write(
+        mooncake(timestamp=500),
+        mooncake(timestamp=2000, input_length=1024, hash_ids=[0, 8], output_length=1),
+        mooncake(timestamp=2500.5, input_length=1, hash_ids=[182789]),
+    )
+    turns = load(path, encode)
+    assert [len(turn.tokens) for turn in turns] == [600, 1024, 1]
+    assert [turn.max_tokens for turn in turns] == [3, 1, 3]
+    assert [turn.arrival for turn in turns] == [0, 1.5, 2.0005]
+    first, second, third = (list(turn.tokens) for turn in turns)
+    assert first[:512] == second[:512]
+    assert first[512] != second[512]
+    assert first[513:] == second[513:600]
+    assert third[0] not in (*first, *second)
+    assert turns[0] == Turn(first, 3)
+
+
+def test_plain(write):
+    path = write(
+        {"prompt": "two words", "output_length": 1},
+        plain(arrival=1.5, session="s", tenant="t", priority=-2, salt="x"),
+        plain(tenant="", token_ids=[0, MAX_TOKEN], arrival=2),
+    )
+    assert load(path, encode) == [
+        Turn(encode("two words"), 1),
+        Turn([5, 6], 4, arrival=1.5, tenant="t", priority=-2, salt="x"),
+        Turn([0, MAX_TOKEN], 4, arrival=2.0),
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 511, 512, 513, 1500, 1536])
+def test_a_made_up_prompt_is_the_list_it_stands_for(length):
+    ids = [4, 0, 9][: -(-length // 512)]
+    whole = [token for one in ids for token in (1000 + one, *[1] * 511)][:length]
+    prompt = HashedPrompt(ids, length)
+    assert list(prompt) == [*prompt] == prompt[:] == whole
+    assert prompt == whole and whole == prompt
+    assert len(prompt) == length
+    assert [prompt[i] for i in range(length)] == whole
+    assert [prompt[-i] for i in range(1, length + 1)] == whole[::-1]
+    assert list(reversed(prompt)) == whole[::-1]
+    for part in (slice(510, 515), slice(-3, None), slice(None, None, -7), slice(9, 2)):
+        assert prompt[part] == whole[part]
+    for index in (length, -length - 1):
+        with pytest.raises(IndexError):
+            prompt[index]
+    assert 1000 + ids[-1] in prompt and 77 not in prompt
+
+
+def test_made_up_prompts_compare_and_hash():
+    prompt = HashedPrompt([1, 2], 600)
+    same = HashedPrompt([1, 2], 600)
+    assert prompt == same and hash(prompt) == hash(same)
+    assert prompt not in (HashedPrompt([1, 3], 600), HashedPrompt([1, 2], 601))
+    assert prompt not in ([1001], "prompt")
+    assert repr(prompt) == "HashedPrompt(2 blocks, 600 tokens)"
+
+
+def test_requests_come_in_order_of_arrival(write):
+    path = write(
+        plain(token_ids=[1], arrival=9),
+        plain(token_ids=[2], arrival=7),
+        plain(token_ids=[3], arrival=9),
+        plain(token_ids=[4], arrival=7),
+    )
+    turns = load(path, encode)
+    assert [(turn.tokens[0], turn.arrival) for turn in turns] == [
+        (2, 0), (4, 0), (1, 2), (3, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rate", "last"), [(0.5, 8), (1.0, 4), (2.0, 2)])
+def test_a_rate_of_two_is_twice_as_fast(write, rate, last):
+    path = write(mooncake(timestamp=1000), mooncake(timestamp=5000))
+    assert [t.arrival for t in load(path, encode, rate=rate)] == [0, last]
+
+
+def test_lines_after_the_limit_are_not_read(write):
+    path = write(plain(arrival=3), "", plain(arrival=1), "{")
+    assert [t.arrival for t in load(path, encode, limit=2)] == [0, 2]
+    with pytest.raises(TraceError, match="line 4"):
+        load(path, encode)
+    assert len(load(write(PLAIN), encode, limit=5)) == 1
+
+
+def test_blank_lines_are_skipped(write):
+    assert len(load(write("", PLAIN, "  ", PLAIN, ""), encode)) == 2
+
+
+def test_a_closed_loop_chains_sessions(write):
+    path = write(
+        plain(token_ids=[1], arrival=1, session="a"),
+        plain(token_ids=[2], arrival=2, session="b"),
+        plain(token_ids=[1, 8, 9], arrival=5, session="a"),
+        plain(token_ids=[3], arrival=4),
+        plain(token_ids=[1, 8], arrival=3, session="a"),
+        plain(token_ids=[3], arrival=6),
+    )
+    last = Turn([1, 8, 9], 4, arrival=4, whole=True)
+    middle = Turn([1, 8], 4, [last], arrival=2, whole=True)
+    assert load(path, encode, closed_loop=True) == [
+        Turn([1], 4, [middle]),
+        Turn([2], 4, arrival=1),
+        Turn([3], 4, arrival=3),
+        Turn([3], 4, arrival=5),
+    ]
+    turns = load(path, encode)
+    assert [turn.arrival for turn in turns] == [0, 1, 2, 3, 4, 5]
+    assert not any(turn.children or turn.whole for turn in turns)
+
+
+@pytest.mark.parametrize("lines", [[MOONCAKE], [PLAIN, PLAIN]])
+def test_a_closed_loop_needs_sessions(write, lines):
+    with pytest.raises(TraceError, match="session is missing"):
+        load(write(*lines), encode, closed_loop=True)
+
+
+WRONG = [
+    # What is in the file, and words of the message.
+    ("{", ["is not JSON", "Expecting"]),
+    ('{"prompt": ' + "[" * 100_000, ["is not JSON"]),
+    ('{"token_ids": [' + "9" * 5000 + "]}", ["is not JSON"]),
+    ("[1, 2]", ["is [1, 2]", "an object"]),
+    ("null", ["is None", "an object"]),
+    ({}, ["hash_ids, prompt and token_ids are missing", "allowed: "]),
+    ({"output_length": 3}, ["hash_ids, prompt and token_ids are missing"]),
+    (plain(colour=1, n=2), ["unknown field 'colour', 'n'", "prompt, token_ids, arr"]),
+    (mooncake(session="a"), ["unknown field 'session'", "timestamp, input_length"]),
+    (mooncake(prompt="a"), ["unknown field 'prompt'"]),
+    (plain(prompt="a"), ["prompt and token_ids are both given", "one of them"]),
+    *[(mooncake(hash_ids=value), ["hash_ids is"]) for value in ([], 3, "07", None)],
+    *[
+        (mooncake(hash_ids=[0, value]), [f"hash_ids[1] is {value!r}", "from 0 to"])
+        for value in (-1, 1.0, True, None, "7", [], (1 << 30) - 1000)
+    ],
+    *[
+        (mooncake(input_length=value), ["input_length is", "allowed: "])
+        for value in (0, -5, True, 600.0, "600", None, 512, 1025, BIG)
+    ],
+    (mooncake(input_length=512), ["is 512 with 2 hash_ids", "513 to 1024"]),
+    *[
+        (line(output_length=value), ["output_length is", "an integer from 1 to"])
+        for line in (mooncake, plain)
+        for value in (0, -1, True, 2.0, "2", None, [2], 1_000_001, BIG)
+    ],
+    *[
+        (line(**{name: value}), [f"{name} is", "a finite number of", "0 or more"])
+        for line, name in ((mooncake, "timestamp"), (plain, "arrival"))
+        for value in (-1, -0.5, True, "0", None, float("nan"), float("inf"), BIG)
+    ],
+    *[
+        (without(MOONCAKE, name), [f"{name} is missing", "allowed: "])
+        for name in ("timestamp", "input_length", "output_length")
+    ],
+    (without(PLAIN, "output_length"), ["output_length is missing"]),
+    *[(plain(token_ids=value), ["token_ids is"]) for value in ([], 3, "07", None, {})],
+    *[
+        (plain(token_ids=[1, 2, value]), [f"token_ids[2] is {value!r}", "from 0 to"])
+        for value in (-1, 1.0, True, None, "7", 1 << 30)
+    ],
+    *[
+        ({"prompt": value, "output_length": 1}, ["prompt is", "allowed: "])
+        for value in ("", "  ", 3, None, ["a"], "\ud800")
+    ],
+    *[
+        (plain(**{name: value}), [f"{name} is {value!r}", "a string"])
+        for name in ("session", "tenant", "salt")
+        for value in (1, None, True, ["a"], "\udfff")
+    ],
+    *[(plain(**{name: ""}), [f"{name} is ''"]) for name in ("session", "salt")],
+    *[
+        (plain(priority=value), ["priority is", "an integer"])
+        for value in (1.0, "1", None, False, 1 << 63)
+    ],
+]
+
+
+@pytest.mark.parametrize(("line", "words"), WRONG)
+def test_wrong_lines_are_refused_in_words(write, line, words):
+    good = MOONCAKE if "hash_ids" in line else PLAIN
+    for lines in ([line], [good, "", line, good]):
+        path = write(*lines)
+        with pytest.raises(TraceError) as raised:
+            load(path, encode)
+        message = str(raised.value)
+        assert message.startswith(f"{path}, line {1 if len(lines) == 1 else 3}: ")
+        assert "; allowed: " in message
+        assert len(message) < len(str(path)) + 300
+        for word in words:
+            assert word in message
+
+
+@pytest.mark.parametrize(("first", "second"), [(PLAIN, MOONCAKE), (MOONCAKE, PLAIN)])
+def test_formats_do_not_mix(write, first, second):
+    with pytest.raises(TraceError, match=r"line 2: the format is .*; allowed: one"):
+        load(write(first, second), encode)
+
+
+def test_files_that_are_none(tmp_path):
+    missing, empty, binary = (tmp_path / name for name in ("no", "empty", "binary"))
+    empty.write_text("\n\n")
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path, words in (
+        (missing, "cannot be read (No such file or directory)"),
+        (tmp_path, "cannot be read (Is a directory)"),
+        (empty, "holds no request"),
+        (binary, "line 1: is not JSON"),
+    ):
+        with pytest.raises(TraceError) as raised:
+            load(path, encode)
+        assert str(path) in str(raised.value)
+        assert words in str(raised.value)
+        assert "; allowed: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        *[({"rate": r}, "rate is") for r in (0, -1.0, float("nan"), float("inf"))],
+        ({"rate": 5e-324}, "rate is 5e-324: the last request"),
+        *[({"limit": n}, f"limit is {n}") for n in (0, -3)],
+    ],
+)
+def test_wrong_arguments_are_refused(write, options, words):
+    path = write(PLAIN, plain(arrival=1e300))
+    with pytest.raises(TraceError, match=words):
+        load(path, encode, **options)
