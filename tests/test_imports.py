@@ -4,19 +4,12 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
 import tomllib
 
 ROOT = Path(__file__).parent.parent
 
 FACADE = "vllm_radix"
 """Loads what it exports on first use: the imports at its top are for types only."""
-
-BEING_MENDED = {
-    ("vllm_radix.tree.dump", "vllm_radix.tree.radix_tree"),
-    ("vllm_radix.tree.explain", "vllm_radix.tree.radix_tree"),
-}
-"""Imports that close a circle and are to go: both are for types. Only ever shrinks."""
 
 
 def modules() -> dict[str, Path]:
@@ -80,16 +73,5 @@ def test_no_module_imports_itself_through_others():
     edges = graph()
     assert len(edges) > 100
     assert edges["vllm_radix_bench.replay.cli"] > {"vllm_radix_bench.traces.load"}
-    for importer, imported in BEING_MENDED:
-        edges.get(importer, set()).discard(imported)
     circle = circle_of(edges)
     assert not circle, " imports ".join(circle[::-1])
-
-
-@pytest.mark.parametrize("pair", sorted(BEING_MENDED), ids=str)
-def test_what_is_being_mended_still_closes_a_circle(pair):
-    edges = graph()
-    for importer, imported in BEING_MENDED - {pair}:
-        edges.get(importer, set()).discard(imported)
-    closes = pair[1] in edges.get(pair[0], ()) and circle_of(edges)
-    assert closes, f"mended: strike {pair} from the list"
