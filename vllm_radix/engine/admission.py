@@ -12,11 +12,11 @@ from itertools import chain
 
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
-from vllm_radix.engine.explain import Placement
 from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.miss_log import Placement
 from vllm_radix.engine.queue import PrefixQueue
 from vllm_radix.policy import (
     ORDERS,

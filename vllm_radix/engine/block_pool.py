@@ -23,8 +23,8 @@ from vllm_radix.engine.compat import (
     KVCacheBlock,
     Request,
 )
-from vllm_radix.engine.keys import RequestKeys
 from vllm_radix.engine.open_tails import OpenTails
+from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.tree import (
     BYTES_PER_TOKEN,
     LRU,

@@ -9,8 +9,8 @@ from vllm_radix.engine.compat import (
     KVCacheManager,
     Request,
 )
-from vllm_radix.engine.explain import Explainer
-from vllm_radix.engine.full_attention import RadixFullAttentionManager
+from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
+from vllm_radix.engine.miss_log import Explainer
 from vllm_radix.tree import LRU, EvictionPolicy, Match
 
 _ROOM = 2

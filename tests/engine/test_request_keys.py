@@ -10,7 +10,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.request import Request
 
 from support.engine_double import make_vllm_config  # noqa: F401  (sets vLLM up)
-from vllm_radix.engine.keys import Markers, RequestKeys
+from vllm_radix.engine.request_keys import Markers, RequestKeys
 from vllm_radix.tree import decode, encode
 
 SIZE = 4
