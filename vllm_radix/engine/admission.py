@@ -453,13 +453,13 @@ class AdmissionController:
 
     def _explain(self, picks: list[PlannedAdmission], now: float) -> None:
         """Record the reason for each request's place, if ``explain`` is on."""
-        explainer = self._manager.explainer
-        if explainer is None:
+        miss_log = self._manager.miss_log
+        if miss_log is None:
             return
-        explainer.placements.clear()
+        miss_log.placements.clear()
         for pick in picks:
             entry = pick.entry
-            explainer.placements[entry.id] = Placement(
+            miss_log.placements[entry.id] = Placement(
                 pick.reason, entry.arrival, now - entry.arrived_at, entry.held_for(now)
             )
 
