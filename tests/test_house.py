@@ -101,7 +101,7 @@ def test_only_engine_plugin_and_attention_backends_import_vllm():
 
 
 def test_vllm_names_have_one_home():
-    for path in (PACKAGE / "engine").glob("*.py"):
+    for path in (PACKAGE / "engine").rglob("*.py"):
         if path.name != "compat.py":
             names = {name.split(".")[0] for name in imports_of(path)}
             assert "vllm" not in names, path.name

@@ -11,12 +11,12 @@ from itertools import chain
 
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
-from vllm_radix.engine.explain import Placement
 from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.grammar_waits import GrammarWaits
 from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.miss_log import Placement
 from vllm_radix.engine.queue import PrefixQueue
 from vllm_radix.engine.stuck_plan import StuckPlan
 from vllm_radix.engine.tenants import Tenants
@@ -416,13 +416,13 @@ class AdmissionController:
 
     def _explain(self, picks: list[PlannedAdmission], now: float) -> None:
         """Record the reason for each request's place, if ``explain`` is on."""
-        explainer = self._manager.explainer
-        if explainer is None:
+        miss_log = self._manager.miss_log
+        if miss_log is None:
             return
-        explainer.placements.clear()
+        miss_log.placements.clear()
         for pick in picks:
             entry = pick.entry
-            explainer.placements[entry.id] = Placement(
+            miss_log.placements[entry.id] = Placement(
                 pick.reason, entry.arrival, now - entry.arrived_at, entry.held_for(now)
             )
 
