@@ -84,6 +84,8 @@ def chat_tokens(line: Line, name: str, options: ReadOptions) -> list[int]:
         )
     try:
         tokens = options.encode_chat(messages, tools)
+    except ImportError:
+        raise
     # Templates are programs of the models' authors: what they raise is theirs.
     except Exception as error:
         reason = " ".join(str(error).split())

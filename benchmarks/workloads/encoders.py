@@ -56,6 +56,9 @@ class ChatTemplate:
 
     @cached_property
     def _parts(self) -> tuple[Any, Encode]:
+        # transformers needs it for templates, and says so in a way of its own.
+        import jinja2  # noqa: F401
+
         return _tokenizer(self._model), load_encode(self._model)
 
     def __call__(
