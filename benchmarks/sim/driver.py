@@ -241,7 +241,7 @@ class VirtualRun:
             self._progress(done)
 
     def _count_overtakes(self) -> None:
-        """Note for each request who was sent later and admitted before: n log n."""
+        """Count for each request those sent later and admitted before: n log n."""
         number = {id(record): i for i, record in enumerate(self._outcome.records)}
         before: list[int] = []
         for record in self._admitted:

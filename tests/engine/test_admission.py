@@ -119,6 +119,7 @@ def test_another_prompt_is_not_held():
     engine.step()
     assert engine.admitted == ["busy", "0", "other"]
     engine.run()
+    assert sorted(engine.outputs) == ["0", "1", "2", "3", "4", "busy", "other"]
 
 
 def test_a_follower_may_be_aborted_while_it_is_held():

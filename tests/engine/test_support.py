@@ -7,7 +7,9 @@ import torch
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
+    MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
 )
@@ -25,6 +27,8 @@ from vllm_radix.engine.support import (
 SHAPE = {"block_size": 32, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
 FULL = FullAttentionSpec(**SHAPE)
 WINDOW = SlidingWindowSpec(**SHAPE, sliding_window=64)
+CHUNKS = ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=64)
+STATES = MambaSpec(block_size=32, shapes=((8, 8),), dtypes=(torch.float32,))
 
 
 def make(specs, asynchronous=False, **radix):
@@ -57,6 +61,25 @@ def test_other_layouts_are_refused_by_name_with_the_fix(specs, named):
         make(specs)
     assert 'on_unsupported="stock"' in str(refused.value)
     assert str(refused.value).count(".") == 1, "one sentence"
+
+
+@pytest.mark.parametrize(
+    ("specs", "promoted"),
+    [
+        ([FULL, WINDOW], True),
+        ([WINDOW, FULL, CHUNKS, WINDOW], True),
+        # Without full attention beside it vLLM's flag changes nothing.
+        ([WINDOW], False),
+        ([FULL, FULL], False),
+        ([FULL, STATES], False),
+    ],
+)
+def test_the_flag_that_helps_is_named_where_it_helps(specs, promoted):
+    problem = layout_problem(make_kv_cache_config(specs=specs))
+    flag = "start with --disable-hybrid-kv-cache-manager, which makes"
+    assert (flag in problem) == promoted
+    assert ", start without radix, or with the option" in problem or not promoted
+    assert problem.count(".") == 1, "one sentence"
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
