@@ -18,6 +18,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from support.engine_double import make_kv_cache_config, make_vllm_config
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.support import (
+    config_problem,
     layout_problem,
     stock_scheduler_cls,
     version_problem,
@@ -102,6 +103,14 @@ def test_stock_is_the_class_that_vllm_would_choose(diffusion, asynchronous):
     )
     name = stock_scheduler_cls(config).__name__
     assert ("Diffusion" in name, "Async" in name) == (bool(diffusion), asynchronous)
+
+
+def test_an_instance_of_a_multi_modal_encoder_alone_is_named():
+    config = make_vllm_config()
+    config.model_config.multimodal_config = SimpleNamespace(mm_encoder_only=True)
+    # As vLLM does for it, whatever flags are given.
+    config.cache_config.enable_prefix_caching = False
+    assert "this is a multi-modal encoder alone" in config_problem(config)
 
 
 def test_the_installed_vllm_is_supported():

@@ -83,6 +83,12 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
         kind = "a hybrid model (attention and state-space caches)"
     elif model.is_diffusion:
         kind = "a diffusion model"
+    elif vllm_config.is_mm_encoder_only:
+        kind = "a multi-modal encoder alone, which keeps no KV"
+    elif not model.is_prefix_caching_supported:
+        # vLLM turns prefix caching off by itself here, whatever flags are given.
+        what = "an encoder-only" if model.attn_type == "encoder_only" else "a pooling"
+        kind = f"{what} model, of which vLLM caches no prefixes"
     if kind is not None:
         return f"radix serves full-attention models, and this is {kind}: {_FIX}."
     if not vllm_config.cache_config.enable_prefix_caching:
