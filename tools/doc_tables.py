@@ -15,7 +15,6 @@ from docstring_parser import parse
 from vllm_radix.config import ENV_PREFIX, RadixConfig
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
-from vllm_radix_bench.traces.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,15 +51,6 @@ def eviction_policies() -> str:
     return registered(POLICIES)
 
 
-def trace_formats() -> str:
-    """Return the table of the trace formats that `replay` reads."""
-    rows = [
-        (one.name, ", ".join(f"`{name}`" for name in one.fields), _marks(one.marks))
-        for one in FORMATS
-    ]
-    return table(("format", "fields", "known by"), rows)
-
-
 def classes(*names: str) -> str:
     """Return the table of some classes: what each is, and the file it is in."""
     homes = {
@@ -74,10 +64,6 @@ def classes(*names: str) -> str:
         path, text = homes[name]
         rows.append((f"`{name}`", text.split("\n\n")[0], f"`{path.relative_to(ROOT)}`"))
     return table(("class", "what it is", "file"), rows)
-
-
-def _marks(marks: Sequence[str]) -> str:
-    return " or ".join(f"`{name}`" for name in marks)
 
 
 def _attributes(cls: type) -> Any:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import vllm_radix
+from vllm_radix.extras import missing_extra
 
 COMMANDS = {
     "ab": (
@@ -28,9 +29,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0; 1 when an A/B does not show what it should; 2 for bad input; 3 when an
-        engine did not come up or died; 130 when interrupted.
+        0; 1 when an A/B does not show what it should; 2 for bad input, and where a
+        package of the extra ``bench`` is missing; 3 when an engine did not come up or
+        died; 130 when interrupted.
     """
+    try:
+        return _main(argv)
+    except ModuleNotFoundError as error:
+        hint = missing_extra(error)
+        if hint is None:
+            raise
+        print(f"vllm-radix: error: {hint}", file=sys.stderr)
+        return 2
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="vllm-radix",

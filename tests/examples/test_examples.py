@@ -98,6 +98,37 @@ def test_few_shot_offline_finds_more_than_stock(smollm2, tmp_path):
     assert cached() > 1.2 * cached("--stock")
 
 
+SWEEP = EXAMPLES / "sweep"
+
+
+def test_the_sweep_names_servers_that_vllm_knows(serve_parser):
+    arms = ParameterSweep.read_json(SWEEP / "serve.json")
+    parsed = [serve_parser.parse_args(arm.apply_to_cmd(["MODEL"])) for arm in arms]
+    options = [getattr(one.scheduler_cls, "options", None) for one in parsed]
+    assert options == [None, {}, {"patience": 1.5}]
+
+
+@pytest.mark.serve
+@pytest.mark.timeout(900)
+def test_the_sweep_measures_both_arms(tiny, tmp_path):
+    two = {"stock": {}, "radix": {"radix": True}}
+    (tmp_path / "two.json").write_text(json.dumps(two))
+    options = "--load-format dummy --dtype float32 --enforce-eager --block-size 32 "
+    options += "--max-model-len 2048 --max-num-seqs 4 --num-gpu-blocks-override 129"
+    env = {
+        "SERVE_OPTIONS": options,
+        "SERVE_PARAMS": str(tmp_path / "two.json"),
+        "PROMPTS": "20",
+        "RUNS": "1",
+        "PORT": str(free_port()),
+        "OUTPUT": str(tmp_path / "out"),
+    }
+    run([SWEEP / "run.sh", tiny], tmp_path, **env, **on_path())
+    results = [p for p in (tmp_path / "out").rglob("*.json") if "run=" in p.name]
+    measured = [json.loads(path.read_text()) for path in results]
+    assert len(measured) == 2 and all(one["completed"] == 20 for one in measured)
+
+
 @pytest.fixture(scope="module")
 def server(tiny, tmp_path_factory):
     """One server for all clients; tenants are told apart by their salt."""
@@ -131,37 +162,6 @@ def test_agents_branch(server, tmp_path):
     steps = cached_of(printed, r"branch \d\.\d")
     assert plan == 0 and len(branches) == 3 and len(steps) == 6
     assert min(branches) > 0 and min(steps) > max(branches)
-
-
-SWEEP = EXAMPLES / "sweep"
-
-
-def test_the_sweep_names_servers_that_vllm_knows(serve_parser):
-    arms = ParameterSweep.read_json(SWEEP / "serve.json")
-    parsed = [serve_parser.parse_args(arm.apply_to_cmd(["MODEL"])) for arm in arms]
-    options = [getattr(one.scheduler_cls, "options", None) for one in parsed]
-    assert options == [None, {}, {"patience": 1.5}]
-
-
-@pytest.mark.serve
-@pytest.mark.timeout(900)
-def test_the_sweep_measures_both_arms(tiny, tmp_path):
-    two = {"stock": {}, "radix": {"radix": True}}
-    (tmp_path / "two.json").write_text(json.dumps(two))
-    options = "--load-format dummy --dtype float32 --enforce-eager --block-size 32 "
-    options += "--max-model-len 2048 --max-num-seqs 4 --num-gpu-blocks-override 129"
-    env = {
-        "SERVE_OPTIONS": options,
-        "SERVE_PARAMS": str(tmp_path / "two.json"),
-        "PROMPTS": "20",
-        "RUNS": "1",
-        "PORT": str(free_port()),
-        "OUTPUT": str(tmp_path / "out"),
-    }
-    run([SWEEP / "run.sh", tiny], tmp_path, **env, **on_path())
-    results = [p for p in (tmp_path / "out").rglob("*.json") if "run=" in p.name]
-    measured = [json.loads(path.read_text()) for path in results]
-    assert len(measured) == 2 and all(one["completed"] == 20 for one in measured)
 
 
 def on_path():

@@ -5,7 +5,7 @@ kernel and for ours, the time that the model of ``vllm_radix/attention/cost.py``
 both, and what the planner chooses. vLLM's kernel is credited with tiles as large as
 ours, for what those gain is not grouping's. Shapes where grouping does not pay are
 among them. A model, fitted to an H100 (``tools/gpu/fit_cost.py``, docs/gpu.md): nothing
-here is a measurement, and ``bench_attention`` is what judges it.
+here is a measurement, and ``python -m vllm_radix_bench.attention`` is what judges it.
 """
 
 import argparse

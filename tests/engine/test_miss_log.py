@@ -18,7 +18,7 @@ def ask(one, name, tokens, max_tokens=1, **fields):
     """Run a request; return the reason, the token and the cached tokens."""
     one.add(name, tokens, max_tokens, **fields)
     one.run()
-    request_id, miss, cached = one.scheduler.kv_cache_manager.explainer.last
+    request_id, miss, cached = one.scheduler.kv_cache_manager.miss_log.last
     assert request_id == name
     assert cached == one.cached[name]
     return miss.reason, miss.token
@@ -36,7 +36,7 @@ def test_the_reasons_of_finished_requests():
     for number in range(3):
         ask(one, f"fill {number}", prompt(number, 340))
     assert ask(one, "gone", text) == ("evicted", 0)
-    counts = one.scheduler.kv_cache_manager.explainer.missed_tokens
+    counts = one.scheduler.kv_cache_manager.miss_log.missed_tokens
     assert counts["evicted"] == 99
     assert counts["apart"] == 99
     assert counts["diverged"] >= 29
@@ -53,7 +53,7 @@ def test_what_another_request_is_computing_is_pending():
     one.step()
     one.add("second", text[:250] + [2] * 20, 1)
     one.step()
-    name, miss, cached = one.scheduler.kv_cache_manager.explainer.last
+    name, miss, cached = one.scheduler.kv_cache_manager.miss_log.last
     assert (name, miss.reason, cached) == ("second", "pending", miss.token)
     one.run()
 
@@ -79,7 +79,7 @@ def test_each_admission_is_one_line(caplog, monkeypatch):
 
 def test_it_is_off_by_default():
     one = EngineDouble(make_scheduler())
-    assert one.scheduler.kv_cache_manager.explainer is None
+    assert one.scheduler.kv_cache_manager.miss_log is None
     assert one.scheduler.kv_cache_manager.block_pool.tree.history is None
 
 

@@ -17,15 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from vllm_radix_bench.bench_attention import on_cpu
-from vllm_radix_bench.contenders import (
+from vllm_radix_bench.attention.batches import Shape, make_batch
+from vllm_radix_bench.attention.implementations import (
     MissingError,
-    Shape,
     check,
-    make_batch,
     ours,
     stock,
 )
+from vllm_radix_bench.attention.measure import on_cpu
 from vllm_radix_kernels.interpreter import Traffic
 
 SHAPES = {

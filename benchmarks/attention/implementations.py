@@ -1,7 +1,7 @@
-"""Batches over trees of shared prefixes, and who computes their attention.
+"""Ways to compute a batch's attention: ours, vLLM's, FlashInfer's.
 
-For ``bench_attention``: one cache and one batch, and contenders that all compute the
-same from them. FlashInfer gets the requests sorted as its API needs them.
+All compute the same from one cache and one batch. FlashInfer gets the requests sorted
+as its API needs them.
 """
 
 from collections.abc import Callable
@@ -12,210 +12,34 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vllm_radix.attention.cost import DEVICES, Layer, Work
-from vllm_radix.attention.plan_buffers import PARTIAL_MEMORY, PlanBuffers, max_partials
-from vllm_radix.attention.planner import (
-    STOCK_SEGMENTS,
-    AttentionPlanner,
-    Limits,
-    Plan,
-    stock_is_cut,
-)
-from vllm_radix_bench import vllm_kernel
+from vllm_radix.attention.cost import DEVICES, Work
+from vllm_radix.attention.plan_buffers import PlanBuffers, max_partials
+from vllm_radix.attention.planner import AttentionPlanner, Limits, Plan
+from vllm_radix_bench.attention import vllm_kernel
+from vllm_radix_bench.attention.batches import PAGE, Batch
 from vllm_radix_kernels.grouped_attention import DevicePlan, grouped_attention
 from vllm_radix_kernels.tiles import Tile, architecture_of, choose, table_name
 
-PAGE = 16
 TOLERANCE = 2e-2
 """Of a head's output: length of the difference over length. A plain bound would not
 notice a lost page, for averages over many keys are small."""
 
-SPARE = 8
-"""Columns of a block table behind the longest request's blocks."""
-
 OURS, VLLM, FLASH, CASCADE = "grouped", "vLLM Triton", "FlashAttention", "FlashInfer"
 DECLINED = "left to vLLM"
 
-Ints = npt.NDArray[np.int32]
 Row = dict[str, Any]
 
 
 class MismatchError(Exception):
-    """A contender computes something else."""
+    """An implementation computes something else."""
 
 
 class MissingError(Exception):
-    """A contender is not there, or does not take a batch; says why."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A batch: requests over a tree of shared prefixes.
-
-    Attributes:
-        requests: of the batch.
-        new_tokens: query rows of each.
-        prefix: tokens before a request's own, on all levels together.
-        levels: of sharing; 0 for none.
-        heads: query heads.
-        kv_heads: key and value heads.
-        tail: a request's own tokens, new ones included.
-        head_size: elements of a head.
-    """
-
-    requests: int
-    new_tokens: int
-    prefix: int
-    levels: int
-    heads: int
-    kv_heads: int
-    tail: int = 256
-    head_size: int = 128
-
-    @property
-    def length(self) -> int:
-        """Tokens of each request."""
-        return self.prefix + self.tail
-
-    @property
-    def layer(self) -> Layer:
-        """The layer, for the cost model."""
-        return Layer(self.heads, self.kv_heads, self.head_size, 2)
-
-    def runs(self) -> list[tuple[int, int]]:
-        """Return the nodes and the blocks of each node's run, by level."""
-        blocks, out = self.prefix // PAGE, []
-        for level in range(self.levels):
-            nodes = 1 << (self.requests.bit_length() - 1) * level // self.levels
-            extra = blocks % self.levels if level == 0 else 0
-            out.append((nodes, blocks // self.levels + extra))
-        return out
-
-    def own_blocks(self) -> int:
-        """Return the blocks that each request has for itself."""
-        return -(-(self.tail if self.levels else self.length) // PAGE)
-
-    def blocks(self) -> int:
-        """Return the blocks of the batch."""
-        shared = sum(nodes * length for nodes, length in self.runs())
-        return shared + self.requests * self.own_blocks()
-
-    def memory(self) -> int:
-        """Return the bytes that a run needs on the device, roughly."""
-        cache = self.blocks() * PAGE * self.layer.token_bytes
-        return cache + 4 * PARTIAL_MEMORY + (1 << 30)
-
-    def stock_work(self, tile_rows: int, splits: bool = False) -> Work:
-        """Return what a kernel does that reads each request by itself.
-
-        Args:
-            tile_rows: of its tiles.
-            splits: whether it cuts requests until all processors have work; vLLM's
-                Triton kernel does for small batches.
-        """
-        per_tile = max(1, tile_rows // self.layer.group)
-        ends = [*range(per_tile, self.new_tokens, per_tile), self.new_tokens]
-        context = self.length - self.new_tokens
-        shared = PAGE * sum(nodes * length for nodes, length in self.runs())
-        own = self.tail if self.levels else self.length
-        longest, launches = 0 if splits else self.length, 1
-        if not splits and stock_is_cut(self.requests, self.new_tokens, self.layer):
-            splits, launches = True, 2
-            longest = -(-self.length // STOCK_SEGMENTS)
-        return Work(
-            loaded=self.requests * sum(context + end for end in ends),
-            unique=shared + self.requests * own,
-            repeated=shared if splits else 0,
-            tile=max(tile_rows, self.layer.group),
-            partials=0,
-            launches=launches,
-            longest=longest,
-        )
-
-    def __str__(self) -> str:
-        new = f" x {self.new_tokens}" if self.new_tokens > 1 else ""
-        return (
-            f"{self.requests}{new} requests, prefix {self.prefix}, "
-            f"levels {self.levels}, heads {self.heads}/{self.kv_heads}"
-        )
+    """An implementation is not there, or does not take a batch; says why."""
 
 
 @dataclass
-class Batch:
-    """A batch on a device; see ``grouped_attention`` for the tensors.
-
-    Attributes:
-        shape: of the batch.
-        order: [R] its requests as they stand in the tree.
-        host: block tables, lengths and query starts, for planners.
-    """
-
-    shape: Shape
-    order: npt.NDArray[np.int64]
-    host: tuple[Ints, Ints, Ints]
-    cache: torch.Tensor
-    q: torch.Tensor
-    tables: torch.Tensor
-    seq_lens: torch.Tensor
-    starts: torch.Tensor
-
-    @property
-    def k(self) -> torch.Tensor:
-        """Keys [blocks, page, KV heads, D]; vLLM has values beside them."""
-        return self.cache[..., : self.shape.head_size]
-
-    @property
-    def v(self) -> torch.Tensor:
-        """Values, likewise."""
-        return self.cache[..., self.shape.head_size :]
-
-
-def host_batch(
-    shape: Shape, seed: int = 0
-) -> tuple[npt.NDArray[np.int64], tuple[Ints, Ints, Ints]]:
-    """Return a batch's ``order`` and ``host``, without its tensors."""
-    rng = np.random.default_rng(seed)
-    count, new = shape.requests, shape.new_tokens
-    free = rng.permutation(shape.blocks()).astype(np.int32)
-    columns, used = [], 0
-    for nodes, length in [*shape.runs(), (count, shape.own_blocks())]:
-        blocks = free[used : used + nodes * length].reshape(nodes, length)
-        used += nodes * length
-        columns.append(blocks[np.arange(count) * nodes // count])
-    # A batch is in the order its requests came in, not in the tree's.
-    order = rng.permutation(count)
-    width = sum(c.shape[1] for c in columns)
-    # vLLM's kernel reads whole tiles of a table, and vLLM's tables are as wide as the
-    # longest request may get.
-    tables = np.zeros((count, width + SPARE), dtype=np.int32)
-    tables[order, :width] = np.concatenate(columns, 1)
-    seq_lens = np.full(count, shape.length, dtype=np.int32)
-    starts = (np.arange(count + 1) * new).astype(np.int32)
-    return order, (tables, seq_lens, starts)
-
-
-def make_batch(shape: Shape, device: torch.device, seed: int = 0) -> Batch:
-    """Return a batch of random queries, keys and values."""
-    order, host = host_batch(shape, seed)
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(
-            sizes, generator=generator, device=device, dtype=torch.bfloat16
-        )
-
-    return Batch(
-        shape,
-        order,
-        host,
-        normal(shape.blocks(), PAGE, shape.kv_heads, 2 * shape.head_size),
-        normal(shape.requests * shape.new_tokens, shape.heads, shape.head_size),
-        *(torch.from_numpy(x).to(device) for x in host),
-    )
-
-
-@dataclass
-class Contender:
+class Implementation:
     """One way to compute a batch's attention.
 
     Attributes:
@@ -256,7 +80,7 @@ def limits_of(batch: Batch) -> Limits:
     )
 
 
-def ours(batch: Batch) -> Contender:
+def ours(batch: Batch) -> Implementation:
     """Return grouped attention, planned for the batch's device."""
     limits = limits_of(batch)
     plan = AttentionPlanner(limits).plan(*batch.host)
@@ -265,7 +89,7 @@ def ours(batch: Batch) -> Contender:
     return planned(batch, limits, plan, OURS)
 
 
-def planned(batch: Batch, limits: Limits, plan: Plan, name: str) -> Contender:
+def planned(batch: Batch, limits: Limits, plan: Plan, name: str) -> Implementation:
     """Return our kernel with a plan, under a name."""
     shape, device = batch.shape, batch.q.device
     _, tile = _tile(batch)
@@ -294,10 +118,10 @@ def planned(batch: Batch, limits: Limits, plan: Plan, name: str) -> Contender:
         "nodes": plan.num_nodes,
         "levels": plan.levels,
     }
-    return Contender(name, call, plan.work, notes=notes, plan=loaded)
+    return Implementation(name, call, plan.work, notes=notes, plan=loaded)
 
 
-def stock(batch: Batch) -> Contender:
+def stock(batch: Batch) -> Implementation:
     """Return vLLM's unified Triton kernel, called as its backend calls it."""
     shape, device = batch.shape, batch.q.device
     buffers = vllm_kernel.segment_buffers(
@@ -322,7 +146,7 @@ def stock(batch: Batch) -> Contender:
 
     split = vllm_kernel.splits(shape.requests, shape.new_tokens, shape.kv_heads)
     notes = {"variant": "3D" if split else "2D"}
-    return Contender(VLLM, call, shape.stock_work(16), notes=notes)
+    return Implementation(VLLM, call, shape.stock_work(16), notes=notes)
 
 
 def need_gpu(device: torch.device) -> None:
@@ -331,7 +155,7 @@ def need_gpu(device: torch.device) -> None:
         raise MissingError("runs on a GPU only")
 
 
-def flash(batch: Batch) -> Contender:
+def flash(batch: Batch) -> Implementation:
     """Return FlashAttention as vLLM ships it, scheduled as its backend does."""
     try:
         from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
@@ -379,7 +203,7 @@ def flash(batch: Batch) -> Contender:
         return out
 
     # The rows that the planner takes its tiles to have.
-    return Contender(
+    return Implementation(
         FLASH,
         call,
         shape.stock_work(64, splits=True),
@@ -387,7 +211,7 @@ def flash(batch: Batch) -> Contender:
     )
 
 
-def cascade(batch: Batch) -> Contender:
+def cascade(batch: Batch) -> Implementation:
     """Return FlashInfer's multi-level cascade, one level for each and the tails."""
     try:
         from flashinfer.cascade import MultiLevelCascadeAttentionWrapper
@@ -427,16 +251,18 @@ def cascade(batch: Batch) -> Contender:
     )
     index = torch.from_numpy(rows).to(device)
     q, caches = batch.q[index], (batch.k, batch.v)
-    return Contender(CASCADE, lambda: wrapper.run(q, caches), back=torch.argsort(index))
+    return Implementation(
+        CASCADE, lambda: wrapper.run(q, caches), back=torch.argsort(index)
+    )
 
 
-CONTENDERS = {OURS: ours, VLLM: stock, FLASH: flash, CASCADE: cascade}
+IMPLEMENTATIONS = {OURS: ours, VLLM: stock, FLASH: flash, CASCADE: cascade}
 
 
-def gather(batch: Batch) -> tuple[list[Contender], dict[str, Row]]:
-    """Return the contenders of a batch, and why the others are none."""
+def gather(batch: Batch) -> tuple[list[Implementation], dict[str, Row]]:
+    """Return the implementations that take a batch, and why the others are none."""
     present, absent = [], {}
-    for name, make in CONTENDERS.items():
+    for name, make in IMPLEMENTATIONS.items():
         try:
             present.append(make(batch))
         except MissingError as error:
@@ -456,19 +282,21 @@ def difference(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float(relative.nan_to_num(float("inf")).max())
 
 
-def check(batch: Batch, who: Contender, expected: torch.Tensor | None) -> torch.Tensor:
-    """Return what a contender computes, in the batch's order.
+def check(
+    batch: Batch, one: Implementation, expected: torch.Tensor | None
+) -> torch.Tensor:
+    """Return what an implementation computes, in the batch's order.
 
     Raises:
         MismatchError: it is further from ``expected`` than ``TOLERANCE``.
     """
-    result = who.call()
-    result = (result if who.back is None else result[who.back]).clone()
+    result = one.call()
+    result = (result if one.back is None else result[one.back]).clone()
     error = 0.0 if expected is None else difference(result, expected)
-    who.notes["difference"] = error
+    one.notes["difference"] = error
     if not (error <= TOLERANCE and bool(result.isfinite().all())):
         raise MismatchError(
-            f"{who.name} differs by {error:.3g} (at most {TOLERANCE} of a head's "
+            f"{one.name} differs by {error:.3g} (at most {TOLERANCE} of a head's "
             f"output): {batch.shape}"
         )
     return result

@@ -22,7 +22,7 @@ _KEY = "radix_key"
 """The attribute in which a request carries its key, to go when it goes."""
 
 
-class Markers:
+class ContentIds:
     """Gives equal contents equal numbers, exactly, not by hash.
 
     Numbers are never given twice, so forgetting the oldest contents costs a
@@ -62,7 +62,7 @@ class RequestKeys:
     def __init__(self, block_size: int, num_blocks: int = 0) -> None:
         self.block_size = block_size
         capacity = max(_MIN_MARKERS, _MARKERS_PER_BLOCK * num_blocks)
-        self.markers = Markers(capacity)
+        self.markers = ContentIds(capacity)
 
     def namespace(self, request: Request) -> Namespace:
         """Return the namespace of a request's blocks: LoRA adapter and salt.

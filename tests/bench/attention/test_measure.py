@@ -15,8 +15,17 @@ import torch
 
 from vllm_radix.attention.cost import DEVICES
 from vllm_radix.attention.planner import AttentionPlanner, Limits
-from vllm_radix_bench import bench_attention, contenders, vllm_kernel
-from vllm_radix_bench.contenders import CASCADE, FLASH, OURS, VLLM, Shape
+from vllm_radix_bench.attention import (
+    batches,
+    cli,
+    implementations,
+    measure,
+    report,
+    vllm_kernel,
+)
+from vllm_radix_bench.attention.batches import Shape
+from vllm_radix_bench.attention.implementations import CASCADE, FLASH, OURS, VLLM
+from vllm_radix_bench.report.tables import console
 from vllm_radix_kernels.grouped_attention import grouped_attention_reference
 
 CPU = torch.device("cpu")
@@ -38,7 +47,7 @@ def source_of(name):
 @pytest.mark.interpreted
 def test_interpreted_it_compares_and_counts_and_times_nothing(tmp_path):
     path = tmp_path / "made" / "out.json"
-    command = [sys.executable, "-m", "vllm_radix_bench.bench_attention", "--interpret"]
+    command = [sys.executable, "-m", "vllm_radix_bench.attention", "--interpret"]
     command += ["--batch", "4", "2x3", "--prefix", "320", "--levels", "0", "1"]
     done = subprocess.run(
         [*command, "--heads", "2/1", "--output", str(path)],
@@ -59,7 +68,7 @@ def test_interpreted_it_compares_and_counts_and_times_nothing(tmp_path):
         every = row["contenders"]
         for name in [VLLM] if left else [OURS, VLLM]:
             assert every[name]["status"] == "agrees"
-            assert every[name]["difference"] < bench_attention.TOLERANCE
+            assert every[name]["difference"] < implementations.TOLERANCE
             assert every[name]["bytes_counted"] == every[name]["bytes_predicted"]
         if left:
             assert every[OURS]["status"] == "left to vLLM"
@@ -95,7 +104,7 @@ def test_interpreted_it_compares_and_counts_and_times_nothing(tmp_path):
 )
 def test_bad_options_exit_with_2_and_say_why(options, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench_attention.main(options)
+        cli.main(options)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -103,7 +112,7 @@ def test_bad_options_exit_with_2_and_say_why(options, message, capsys):
 def test_without_a_gpu_it_names_interpret(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     output = tmp_path / "out.json"
-    assert bench_attention.main(["--quick", "--output", str(output)]) == 2
+    assert cli.main(["--quick", "--output", str(output)]) == 2
     printed = capsys.readouterr().err
     assert "--interpret" in printed
     assert printed.count("\n") == 1
@@ -135,10 +144,10 @@ def made_up(**changes):
 
 
 def test_a_result_is_drawn_and_drawn_again(tmp_path, capsys):
-    bench_attention.plot(made_up(), tmp_path / "one.png")
+    report.plot(made_up(), tmp_path / "one.png")
     path = tmp_path / "two.json"
     path.write_text(json.dumps(made_up()))
-    assert bench_attention.main(["--replot", str(path)]) == 0
+    assert cli.main(["--replot", str(path)]) == 0
     assert "two.png" in capsys.readouterr().out.replace("\n", "")
     for name in ("one.png", "two.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -152,20 +161,19 @@ def test_what_is_no_timed_result_is_not_drawn(text, tmp_path, capsys):
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(SystemExit) as stop:
-        bench_attention.main(["--replot", str(path)])
+        cli.main(["--replot", str(path)])
     assert stop.value.code == 2
     assert "--replot" in capsys.readouterr().err
     assert not path.with_suffix(".png").exists()
 
 
 def test_the_table_says_who_is_left_to_vllm(capsys):
-    console = bench_attention.Console(width=240)
-    console.print(bench_attention.table(made_up()))
+    console(240).print(report.table(made_up()))
     printed = capsys.readouterr().out
     assert "left to vLLM" in printed
     assert "20 (10-30) 2.00 TB/s 50%" in printed
     assert "needs 36 GB" in printed
-    lines = bench_attention.absences(made_up())
+    lines = report.absences(made_up())
     assert "FlashInfer: FlashInfer is not installed (12 of 12 batches)" in lines
 
 
@@ -177,8 +185,8 @@ def shapes(levels=(0, 1, 2, 3)):
 
 @pytest.mark.parametrize("shape", shapes(), ids=str)
 def test_stock_work_is_what_the_planner_takes_it_for(shape):
-    batch = contenders.make_batch(shape, CPU)
-    limits = Limits(shape.layer, DEVICES["interpreter"], contenders.PAGE, 64)
+    batch = batches.make_batch(shape, CPU)
+    limits = Limits(shape.layer, DEVICES["interpreter"], batches.PAGE, 64)
     plan = AttentionPlanner(limits).plan(*batch.host)
     assert (plan is None) == (shape.levels == 0)
     if plan is not None:
@@ -191,11 +199,11 @@ def test_stock_work_is_what_the_planner_takes_it_for(shape):
 
 @pytest.mark.parametrize("shape", shapes(), ids=str)
 def test_a_batch_shares_as_much_as_its_shape_says(shape):
-    batch = contenders.make_batch(shape, CPU)
+    batch = batches.make_batch(shape, CPU)
     tables = batch.host[0]
-    assert tables.shape[1] * contenders.PAGE >= shape.length
+    assert tables.shape[1] * batches.PAGE >= shape.length
     assert sorted(np.unique(tables)) == list(range(shape.blocks()))
-    pages = shape.prefix // contenders.PAGE
+    pages = shape.prefix // batches.PAGE
     common = (tables[:, None, :pages] == tables[None, :, :pages]).cumprod(2).sum(2)
     depths = {0, *np.cumsum([length for _, length in shape.runs()]).tolist()}
     assert set(common[~np.eye(len(tables), dtype=bool)].tolist()) <= depths
@@ -285,13 +293,13 @@ def test_flashinfer_gets_the_tree_that_the_batch_has(shape, monkeypatch):
     module = types.SimpleNamespace(MultiLevelCascadeAttentionWrapper=Cascade)
     monkeypatch.setitem(sys.modules, "flashinfer", types.ModuleType("flashinfer"))
     monkeypatch.setitem(sys.modules, "flashinfer.cascade", module)
-    monkeypatch.setattr(contenders, "need_gpu", lambda device: None)
-    batch = contenders.make_batch(shape, CPU)
+    monkeypatch.setattr(implementations, "need_gpu", lambda device: None)
+    batch = batches.make_batch(shape, CPU)
     if shape.levels == 0:
-        with pytest.raises(contenders.MissingError, match="nothing is shared"):
-            contenders.cascade(batch)
+        with pytest.raises(implementations.MissingError, match="nothing is shared"):
+            implementations.cascade(batch)
         return
-    contenders.check(batch, contenders.cascade(batch), expected_of(batch))
+    implementations.check(batch, implementations.cascade(batch), expected_of(batch))
 
 
 def test_flash_attention_is_called_as_vllm_has_it(monkeypatch):
@@ -326,13 +334,13 @@ def test_flash_attention_is_called_as_vllm_has_it(monkeypatch):
         flash_attn_varlen_func=attend, get_scheduler_metadata=schedule
     )
     monkeypatch.setitem(sys.modules, "vllm.vllm_flash_attn", fake)
-    monkeypatch.setattr(contenders, "need_gpu", lambda device: None)
-    batch = contenders.make_batch(Shape(4, 3, 96, 1, 4, 2, **SIZES), CPU)
-    contenders.check(batch, contenders.flash(batch), expected_of(batch))
+    monkeypatch.setattr(implementations, "need_gpu", lambda device: None)
+    batch = batches.make_batch(Shape(4, 3, 96, 1, 4, 2, **SIZES), CPU)
+    implementations.check(batch, implementations.flash(batch), expected_of(batch))
 
 
 class Event:
-    """Time that goes by as stand-ins for contenders say."""
+    """Time that goes by as stand-ins for implementations say."""
 
     now = 0.0
 
@@ -351,10 +359,10 @@ def clock(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    return bench_attention.Clock(CPU, 0.0)
+    return measure.Clock(CPU, 0.0)
 
 
-def test_contenders_take_turns_cold_then_warm(clock):
+def test_implementations_take_turns_cold_then_warm(clock):
     calls = []
 
     def takes(name, cold, warm):
@@ -364,7 +372,7 @@ def test_contenders_take_turns_cold_then_warm(clock):
             if calls[-2:] == [name, name]:
                 calls.append("flush")
 
-        return contenders.Contender(name, call)
+        return implementations.Implementation(name, call)
 
     who = [takes("a", 3.0, 1.0), takes("b", 5.0, 2.0)]
     first, second = clock.measure(who, 4)
@@ -375,7 +383,7 @@ def test_contenders_take_turns_cold_then_warm(clock):
     assert second["cold_s"]["median"] == 5.0
     assert second["warm_s"]["max"] == 2.0
     order = [name for name in calls if name != "flush"]
-    rounds = bench_attention.WARM_UP + 4
+    rounds = measure.WARM_UP + 4
     assert order == [*"aabbbbaa"] * (rounds // 2) + [*"aabb"] * (rounds % 2)
 
 
@@ -386,18 +394,18 @@ def test_a_timed_result_is_whole_and_drawn(monkeypatch, tmp_path):
 
         def measure(self, who, repeats):
             times = {OURS: 2.0, VLLM: 6.0}
-            spread = [bench_attention.spread([times[w.name]] * repeats) for w in who]
+            spread = [measure.spread([times[w.name]] * repeats) for w in who]
             return [{"cold_s": s, "warm_s": s} for s in spread]
 
-    monkeypatch.setattr(bench_attention, "Clock", Ticks)
+    monkeypatch.setattr(measure, "Clock", Ticks)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "stand-in")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 << 30, 2 << 30))
     sizes = [(4, 1, 320, 0), (4, 1, 320, 1), (4, 1, 1 << 24, 0)]
     asked = [Shape(*size, 2, 1, **SIZES) for size in sizes]
     path = tmp_path / "out.json"
-    with bench_attention.on_cpu():
-        bench_attention.run(asked, CPU, 3, path)
+    with measure.on_cpu():
+        measure.run(asked, CPU, 3, path)
     result = json.loads(path.read_text())
     assert result["mode"] == "timed"
     assert result["device"]["name"] == "stand-in"
@@ -422,12 +430,12 @@ def test_a_timed_result_is_whole_and_drawn(monkeypatch, tmp_path):
         assert one["of_model"] == one["predicted_s"] / taken
     assert every[VLLM]["bytes"] == 4 * (320 + 21) * 2 * 32 * 2
     assert every[FLASH]["status"] and every[CASCADE]["status"]
-    assert bench_attention.main(["--replot", str(path)]) == 0
+    assert cli.main(["--replot", str(path)]) == 0
     assert path.with_suffix(".png").exists()
-    assert bench_attention.table(result).row_count == 3
+    assert report.table(result).row_count == 3
 
 
-def test_a_contender_that_differs_stops_everything(monkeypatch, tmp_path, capsys):
+def test_an_implementation_that_differs_stops_everything(monkeypatch, tmp_path, capsys):
     attend = vllm_kernel.attend
 
     def wrong(q, k, v, out, *rest):
@@ -437,7 +445,7 @@ def test_a_contender_that_differs_stops_everything(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(vllm_kernel, "attend", wrong)
     options = ["--interpret", "--batch", "2x2", "--prefix", "64", "--levels", "1"]
     options += ["--output", str(tmp_path / "out.json")]
-    assert bench_attention.main(options) == 1
+    assert cli.main(options) == 1
     printed = capsys.readouterr().err
     assert re.search(r"MISMATCH: vLLM Triton differs by 0\.0(49|5)", printed)
     assert "2 x 2 requests, prefix 64" in printed
@@ -448,8 +456,8 @@ def test_a_head_that_is_lost_is_a_difference(broken):
     expected = torch.randn(3, 2, 32)
     result = expected.clone()
     result[1, 1] = broken
-    assert not contenders.difference(result, expected) <= contenders.TOLERANCE
-    assert contenders.difference(expected, expected) == 0
+    assert not implementations.difference(result, expected) <= implementations.TOLERANCE
+    assert implementations.difference(expected, expected) == 0
 
 
 def test_the_kernel_is_vllms_and_vllm_keeps_its_own():

@@ -58,7 +58,7 @@ class Placement:
         return f"waited {self.waited:.2f} s{held}; {_PLACED[self.why]}"
 
 
-class Explainer:
+class MissLog:
     """Finds the reason of each miss when a request is admitted, and logs it.
 
     Args:
@@ -89,7 +89,7 @@ class Explainer:
         """Stamp what is evicted from now on."""
         self._history.now = self.clock()
 
-    def look(self, request: Request, num_cached: int) -> None:
+    def record_lookup(self, request: Request, num_cached: int) -> None:
         """Find the reason, before the request's own blocks are in the tree.
 
         Args:
@@ -114,7 +114,7 @@ class Explainer:
                     break
         self._looked = request.request_id, miss, num_cached, other
 
-    def admit(self, request: Request) -> None:
+    def record_admission(self, request: Request) -> None:
         """Count and log the reason of the look-up before."""
         if self._looked is None or self._looked[0] != request.request_id:
             return

@@ -11,7 +11,7 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
 from support.engine_double import EngineDouble, make_scheduler
-from vllm_radix.engine.hashes import LazyHasher, LazyHashes
+from vllm_radix.engine.lazy_hashes import LazyHasher, LazyHashes
 
 SIZE = 4
 

@@ -10,7 +10,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.request import Request
 
 from support.engine_double import make_vllm_config  # noqa: F401  (sets vLLM up)
-from vllm_radix.engine.keys import Markers, RequestKeys
+from vllm_radix.engine.request_keys import ContentIds, RequestKeys
 from vllm_radix.tree import decode, encode
 
 SIZE = 4
@@ -114,7 +114,7 @@ def test_embeddings_tell_prompts_apart(keys):
 
 
 def test_markers_are_exact_and_never_given_twice():
-    markers = Markers(capacity=2)
+    markers = ContentIds(capacity=2)
     first = markers.number("a")
     assert markers.number("b") != first == markers.number("a")
     markers.number("c")  # forgets b, the oldest

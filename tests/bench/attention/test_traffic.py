@@ -4,8 +4,8 @@ import pytest
 
 from vllm_radix.attention.cost import DEVICES
 from vllm_radix.attention.planner import AttentionPlanner, Limits
-from vllm_radix_bench.attention_traffic import SHAPES, count, plot, ratios, show
-from vllm_radix_bench.contenders import PAGE, Shape, make_batch
+from vllm_radix_bench.attention.batches import PAGE, Shape, make_batch
+from vllm_radix_bench.attention.traffic import SHAPES, count, plot, ratios, show
 
 pytestmark = pytest.mark.interpreted
 

@@ -10,9 +10,9 @@ import fit_cost
 import pytest
 
 from vllm_radix.attention.cost import DEVICES
-from vllm_radix_bench.roofline import SHAPES, plot, predict
+from vllm_radix_bench.attention.roofline import SHAPES, plot, predict
 
-GPU = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
+GPU = Path(__file__).parents[3] / "benchmarks" / "results" / "gpu"
 RESULT = GPU / "2026-11-26-h100-kernels" / "2-timing.json"
 
 
@@ -43,7 +43,7 @@ def test_an_h100_gains_where_many_rows_share_long_prefixes_and_only_there():
 
 
 def test_the_command_prints_every_shape_and_draws(tmp_path):
-    command = [sys.executable, "-m", "vllm_radix_bench.roofline"]
+    command = [sys.executable, "-m", "vllm_radix_bench.attention.roofline"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.count("grouped") + done.stdout.count("vLLM's (ours") >= len(
