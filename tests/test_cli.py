@@ -1,12 +1,18 @@
 """The command `vllm-radix`: bad input is named, and exits with 2."""
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import vllm_radix
-from vllm_radix.cli import main
+from vllm_radix.cli import COMMANDS, main
 from vllm_radix.config import RadixConfig
+from vllm_radix.exits import ExitCode
 from vllm_radix_bench.ab import runner
 
 ROOT = Path(__file__).parent.parent
@@ -24,25 +30,92 @@ ROOT = Path(__file__).parent.parent
         (["ab", "--repeats", "1.5"], "'1.5' is not a whole number from 1 to"),
         (["ab", "--radix", '{"x": 1}'], "unknown radix option 'x'"),
         (["ab", "--radix", "prefix"], "JSON object"),
-        (["ab", "--model", "/no/such"], "--model: '/no/such' is not a model folder"),
-        (["ab", "--text-model", "/no"], "--text-model: '/no' is not a model folder"),
+        (["ab", "--model", "/no/such"], "--model: '/no/such': no such folder"),
+        (["ab", "--model", "tests"], "--model: 'tests' is not a model folder"),
+        (["ab", "--model", "some/model"], "--model: 'some/model' is no folder here"),
+        (["ab", "--text-model", "/no"], "--text-model: '/no': no such folder"),
+        (["ab", "--polciy"], "unrecognized arguments: --polciy"),
+        (["replay", "--polciy"], "unrecognized arguments: --polciy"),
+        (["replay", "--blocks"], "expected at least one argument"),
+        (["replay"], "give a trace, or --workload"),
     ],
 )
-def test_bad_input_is_named_and_exits_with_2(words, message, capsys, monkeypatch):
+def test_bad_input_is_named_in_one_line_and_exits_with_2(
+    words, message, capsys, monkeypatch
+):
     monkeypatch.chdir(ROOT)  # where the embedded models are
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{' '.join(['vllm-radix', *words[:1]])}: ")
+    assert message in line
 
 
-def test_without_the_embedded_models_setup_is_named(tmp_path, monkeypatch, capsys):
+def test_without_the_embedded_models_model_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    for clone in (False, True):
+        if clone:
+            (tmp_path / "tools").mkdir()
+            (tmp_path / "tools" / "setup_env.py").touch()
+        with pytest.raises(SystemExit) as stop:
+            main(["ab"])
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("vllm-radix ab: --model: name a model: a folder")
+        assert ("`make setup`" in line) == clone
+        assert not (tmp_path / "results").exists(), "something was written"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_exit_code(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["ab"])
-    assert stop.value.code == 2
-    assert "run `make setup`" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir()), "something was written"
+        main([command, "--help"])
+    assert stop.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for code in ExitCode:
+        assert f"{code:d} " in shown[shown.index("exit status:") :]
+
+
+def test_what_breaks_before_the_run_is_no_verdict_either(monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "ab", ("", "no.such.module"))
+    assert main(["ab"]) == ExitCode.UNEXPECTED
+    said = capsys.readouterr().err
+    assert said.startswith("vllm-radix ab: unexpected ModuleNotFoundError: No module")
+    Path(re.search(r"traceback is in (\S+),", said)[1]).unlink()
+
+
+def python(words, after="", **env):
+    """Run the command in a process of its own, silent as for a user."""
+    line = f"{sys.executable} -m vllm_radix.cli {shlex.join(words)} {after}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", **env},
+    )
+
+
+SMALL = ["replay", "--workload", "chat", "--blocks", "600", "--no-oracle"]
+
+
+def test_a_reader_that_stops_reading_changes_no_exit_code(tmp_path):
+    words = [*SMALL, "--output", str(tmp_path / "a.json")]
+    done = python(words, "| true; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+def test_a_replay_is_as_silent_as_it_can_be(tmp_path):
+    done = python([*SMALL, "--output", str(tmp_path / "a.json")], COLUMNS="80")
+    assert done.returncode == 0
+    stock, radix = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"stock, 600 blocks: \d+ engine steps in \d+ s; .* to go", stock
+    )
+    assert re.fullmatch(r"radix, 600 blocks: \d+ engine steps in \d+ s", radix)
+    assert done.stdout.startswith("Counts: the same in every run\n")
+    assert "Cache: 600 blocks of 16 tokens (9,600 tokens, 1.3 GB)." in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("With 600 blocks radix computed ")
 
 
 def test_version(capsys):
@@ -54,8 +127,6 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--output", "{tmp}"], "is a folder, not a file"),
-        (["--output", "/etc/passwd/ab.json"], "/etc/passwd"),
         (["--blocks", "16", "--block-size", "4"], "raise --blocks or --block-size"),
         (["--text-blocks", "16", "--block-size", "4"], "raise --"),
         (["--model", "{bare}"], "no tokenizer to load"),
@@ -85,26 +156,15 @@ def test_each_part_uses_its_own_model_s_tokenizer(monkeypatch):
     assert asked == ["a", "b"]
 
 
-def test_interrupting_is_quiet_and_exits_with_130(tmp_path, monkeypatch, capsys):
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(runner, "run", interrupt)
-    assert main(["ab", "--output", str(tmp_path / "ab.json")]) == 130
-    assert "interrupted" in capsys.readouterr().err
-
-
 def test_a_quick_run_of_any_workload_compares_texts(monkeypatch, tmp_path):
     seen = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
-        runner, "run", lambda options, *rest: seen.append(options) or 1 / 0
+        runner, "all_workloads", lambda options: seen.append(options) or 1 / 0
     )
     for name in ("agents", "chat"):
-        words = ["ab", "--quick", "--workloads", name]
-        with pytest.raises(ZeroDivisionError):
-            main([*words, "--output", str(tmp_path / "ab.json")])
+        words = ["ab", "--quick", "--workloads", name, "--debug"]
+        main([*words, "--output", str(tmp_path / "ab.json")])
     assert [options.text_workloads for options in seen] == [["agents"], ["chat"]]
     # What the environment says is part of the record.
     assert seen[0].radix == RadixConfig.resolve().to_dict()
@@ -119,5 +179,8 @@ def test_an_arm_that_dies_is_reported_with_its_log(tmp_path, tiny, capsys):
     output = tmp_path / "out" / "ab.json"
     words = ["ab", "--model", str(model), "--no-texts", "--output", str(output)]
     assert main(words) == 3
-    assert "arm ended early; its log ends:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "arm ended early with exit status 1; its log is" in said
+    assert "no finished piece is kept" in said
+    assert "Error" in said.splitlines()[-1], "not the cause"
     assert not output.exists()

@@ -122,7 +122,7 @@ def test_a_missing_package_is_named_with_the_extra(python, tmp_path):
     words = (*REPLAY, "--output", output)
     done = run(python, "-c", _WITHOUT_RICH, *words, status=2, cwd=tmp_path)
     assert done.stderr.splitlines()[-1] == (
-        "vllm-radix: error: the package rich is missing: "
+        "vllm-radix replay: the package rich is missing: "
         'pip install "vllm-radix[bench]" installs all that commands need'
     )
     assert "Traceback" not in done.stderr

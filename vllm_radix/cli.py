@@ -8,9 +8,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import vllm_radix
-from vllm_radix.extras import missing_extra
+from vllm_radix.exits import EPILOG, explain
 
 COMMANDS = {
     "ab": (
@@ -25,39 +26,46 @@ COMMANDS = {
 """Help of each subcommand, and the module that has ``add_arguments``."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are a line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end the program."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0; 1 when an A/B does not show what it should; 2 for bad input, and where a
-        package of the extra ``bench`` is missing; 3 when an engine did not come up or
-        died; 130 when interrupted.
+        The exit code, one of ``ExitCode``. Bad input ends the program.
     """
-    try:
-        return _main(argv)
-    except ModuleNotFoundError as error:
-        hint = missing_extra(error)
-        if hint is None:
-            raise
-        print(f"vllm-radix: error: {hint}", file=sys.stderr)
-        return 2
-
-
-def _main(argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vllm-radix",
         description="Radix-tree KV cache and prefix-aware scheduling for vLLM.",
     )
     parser.add_argument("--version", action="version", version=vllm_radix.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (what, module) in COMMANDS.items():
-        command = commands.add_parser(name, help=what)
-        # No option stands before the subcommand but those that end the program.
-        if words[:1] == [name]:
-            importlib.import_module(module).add_arguments(command)
-    arguments = parser.parse_args(words)
-    return int(arguments.run(arguments, parser))
+    called = parser
+    try:
+        for name, (what, module) in COMMANDS.items():
+            command = commands.add_parser(name, help=what, epilog=EPILOG)
+            # No option stands before the subcommand but those that end the program.
+            if words[:1] == [name]:
+                called = command
+                command.add_argument(
+                    "--debug",
+                    action="store_true",
+                    help="show the traceback of an unexpected error",
+                )
+                importlib.import_module(module).add_arguments(command)
+        arguments, unknown = parser.parse_known_args(words)
+        if unknown:
+            called.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return int(arguments.run(arguments, called))
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(called.prog, error, debug="--debug" in words)
 
 
 if __name__ == "__main__":

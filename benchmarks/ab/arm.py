@@ -39,7 +39,8 @@ def prepare_environment(settings: Settings) -> None:
     """Set what vLLM reads at import: before it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_PLUGINS"] = PLUGIN if settings.radix is not None else ""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    if os.path.isdir(settings.model):
+        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 

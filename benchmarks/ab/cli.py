@@ -1,25 +1,22 @@
 """The command ``vllm-radix ab``."""
 
 import argparse
-import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from vllm_radix.config import RadixConfig, flag_value
-from vllm_radix_bench.ab import runner
+from vllm_radix.exits import ExitCode
+from vllm_radix_bench.ab import models, runner
 from vllm_radix_bench.ab.runner import Options
-from vllm_radix_bench.report.cli_types import (
-    InputError,
-    WithDefaults,
-    number,
-    pressure,
-    whole,
-)
+from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
 from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.workloads.builders import SERVED
-from vllm_radix_bench.workloads.encoders import TokenizerError
 
-_MODELS = Path(".models")
+_FLAGS = {"pressures": "--pressure", "text_workloads": "--workloads or --quick"}
+_FLAGS |= {"stretch": "--quick", "text_model": "--text-model or --no-texts"}
+"""Options of the command by those of the runner, where the names differ."""
 _QUICK_TEXTS = ("few-shot", "chat", "documents")
 
 
@@ -32,14 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = WithDefaults
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--model", help="model folder for the counts (default: the embedded tiny one)")
+    add(
+        "--model",
+        help="for the counts: a folder, or a name on the Hugging Face hub (default: "
+        "the tiny one of a clone)",
+    )
     add(
         "--load-format",
         default=None,
-        help="of --model; dummy: random weights (default: dummy for the embedded "
-        "one, auto otherwise)",
+        help="of --model; dummy: random weights (default: dummy for the tiny one of a "
+        "clone, auto otherwise)",
     )
-    add("--text-model", help="model folder for the texts (default: the embedded one)")
+    add("--text-model", help="the same for the texts (default: SmolLM2 of a clone)")
     add("--no-texts", action="store_true", help="skip the comparison of texts")
     add(
         "--workloads",
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("text-max-tokens", 1, "length of each text"),
         ("max-num-seqs", 1, "requests running at once"),
         ("max-num-batched-tokens", 8, "tokens in a step"),
-        ("repeats", 1, "runs of each arm"),
+        ("repeats", 1, "runs of each arm; times are compared from 3 on"),
         ("seed", 0, "of the workloads"),
     ):
         default = getattr(Options, flag.replace("-", "_"))
@@ -90,33 +91,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="half the cache, half the requests, one run, fewer texts",
     )
     add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the finished pieces of a run that was stopped",
+    )
     add("--csv", type=Path, metavar="FILE", help="where to write the tables, as CSV")
 
 
-def _model_folder(given: str | None, name: str, flag: str) -> str | None:
-    """Return a model's folder; None if it is the embedded one and missing."""
-    if given is None:
-        folder = _MODELS / name
-        return str(folder) if (folder / "config.json").exists() else None
-    if not (Path(given) / "config.json").exists():
-        raise ValueError(f"{flag}: {given!r} is not a model folder (no config.json)")
-    return given
-
-
 def _options(arguments: argparse.Namespace) -> Options:
-    model = _model_folder(arguments.model, "tiny", "--model")
-    if model is None:
-        raise ValueError(
-            "--model: no embedded model under .models: run `make setup`, "
-            "or name a model folder"
+    text_model = None
+    if not arguments.no_texts:
+        text_model = (
+            models.embedded("smollm2")
+            if arguments.text_model is None
+            else models.find(arguments.text_model, "--text-model")
         )
-    text_model = _model_folder(arguments.text_model, "smollm2", "--text-model")
     quick = arguments.quick
     workloads = list(dict.fromkeys(arguments.workloads))
     return Options(
-        model=model,
+        model=models.counts_model(arguments.model),
         load_format=arguments.load_format or ("auto" if arguments.model else "dummy"),
-        text_model=None if arguments.no_texts else text_model,
+        text_model=text_model,
         workloads=workloads,
         text_workloads=[w for w in workloads if quick and w in _QUICK_TEXTS]
         or workloads,
@@ -140,51 +136,54 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Run the command.
 
     Returns:
-        0; 1 when a count or a text is not as it should be; 3 when an engine did not
-        come up or died; 130 when interrupted. Bad input ends with 2 and writes nothing.
-    """
-    from tqdm import tqdm
+        The exit code. Bad input ends with 2 and writes nothing.
 
+    Raises:
+        OutputError: the result cannot be written where it is to be.
+        StoppedError: the run ended early; it names what is kept.
+    """
     from vllm_radix_bench.ab import report
     from vllm_radix_bench.report.columns import csv_text, records
-    from vllm_radix_bench.report.tables import console
+    from vllm_radix_bench.report.progress import Progress
+    from vllm_radix_bench.report.tables import console, say, say_where
 
+    output = OutputFile(arguments.output)
+    csv = arguments.csv and OutputFile(arguments.csv, "--csv")
     try:
         options = _options(arguments)
-        output = OutputFile(arguments.output)
-        csv = arguments.csv and OutputFile(arguments.csv, "--csv")
-        output.prepare()
-        if csv:
-            csv.prepare()
-    except (OSError, ValueError) as error:
+        workloads = runner.all_workloads(options)
+        result = runner.new_result(options, workloads)
+        settings = {"options": result["options"], "versions": result["versions"]}
+        unfinished = Unfinished(output, settings, _FLAGS)
+        if arguments.resume:
+            result = unfinished.load() or result
+    except ValueError as error:
         parser.error(str(error))
-
-    def save(result: dict[str, object]) -> None:
-        rows = records(report.COLUMNS, result["counts"])
-        output.write_json({**result, "rows": rows})
-        if csv:
-            csv.write(csv_text(report.COLUMNS, result["counts"]))
-
-    with tqdm(total=runner.total_pieces(options), unit="piece", leave=False) as bar:
-
-        def progress(line: str) -> None:
-            bar.set_description(line)
-            bar.update()
-
-        try:
-            result = runner.run(options, output.path.parent, progress, save)
-        except (InputError, TokenizerError) as error:
-            bar.close()
-            parser.error(str(error))
-        except runner.ArmError as error:
-            bar.close()
-            print(f"vllm-radix ab: {error}", file=sys.stderr)
-            return 3
-        except KeyboardInterrupt:
-            bar.close()
-            print("vllm-radix ab: interrupted", file=sys.stderr)
-            return 130
-    out = console(160)
+    for file in filter(None, (output, csv)):
+        file.prepare()
+    pieces = runner.plan(workloads, options.repeats, result)
+    total = runner.total_pieces(options)
+    unfinished.begin(arguments.resume, total - len(pieces), total)
+    progress = Progress(total, "pieces", total - len(pieces))
+    with unfinished.told_when_stopped(), closing(progress):
+        runner.run(
+            options,
+            workloads,
+            result,
+            pieces,
+            output.path.parent,
+            progress,
+            lambda: unfinished.save(result),
+        )
+    rows = report.rows_of(result)
+    output.write_json({**result, "rows": records(report.COLUMNS, rows)})
+    if csv:
+        csv.write(csv_text(report.COLUMNS, rows))
+    unfinished.remove()
+    out = console()
     fine = report.show(result, out)
-    out.print(f"Every request is in {output.path}.", highlight=False)
-    return 0 if fine else 1
+    say_where(out, "Every request", output, csv)
+    say(out, report.headline(rows, result["texts"]))
+    if output.failed or (csv and csv.failed):
+        return ExitCode.OUTPUT
+    return ExitCode.GOOD if fine else ExitCode.VERDICT

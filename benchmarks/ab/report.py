@@ -1,6 +1,6 @@
 """What an A/B run says: tables for a reader, verdicts for a script."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import fmean, median
 from typing import Any
 
@@ -8,10 +8,13 @@ import numpy as np
 from rich.console import Console
 
 from vllm_radix_bench.ab.runner import ARMS, GAP
-from vllm_radix_bench.report.columns import Column
-from vllm_radix_bench.report.tables import table
+from vllm_radix_bench.report.columns import Column, PairColumn, Value, change
+from vllm_radix_bench.report.tables import print_table, say
 
 Cell = dict[str, Any]
+
+LEAST_PAIRS = 3
+"""Pairs of runs below which nothing is said of times."""
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -49,59 +52,67 @@ def reorders(result: dict[str, Any]) -> bool:
     return radix.get("policy") != "fcfs" and radix.get("max_overtakes") != 0
 
 
+def rows_of(result: dict[str, Any]) -> list[Cell]:
+    """Return the cells of the counts that have runs, with what is known of noise.
+
+    Each gets ``noise``: for each measure, whether the control, which computes the same
+    in both arms, shows a difference at this pressure; None where there is no control.
+    """
+    cells = [cell for cell in result["counts"] if all(cell["runs"].values())]
+    asked = {
+        name: {measure: differs(cell, measure) for measure in MEASURES}
+        for cell in cells
+        if cell["workload"] == "control"
+        for name in [cell["asked"]]
+    }
+    none = dict.fromkeys(MEASURES)
+    return [{**cell, "noise": asked.get(cell["asked"], none)} for cell in cells]
+
+
 def _first(cell: Cell, arm: str = "stock") -> Cell:
     run: Cell = cell["runs"][arm][0]
     return run
 
 
-def _of_both(take: Callable[[Cell], float]) -> Callable[[Cell], dict[str, float]]:
+def _of_both(take: Callable[[Cell], float]) -> Callable[[Cell], Value]:
     return lambda cell: {arm: take(_first(cell, arm)) for arm in ARMS}
 
 
-def _steps(run: Cell) -> list[float]:
+def steps(run: Cell) -> list[float]:
+    """Return the engine steps from sending to the first token, of each request."""
     return [record["steps_to_first_token"] for record in run["records"]]
 
 
 _CELL = (
-    Column("workload", lambda cell: cell["workload"]),
-    Column("working set", lambda cell: cell["pressure"], "{:.2f}x"),
+    Column("workload", lambda cell: cell["workload"], is_name=True),
+    Column("working set", lambda cell: cell["pressure"], "{:.2f}x", is_name=True),
 )
 COUNTS = (
     *_CELL,
-    Column("requests", lambda cell: _first(cell)["requests"], "{:d}"),
+    Column("requests", lambda cell: _first(cell)["requests"], "{:,}"),
     Column("prompt tokens", lambda cell: _first(cell)["prompt_tokens"], "{:,}"),
-    Column(
+    PairColumn(
         "hit rate",
         _of_both(lambda run: run["cached_tokens"] / run["prompt_tokens"]),
-        "{stock:.1%} → {radix:.1%}",
+        "{:.1%}",
+    ),
+    PairColumn(
+        "tokens computed", _of_both(lambda run: run["computed_prompt_tokens"]), "{:,}"
     ),
     Column(
-        "tokens computed",
-        _of_both(lambda run: run["computed_prompt_tokens"]),
-        "{stock:,} → {radix:,}",
-    ),
-    Column(
-        "ratio",
+        "ratio of tokens",
         lambda cell: computed(cell, "radix") / computed(cell, "stock"),
         "{:.3f}",
     ),
-    Column(
-        "engine steps",
-        _of_both(lambda run: run["engine_steps"]),
-        "{stock:d} → {radix:d}",
+    PairColumn("engine steps", _of_both(lambda run: run["engine_steps"]), "{:,}"),
+    PairColumn("preempted", _of_both(lambda run: run["preemptions"]), "{:,}"),
+    PairColumn(
+        "steps to first token, mean", _of_both(lambda run: fmean(steps(run))), "{:,.0f}"
     ),
-    Column(
-        "preempted", _of_both(lambda run: run["preemptions"]), "{stock:d} → {radix:d}"
-    ),
-    Column(
-        "steps to first token, mean",
-        _of_both(lambda run: fmean(_steps(run))),
-        "{stock:.0f} → {radix:.0f}",
-    ),
-    Column(
+    PairColumn(
         "steps to first token, p99",
-        _of_both(lambda run: percentile(_steps(run), 0.99)),
-        "{stock:.0f} → {radix:.0f}",
+        _of_both(lambda run: percentile(steps(run), 0.99)),
+        "{:,.0f}",
     ),
 )
 """Of a cell: facts, of stock and of radix."""
@@ -114,29 +125,43 @@ def ratios(cell: Cell, measure: str) -> list[float]:
     return [take(radix) / take(stock) for stock, radix in pairs]
 
 
+def has_times(cell: Cell) -> bool:
+    """Whether a cell has pairs enough for its times to be compared."""
+    return len(cell["runs"]["stock"]) >= LEAST_PAIRS
+
+
+def differs(cell: Cell, measure: str) -> bool:
+    """Whether all pairs are on one side: the range of ratios excludes 1."""
+    pairs = ratios(cell, measure)
+    return not min(pairs) <= 1 <= max(pairs)
+
+
+def _note(value: dict[str, Any]) -> str:
+    if value["ratio"] is None:
+        return ""
+    noise = " noise" if value["noise"] else ""
+    return f"{value['ratio']:.2f} ({value['lowest']:.2f}-{value['highest']:.2f}){noise}"
+
+
 def _time_column(measure: str) -> Column:
     take = MEASURES[measure]
 
-    def value(cell: Cell) -> dict[str, float]:
-        pairs = ratios(cell, measure)
+    def value(cell: Cell) -> Value:
+        pairs = ratios(cell, measure) if has_times(cell) else []
         return {
             **{arm: median(map(take, cell["runs"][arm])) for arm in ARMS},
-            "ratio": median(pairs),
-            "lowest": min(pairs),
-            "highest": max(pairs),
+            "ratio": median(pairs) if pairs else None,
+            "lowest": min(pairs, default=None),
+            "highest": max(pairs, default=None),
+            "noise": cell["noise"][measure] if pairs else None,
         }
 
     unit = " s" if measure.startswith("TTFT") else ""
-    return Column(
-        measure,
-        value,
-        f"{{stock:.2f}} → {{radix:.2f}}{unit}\n"
-        "{ratio:.2f} ({lowest:.2f} to {highest:.2f})",
-    )
+    return PairColumn(measure, value, f"{{:.2f}}{unit}", note=_note)
 
 
 TIMES = (*_CELL, *map(_time_column, MEASURES))
-"""Of a cell: times, as medians and as ratios with their spread."""
+"""Of a cell: times, as medians and as ratios with their range."""
 
 COLUMNS = (*COUNTS, *TIMES[len(_CELL) :])
 """All of them, for JSON and CSV."""
@@ -190,49 +215,90 @@ def verdicts(result: dict[str, Any]) -> list[tuple[bool, str]]:
     return out
 
 
-def headline(result: dict[str, Any]) -> str:
-    """Return the result in a sentence."""
-    loaded = [
-        cell
-        for cell in result["counts"]
-        if is_loaded(cell) and cell["workload"] != "control"
-    ]
+def headline(rows: list[Cell], texts: list[Cell]) -> str:
+    """Return the result in a sentence.
+
+    It is of the cells under pressure, if there are any, but for the control; what got
+    worse is named wherever it did.
+    """
+    shared = [cell for cell in rows if cell["workload"] != "control"] or rows
+    chosen = [cell for cell in shared if is_loaded(cell)] or shared
     parts = []
-    if loaded:
-        factors = {
-            cell["workload"]: computed(cell, "stock") / computed(cell, "radix")
-            for cell in loaded
-        }
-        saved = ", ".join(f"{name} {factor:.1f}x" for name, factor in factors.items())
-        parts.append(f"Stock computes more prompt tokens than radix: {saved}")
-    if result["texts"]:
-        equal, total = map(sum, zip(*map(compared, result["texts"]), strict=True))
+    if chosen:
+        stock, radix = (sum(computed(cell, arm) for cell in chosen) for arm in ARMS)
+        asked = sorted({cell["asked"] for cell in chosen})
+        sets = " and ".join(f"{one:g}x" for one in asked)
+        names = ", ".join(dict.fromkeys(cell["workload"] for cell in chosen))
+        parts.append(
+            f"radix computed {change(stock, radix)} prompt tokens ({stock:,} → "
+            f"{radix:,}) on {names} with a working set of {sets} the cache"
+        )
+        waits = [
+            median(step for cell in chosen for step in steps(_first(cell, arm)))
+            for arm in ARMS
+        ]
+        parts.append(f"median wait {waits[0]:,.0f} → {waits[1]:,.0f} steps")
+        worse = list(_worse(rows))
+        if worse:
+            parts.append("p99 got worse: " + ", ".join(worse))
+    if texts:
+        equal, total = map(sum, zip(*map(compared, texts), strict=True))
         parts.append(f"greedy texts equal: {equal} of {total}")
-    return "; ".join(parts) + "." if parts else "Nothing under pressure was run."
+    return "; ".join(parts) + "."
 
 
-def show(result: dict[str, Any], console: Console) -> bool:
-    """Print a result.
+def _worse(rows: list[Cell]) -> Iterator[str]:
+    for cell in rows:
+        where = f"{cell['workload']} at {cell['asked']:g}x"
+        stock, radix = (percentile(steps(_first(cell, arm)), 0.99) for arm in ARMS)
+        if radix > stock:
+            yield f"{where} ({stock:,.0f} → {radix:,.0f} steps)"
+        slower = has_times(cell) and min(ratios(cell, "TTFT p99")) > 1
+        if slower and cell["noise"]["TTFT p99"] is False:
+            ratio = median(ratios(cell, "TTFT p99"))
+            yield f"{where} (TTFT {ratio:.2f} times stock's)"
+
+
+def _show_times(rows: list[Cell], out: Console) -> None:
+    pairs = min(len(cell["runs"]["stock"]) for cell in rows)
+    if pairs < LEAST_PAIRS:
+        made = "one pair of runs says" if pairs == 1 else f"{pairs} pairs of runs say"
+        say(
+            out,
+            f"Times are not compared: {made} nothing about them; --repeats "
+            f"{LEAST_PAIRS} or more gives a range.",
+        )
+        return
+    title = f"Times: median of {pairs} runs; radix / stock: median (range) of pairs"
+    print_table(out, title, TIMES, rows)
+    if any(noise is None for cell in rows for noise in cell["noise"].values()):
+        say(out, "Without the control workload it is not known which times are noise.")
+    elif any(noise for cell in rows for noise in cell["noise"].values()):
+        say(out, "noise: the control, which shares nothing, shows a difference too.")
+
+
+def show(result: dict[str, Any], out: Console) -> bool:
+    """Print a result, but for its sentence.
 
     Returns:
         Whether everything that was to be shown was.
     """
-    if result["counts"]:
+    rows = rows_of(result)
+    if rows:
         title = "Counts (stock → radix; the same in every run)"
-        console.print(table(title, COUNTS, result["counts"]))
-        title = "Times: median of runs; ratio radix/stock, lowest to highest"
-        console.print(table(title, TIMES, result["counts"]))
+        print_table(out, title, COUNTS, rows)
+        _show_times(rows, out)
     for cell in result["texts"]:
         for d in cell["differences"]:
-            console.print(
+            say(
+                out,
                 f"{cell['workload']} request {d['id']}: token {d['at']} is "
                 f"{d['stock']} in stock and {d['radix']} in radix; stock's two most "
-                f"likely tokens are {d['gap']:.2e} apart"
+                f"likely tokens are {d['gap']:.2e} apart",
             )
     if not result["texts"]:
-        console.print("No texts were compared.")
+        say(out, "No texts were compared.")
     checks = verdicts(result)
     for fine, text in checks:
-        console.print(f"  {'ok  ' if fine else 'MISS'}  {text}", highlight=False)
-    console.print(headline(result), highlight=False)
+        say(out, f"  {'ok  ' if fine else 'MISS'}  {text}")
     return all(fine for fine, _ in checks)

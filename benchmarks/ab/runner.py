@@ -5,30 +5,26 @@ Both engines are up at once, each in its own process, and take turns (A B, B A,
 are the same in every run. Times are given with their spread.
 """
 
-import json
 import os
 import platform
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vllm_radix_bench.ab.arm import Settings, as_request
+from vllm_radix_bench.ab.process import ARMS, ArmProcess, both_arms
 from vllm_radix_bench.report.cli_types import InputError
+from vllm_radix_bench.report.progress import Progress, seconds_in_words
 from vllm_radix_bench.workloads.builders import SERVED
 from vllm_radix_bench.workloads.encoders import load_encode
 from vllm_radix_bench.workloads.sizing import build
 from vllm_radix_bench.workloads.turn import Workload, longest_path
 
-ARMS = ("stock", "radix")
 GAP = 1e-3
 """Top-2 log-probability gap under which a greedy choice may go either way."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -49,111 +45,10 @@ class Options:
     stretch: float = 1.0
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 1024
-    repeats: int = 2
+    repeats: int = 3
     seed: int = 0
     radix: dict[str, Any] = field(default_factory=dict)
     gpu_memory_utilization: float = 0.42
-
-
-class ArmError(RuntimeError):
-    """An arm's process died; the message holds the end of its log."""
-
-
-class ArmProcess:
-    """One arm, in a process of its own.
-
-    Args:
-        name: ``stock`` or ``radix``.
-        settings: of its engine.
-        log: file for everything the process prints.
-    """
-
-    def __init__(self, name: str, settings: Settings, log: Path) -> None:
-        self.name = name
-        self._log = log
-        reading, writing = os.pipe()
-        command = [sys.executable, "-m", "vllm_radix_bench.ab.arm"]
-        command += [json.dumps(asdict(settings)), str(writing)]
-        with log.open("w") as sink:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                pass_fds=[writing],
-                text=True,
-            )
-        os.close(writing)
-        self._replies = os.fdopen(reading)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a workload and return its result."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the reply, or its absence, tells
-        return self.reply()
-
-    def reply(self) -> dict[str, Any]:
-        """Wait for the next reply.
-
-        Raises:
-            ArmError: the process has ended.
-        """
-        line = self._replies.readline()
-        if not line:
-            tail = "\n".join(self._log.read_text().splitlines()[-15:])
-            raise ArmError(f"the {self.name} arm ended early; its log ends:\n{tail}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    def wait_until_ready(self) -> None:
-        """Wait for the engine to be up, and check that it is the right one.
-
-        Raises:
-            ArmError: it is not, or it did not come up.
-        """
-        found = self.reply()
-        if self.name == "stock" and found["plugin_imported"]:
-            raise ArmError("the stock arm has imported vllm_radix")
-        if self.name == "radix" and "Radix" not in found["manager"]:
-            raise ArmError(f"the radix arm runs {found['manager']}")
-
-    def stop(self) -> None:
-        """End the process; whatever it had to say has been said."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-        self._replies.close()
-
-
-@contextmanager
-def both_arms(
-    settings: dict[str, Settings], folder: Path, label: str
-) -> Iterator[dict[str, ArmProcess]]:
-    """Start both arms, wait until they are ready, end them in any case."""
-    # vLLM measures a GPU's free memory as it starts: one at a time there.
-    at_once = "cpu" in version("vllm")
-    with ExitStack() as stack:
-        arms = {}
-        for name in ARMS:
-            log = folder / f"ab-{label}-{name}.log"
-            arms[name] = ArmProcess(name, settings[name], log)
-            stack.callback(arms[name].stop)
-            if not at_once:
-                arms[name].wait_until_ready()
-        if at_once:
-            for arm in arms.values():
-                arm.wait_until_ready()
-        yield arms
 
 
 def settings_for(
@@ -190,53 +85,57 @@ def settings_for(
     }
 
 
-def run_counts(
-    options: Options, workloads: list[Workload], folder: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Run all workloads on both arms, ``repeats`` times in turns."""
-    progress("starting two engines")
-    settings = settings_for(options, False, workloads)
-    with both_arms(settings, folder, "counts") as arms:
-        runs: list[dict[str, list[Any]]] = [
-            {name: [] for name in ARMS} for _ in workloads
-        ]
-        for repeat in range(options.repeats):
-            for index, work in enumerate(workloads):
-                for name in ARMS if (repeat + index) % 2 == 0 else ARMS[::-1]:
-                    progress(
-                        f"{work.name} at {work.pressure:.1f}x, {name}, "
-                        f"run {repeat + 1} of {options.repeats}"
-                    )
-                    result = arms[name].ask(as_request(work.roots))
-                    runs[index][name].append(result)
-    return [
-        {"workload": work.name, "pressure": work.pressure, "runs": done}
-        for work, done in zip(workloads, runs, strict=True)
-    ]
+@dataclass(frozen=True)
+class Piece:
+    """A workload to run once, on one arm.
+
+    Attributes:
+        part: key of the result that its run goes to.
+        index: of its workload in that part.
+        repeat: number of the run, from 0.
+        arm: that runs it.
+    """
+
+    part: str
+    index: int
+    repeat: int
+    arm: str
 
 
-def run_texts(
-    options: Options, workloads: list[Workload], folder: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Run short workloads on the text model and compare the greedy answers."""
-    cells = []
-    progress("starting two engines with the text model")
-    settings = settings_for(options, True, workloads)
-    with both_arms(settings, folder, "texts") as arms:
-        for work in workloads:
-            results = {}
-            for name in ARMS:
-                progress(f"texts of {work.name}, {name}")
-                results[name] = arms[name].ask(as_request(work.roots, top_logprobs=2))
-            cells.append(
-                {
-                    "workload": work.name,
-                    "pressure": work.pressure,
-                    "differences": differences(results["stock"], results["radix"]),
-                    "runs": {name: [result] for name, result in results.items()},
-                }
-            )
-    return cells
+def plan(
+    workloads: dict[str, list[Workload]], repeats: int, result: dict[str, Any]
+) -> list[Piece]:
+    """Return the pieces that a result lacks, in the order to run them.
+
+    A pair of which only one arm has run is run again: its times are compared. What
+    there is of it is removed from the result.
+    """
+    pieces = []
+    for part, works in workloads.items():
+        for cell in result[part]:
+            pairs = min(map(len, cell["runs"].values()))
+            for runs in cell["runs"].values():
+                del runs[pairs:]
+        for repeat in range(repeats if part == "counts" else 1):
+            for index in range(len(works)):
+                if repeat < len(result[part][index]["runs"][ARMS[0]]):
+                    continue
+                # A B, B A: a drift of the machine's speed meets both.
+                for arm in ARMS if (repeat + index) % 2 == 0 else ARMS[::-1]:
+                    pieces.append(Piece(part, index, repeat, arm))
+    return pieces
+
+
+def run_piece(
+    piece: Piece, work: Workload, arm: ArmProcess, cell: dict[str, Any]
+) -> None:
+    """Run a piece and put its run, and for texts what differs, into its cell."""
+    is_text = piece.part == "texts"
+    request = as_request(work.roots, top_logprobs=2 if is_text else 0)
+    cell["runs"][piece.arm].append(arm.ask(request))
+    if is_text and all(cell["runs"].values()):
+        stock, radix = (cell["runs"][name][0] for name in ARMS)
+        cell["differences"] = differences(stock, radix)
 
 
 def differences(stock: dict[str, Any], radix: dict[str, Any]) -> list[dict[str, Any]]:
@@ -313,47 +212,115 @@ def versions() -> dict[str, str]:
     }
 
 
+def total_tokens(work: Workload) -> int:
+    """Return the tokens of all prompts and answers: what a run takes is about that."""
+    total = 0
+    stack = [(root, 0) for root in work.roots]
+    while stack:
+        turn, before = stack.pop()
+        tokens = before + len(turn.tokens) + turn.max_tokens
+        total += tokens
+        stack.extend((child, tokens) for child in turn.children)
+    return total
+
+
+def new_result(
+    options: Options, workloads: dict[str, list[Workload]]
+) -> dict[str, Any]:
+    """Return a result without runs, ready for JSON."""
+    asked = {
+        "counts": [p for p in options.pressures for _ in options.workloads],
+        "texts": [options.text_pressure] * len(workloads["texts"]),
+    }
+    cells = {
+        part: [
+            {
+                "workload": work.name,
+                "asked": pressure,
+                "pressure": work.pressure,
+                "runs": {name: [] for name in ARMS},
+            }
+            for work, pressure in zip(works, asked[part], strict=True)
+        ]
+        for part, works in workloads.items()
+    }
+    return {"versions": versions(), "options": asdict(options), **cells}
+
+
+def all_workloads(options: Options) -> dict[str, list[Workload]]:
+    """Return the workloads of both parts.
+
+    Raises:
+        InputError: a request does not fit its cache.
+        TokenizerError: a model has no tokenizer.
+    """
+    workloads = {
+        "counts": make_workloads(options, text=False),
+        "texts": make_workloads(options, text=True) if options.text_model else [],
+    }
+    for part, works in workloads.items():
+        settings_for(options, part == "texts", works)
+    return workloads
+
+
 def run(
     options: Options,
+    workloads: dict[str, list[Workload]],
+    result: dict[str, Any],
+    pieces: Sequence[Piece],
     folder: Path,
     progress: Progress,
-    save: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """Run the whole A/B.
+    save: Callable[[], None],
+) -> None:
+    """Run pieces and put their runs into a result.
 
     Args:
         options: what to run.
+        workloads: of both parts.
+        result: to complete; see ``new_result``.
+        pieces: what it lacks; see ``plan``.
         folder: for the engines' logs.
-        progress: called with a line before each piece of work.
-        save: called with the result so far, after each part.
-
-    Returns:
-        The result, ready for JSON.
+        progress: told of each piece.
+        save: called after each piece.
 
     Raises:
-        InputError: before anything is started.
-        TokenizerError: likewise.
         ArmError: an engine did not come up or died.
     """
-    counts = make_workloads(options, text=False)
-    texts = make_workloads(options, text=True) if options.text_model else []
-    for part, workloads in ((False, counts), (True, texts)):
-        settings_for(options, part, workloads)
-    result: dict[str, Any] = {
-        "versions": versions(),
-        "options": asdict(options),
-        "counts": run_counts(options, counts, folder, progress),
-        "texts": [],
-    }
-    save(result)
-    if texts:
-        result["texts"] = run_texts(options, texts, folder, progress)
-        save(result)
-    return result
+    for part, works in workloads.items():
+        todo = [piece for piece in pieces if piece.part == part]
+        if not todo:
+            continue
+        progress.begin(f"starting two engines for the {part}")
+        sizes = [total_tokens(work) for work in works]
+        left = sum(sizes[piece.index] for piece in todo)
+        done, spent = 0, 0.0
+        after = "; then the texts" if part == "counts" and workloads["texts"] else ""
+        settings = settings_for(options, part == "texts", works)
+        start = time.perf_counter()
+        with both_arms(settings, folder, part) as arms:
+            took = seconds_in_words(time.perf_counter() - start)
+            progress.finish(f"{part}: two engines started: {took}")
+            for piece in todo:
+                work = works[piece.index]
+                name = f"{part}: {work.name} at {work.pressure:.1f}x, {piece.arm}"
+                if part == "counts":
+                    name += f", run {piece.repeat + 1} of {options.repeats}"
+                progress.begin(name)
+                start = time.perf_counter()
+                run_piece(piece, work, arms[piece.arm], result[part][piece.index])
+                seconds = time.perf_counter() - start
+                save()
+                spent += seconds
+                done += sizes[piece.index]
+                left -= sizes[piece.index]
+                rest = seconds_in_words(spent / done * left)
+                to_go = f"about {rest} to go{after}" if left else ""
+                progress.advance()
+                progress.finish(f"{name}: {seconds_in_words(seconds)}", to_go)
 
 
 def total_pieces(options: Options) -> int:
-    """Return how often ``progress`` will be called."""
-    cells = len(options.workloads) * len(options.pressures)
-    texts = 1 + 2 * len(options.text_workloads) if options.text_model else 0
-    return 1 + 2 * cells * options.repeats + texts
+    """Return how many pieces a whole run has."""
+    cells = len(options.workloads) * len(options.pressures) * options.repeats
+    texts = len(options.text_workloads) if options.text_model else 0
+    return len(ARMS) * (cells + texts)

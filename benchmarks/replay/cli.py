@@ -5,13 +5,17 @@ what stock vLLM and radix would compute, and how long requests would wait.
 """
 
 import argparse
-import sys
+import logging
+import os
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vllm_radix.exits import ExitCode
 from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
-from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.output import OutputFile, Rows
+from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.traces.format import DEFAULT_OUTPUT_LENGTH
 from vllm_radix_bench.traces.formats import FORMATS
@@ -36,6 +40,9 @@ _OF_A_TRACE = {
     "closed_loop": False,
     "default_output_length": DEFAULT_OUTPUT_LENGTH,
 }
+_FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
+_FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
+"""Options of the command by those of a result, where the names differ."""
 _positive = partial(number, float, 1e-6, 1e6)
 
 
@@ -110,7 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(2),
         default=[25_000],
         metavar="N",
-        help="blocks of the cache; several are run one after the other",
+        help="blocks of the cache; several are run one after the other. 25000 of 16 "
+        "tokens are 52 GB of an 8B model's KV cache",
     )
     for flag, default, what in (
         ("block-size", 16, "tokens in a block"),
@@ -149,6 +157,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("results/runner.json"),
         help="where to write",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the finished runs of a replay that was stopped",
     )
     add("--csv", type=Path, metavar="FILE", help="where to write the tables, as CSV")
 
@@ -214,24 +227,46 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
     return made.roots
 
 
+def _quiet_vllm() -> None:
+    """Let vLLM log errors only, unless the environment says otherwise."""
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # It logs before it reads the variable.
+    logging.getLogger("vllm").setLevel(level)
+
+
+def _input(arguments: argparse.Namespace, roots: list[Turn]) -> dict[str, Any]:
+    """Return where requests come from; for a run that goes on with another."""
+    from vllm_radix_bench.replay import runner
+
+    of_a_trace = arguments.trace is not None
+    names = ["trace", *_OF_A_TRACE] if of_a_trace else ["workload", *_OF_A_WORKLOAD]
+    found = {name: getattr(arguments, name) for name in (*names, "tokenizer")}
+    texts = {name: str(one) for name, one in found.items() if isinstance(one, Path)}
+    return {**found, **texts, "requests": runner.fingerprint(roots)}
+
+
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Run the command.
 
     Returns:
-        0; 3 when a scheduler stopped; 130 when interrupted. Bad input ends with 2 and
-        writes nothing.
-    """
-    import os
+        The exit code. Bad input ends with 2 and writes nothing.
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    Raises:
+        OutputError: the result cannot be written where it is to be.
+        StoppedError: the run ended early; it names what is kept.
+    """
+    _quiet_vllm()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from tqdm import tqdm
 
     from vllm_radix_bench.replay import report, runner
+    from vllm_radix_bench.replay.oracles import every_turn
+    from vllm_radix_bench.replay.verdict import verdict
     from vllm_radix_bench.report.columns import csv_text, records
-    from vllm_radix_bench.report.tables import console
+    from vllm_radix_bench.report.progress import Progress
+    from vllm_radix_bench.report.tables import console, say, say_where
 
-    bar = tqdm(unit="request", leave=False, disable=None)
+    output = OutputFile(arguments.output)
+    csv = arguments.csv and OutputFile(arguments.csv, "--csv")
     try:
         options = runner.Options(
             blocks=list(dict.fromkeys(arguments.blocks)),
@@ -246,39 +281,40 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
         for arm in options.arms:
             runner.parse_arm(arm)
-        output = OutputFile(arguments.output)
-        csv = arguments.csv and OutputFile(arguments.csv, "--csv")
         roots = _requests(arguments, options)
         runner.check(roots, options)
-        bar.reset(runner.total_requests(roots, options))
-        output.prepare()
-        if csv:
-            csv.prepare()
-
-        def progress(line: str, done: int) -> None:
-            if line:
-                bar.set_description(line)
-            bar.update(done)
-
-        result = runner.run(roots, options, progress)
+        result = runner.new_result(roots, options)
         result["source"] = str(arguments.trace or arguments.workload)
-        rows = report.rows_of(result)
-        output.write_json({**result, "rows": records(report.COLUMNS, rows)})
-        if csv:
-            csv.write(csv_text(report.COLUMNS, rows))
+        result["input"] = _input(arguments, roots)
+        parts = {name: result[name] for name in ("input", "options", "versions")}
+        unfinished = Unfinished(output, parts, _FLAGS)
+        if arguments.resume:
+            result = unfinished.load() or result
     except (OSError, ValueError) as error:
-        bar.close()
         parser.error(str(error))
-    except RuntimeError as error:
-        bar.close()
-        print(f"vllm-radix replay: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        bar.close()
-        print("vllm-radix replay: interrupted", file=sys.stderr)
-        return 130
-    bar.close()
-    out = console(160)
+    for file in filter(None, (output, csv)):
+        file.prepare()
+    pieces = runner.plan(options, result)
+    total = runner.total_pieces(options)
+    unfinished.begin(arguments.resume, total - len(pieces), total)
+    of_a_run = sum(1 for _ in every_turn(roots))
+    done = (total - len(pieces)) * of_a_run
+    progress = Progress(total * of_a_run, "requests", done)
+    with unfinished.told_when_stopped(), closing(progress):
+        runner.run(
+            roots, options, result, pieces, progress, lambda: unfinished.save(result)
+        )
+    rows = report.rows_of(result)
+    for cell in result["cells"]:
+        cell["requests"] = {name: Rows(one) for name, one in cell["requests"].items()}
+    output.write_json({**result, "rows": records(report.COLUMNS, rows)})
+    if csv:
+        csv.write(csv_text(report.COLUMNS, rows))
+    unfinished.remove()
+    out = console()
     report.show(result, rows, out)
-    out.print(f"Everything is in {output.path}.", highlight=False)
-    return 0
+    say_where(out, "Every request", output, csv)
+    for sentence in verdict(result):
+        say(out, sentence)
+    failed = output.failed or (csv and csv.failed)
+    return ExitCode.OUTPUT if failed else ExitCode.GOOD

@@ -1,4 +1,4 @@
-"""What a replay says, as columns."""
+"""What a replay says, as tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from vllm_radix_bench.replay.verdict import cache_size
 from vllm_radix_bench.report.columns import Column
-from vllm_radix_bench.report.tables import table
+from vllm_radix_bench.report.tables import print_table, say
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
 
 
 _ARM = (
-    Column("cache, blocks", lambda row: row.blocks, "{:,}"),
-    Column("arm", lambda row: row.name),
+    Column("cache, blocks", lambda row: row.blocks, "{:,}", is_name=True),
+    Column("arm", lambda row: row.name, is_name=True),
 )
 COUNTS = (
     *_ARM,
@@ -76,14 +77,16 @@ COUNTS = (
 
 TIMES = (
     *_ARM,
-    Column("TTFT mean", lambda row: row.arm["ttft"]["mean"], "{:.3f}"),
-    Column("TTFT p50", lambda row: row.arm["ttft"]["p50"], "{:.3f}"),
-    Column("TTFT p90", lambda row: row.arm["ttft"]["p90"], "{:.3f}"),
-    Column("TTFT p99", lambda row: row.arm["ttft"]["p99"], "{:.3f}"),
-    Column("TTFT max", lambda row: row.arm["ttft"]["max"], "{:.3f}"),
+    Column("TTFT mean", lambda row: row.arm["ttft"]["mean"], "{:.3f} s"),
+    Column("TTFT p50", lambda row: row.arm["ttft"]["p50"], "{:.3f} s"),
+    Column("TTFT p90", lambda row: row.arm["ttft"]["p90"], "{:.3f} s"),
+    Column("TTFT p99", lambda row: row.arm["ttft"]["p99"], "{:.3f} s"),
+    Column("TTFT max", lambda row: row.arm["ttft"]["max"], "{:.3f} s"),
     Column("requests/s", lambda row: row.arm["requests_per_second"], "{:.2f}"),
     Column("Jain of 1/TTFT", lambda row: row.arm["jain"], "{:.3f}"),
-    Column("scheduler CPU, ms/request", lambda row: row.scheduler_cpu * 1e3, "{:.2f}"),
+    Column(
+        "scheduler CPU, ms/request", lambda row: row.scheduler_cpu * 1e3, "{:.2f} ms"
+    ),
 )
 """Times on the virtual clock, and CPU of this machine."""
 
@@ -91,13 +94,13 @@ COLUMNS = (*COUNTS, *TIMES[len(_ARM) :])
 """All of them, for JSON and CSV."""
 
 
-def show(result: dict[str, Any], rows: Sequence[Row], console: Console) -> None:
-    """Print a result."""
-    console.print(table("counts: the same in every run", COUNTS, rows))
-    title = "seconds on the cost model's clock; CPU of this machine"
-    console.print(table(title, TIMES, rows))
+def show(result: dict[str, Any], rows: Sequence[Row], out: Console) -> None:
+    """Print a result, but for its sentences."""
+    print_table(out, "Counts: the same in every run", COUNTS, rows)
+    title = "Times on the cost model's clock; CPU of this machine"
+    print_table(out, title, TIMES, rows)
     cost = result["options"]["cost"]
-    console.print(
-        "Cost model: " + ", ".join(f"{name}={value:g}" for name, value in cost.items()),
-        highlight=False,
-    )
+    costs = ", ".join(f"{name}={value:g}" for name, value in cost.items())
+    sizes = "; ".join(cache_size(result, cell["blocks"]) for cell in result["cells"])
+    say(out, f"Cost model: {costs}")
+    say(out, f"Cache: {sizes}.")

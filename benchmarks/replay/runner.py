@@ -7,8 +7,11 @@ preemptions are facts; seconds are the cost model's.
 
 import importlib
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
@@ -18,12 +21,14 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix import RadixScheduler
 from vllm_radix.config import RadixConfig, parse_flag
+from vllm_radix.tree import encode
 from vllm_radix_bench.replay.oracles import (
     every_turn,
     infinite_cache,
     known_in_advance,
 )
 from vllm_radix_bench.report.cli_types import InputError
+from vllm_radix_bench.report.progress import Progress, seconds_in_words
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
 from vllm_radix_bench.sim.engine import make_scheduler
@@ -31,7 +36,19 @@ from vllm_radix_bench.workloads.turn import Turn, longest_path
 
 KNOWN_ARMS = ("stock", "radix", "apc-off")
 
-Progress = Callable[[str, int], None]
+REQUEST_COLUMNS = (
+    "id",
+    "tenant",
+    "prompt_tokens",
+    "cached_tokens",
+    "ttft",
+    "steps",
+    "overtaken",
+    "preemptions",
+)
+"""Of each request's row in a result; see ``sim.driver.Record``."""
+_OVERLOADED = 0.1
+"""Share of the requests that wait at the end, above which a load is too high."""
 
 
 @dataclass
@@ -223,57 +240,136 @@ def check(roots: Sequence[Turn], options: Options) -> int:
     return longest
 
 
-def run(roots: Sequence[Turn], options: Options, progress: Progress) -> dict[str, Any]:
-    """Run every arm with every cache size.
+def last_arrival(roots: Sequence[Turn]) -> float:
+    """Return when the last root is sent, in seconds after the first."""
+    return max(root.arrival for root in roots)
+
+
+def is_overloaded(roots: Sequence[Turn], outcome: Outcome) -> bool:
+    """Whether requests came faster than they could be served.
+
+    Then a share of the roots still has no first token when the last one is sent. Never
+    so when all are sent at once.
+    """
+    last = last_arrival(roots)
+    first_tokens = [r.first_token for r in outcome.records if "." not in r.id]
+    waiting = sum(first > last for first in first_tokens)
+    return last > 0 and waiting >= _OVERLOADED * len(first_tokens)
+
+
+def request_rows(outcome: Outcome) -> list[list[Any]]:
+    """Return what became of each request; see ``REQUEST_COLUMNS``."""
+    return [
+        [
+            record.id,
+            record.tenant,
+            record.prompt_tokens,
+            record.cached_tokens,
+            round(record.ttft, 6),
+            record.steps,
+            record.overtaken,
+            record.preemptions,
+        ]
+        for record in outcome.records
+    ]
+
+
+def fingerprint(roots: Sequence[Turn]) -> str:
+    """Return a text that is another for other requests."""
+    found = sha256()
+    for name, turn, prompt in every_turn(roots):
+        said = (name, turn.max_tokens, turn.arrival, turn.tenant, turn.priority)
+        found.update(repr((*said, turn.salt, len(prompt))).encode())
+        found.update(encode(turn.tokens))
+    return found.hexdigest()[:16]
+
+
+def new_result(roots: Sequence[Turn], options: Options) -> dict[str, Any]:
+    """Return a result without runs, ready for JSON."""
+    return {
+        "versions": {name: version(name) for name in ("vllm", "vllm-radix")},
+        "options": asdict(options),
+        "infinite_cache": infinite_cache(roots),
+        "last_arrival": last_arrival(roots),
+        "request_columns": list(REQUEST_COLUMNS),
+        "cells": [
+            {"blocks": blocks, "arms": {}, "requests": {}} for blocks in options.blocks
+        ],
+        "machine": {"scheduler_cpu_seconds_per_request": [{} for _ in options.blocks]},
+    }
+
+
+def plan(options: Options, result: dict[str, Any]) -> list[tuple[int, str | None]]:
+    """Return the runs that a result lacks: number of the cell, and arm.
+
+    An arm None stands for the run of all requests in the best order.
+    """
+    pieces: list[tuple[int, str | None]] = []
+    for number, cell in enumerate(result["cells"]):
+        pieces += [(number, arm) for arm in options.arms if arm not in cell["arms"]]
+        if options.known_in_advance and "known_in_advance" not in cell:
+            pieces.append((number, None))
+    return pieces
+
+
+def run(
+    roots: Sequence[Turn],
+    options: Options,
+    result: dict[str, Any],
+    pieces: Sequence[tuple[int, str | None]],
+    progress: Progress,
+    save: Callable[[], None],
+) -> None:
+    """Run arms and put what they did into a result.
 
     Args:
         roots: the requests.
         options: what to run.
-        progress: called with a line when a run starts, and with the requests done
-            since the last call.
-
-    Returns:
-        The result, ready for JSON; only ``machine`` depends on more than the input.
+        result: to complete; see ``new_result``. Only its ``machine`` depends on more
+            than the input.
+        pieces: what it lacks; see ``plan``.
+        progress: told of each run, and of the requests done in it.
+        save: called after each run.
 
     Raises:
-        InputError: before anything is run.
+        InputError: a request does not fit a cache.
+        StalledError: a scheduler stopped.
     """
-    arms = [parse_arm(text) for text in options.arms]
     longest = check(roots, options)
-    cells = []
-    cpu: list[dict[str, float]] = []
-    ideal = infinite_cache(roots)
-    for blocks in options.blocks:
-        cell: dict[str, Any] = {"blocks": blocks, "arms": {}}
-        used: dict[str, float] = {}
-        for arm in arms:
-            progress(f"{arm.name}, {blocks} blocks", 0)
-            outcome = run_arm(
-                arm, roots, blocks, options, longest, lambda n: progress("", n)
-            )
-            cell["arms"][arm.name] = summary(outcome)
-            used[arm.name] = outcome.scheduler_cpu / len(outcome.records)
-        if options.known_in_advance:
-            progress(f"known in advance, {blocks} blocks", 0)
+    begun = time.perf_counter()
+    for done, (number, name) in enumerate(pieces, 1):
+        cell = result["cells"][number]
+        blocks = cell["blocks"]
+        what = f"{name or 'known in advance'}, {blocks:,} blocks"
+        progress.begin(what)
+        start = time.perf_counter()
+        if name is None:
             flat, answers = known_in_advance(roots)
             best = Arm("", RadixScheduler, {"policy": "fcfs"})
             # All are there at once: priorities would undo the order.
             plain = replace(options, priorities=False)
             outcome = run_arm(
-                best, flat, blocks, plain, longest, lambda n: progress("", n), answers
+                best, flat, blocks, plain, longest, progress.advance, answers
             )
             cell["known_in_advance"] = outcome.computed_prompt_tokens
-        cells.append(cell)
-        cpu.append(used)
-    return {
-        "options": asdict(options),
-        "infinite_cache": ideal,
-        "cells": cells,
-        "machine": {"scheduler_cpu_seconds_per_request": cpu},
-    }
+        else:
+            arm = parse_arm(name)
+            outcome = run_arm(arm, roots, blocks, options, longest, progress.advance)
+            overloaded = is_overloaded(roots, outcome)
+            cell["arms"][name] = {**summary(outcome), "overloaded": overloaded}
+            cell["requests"][name] = request_rows(outcome)
+            used = result["machine"]["scheduler_cpu_seconds_per_request"][number]
+            used[name] = outcome.scheduler_cpu / len(outcome.records)
+        save()
+        now = time.perf_counter()
+        left = (now - begun) / done * (len(pieces) - done)
+        progress.finish(
+            f"{what}: {outcome.engine_steps:,} engine steps in "
+            f"{seconds_in_words(now - start)}",
+            f"about {seconds_in_words(left)} to go" if left else "",
+        )
 
 
-def total_requests(roots: Sequence[Turn], options: Options) -> int:
-    """Return how many requests all runs together will send."""
-    runs = len(options.blocks) * (len(options.arms) + options.known_in_advance)
-    return runs * sum(1 for _ in every_turn(roots))
+def total_pieces(options: Options) -> int:
+    """Return how many runs there are."""
+    return len(options.blocks) * (len(options.arms) + options.known_in_advance)

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Scalar = str | float | None
-Value = Scalar | dict[str, float]
+Value = Scalar | dict[str, Scalar]
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Column:
             holds figures that are shown together, such as both arms'.
         format: template of ``str.format`` for the terminal: of the figure, or of the
             parts of a dict by their names. Without one the column is text.
+        is_name: whether the column tells rows apart.
     """
 
     title: str
     value: Callable[[Any], Value]
     format: str = "{}"
+    is_name: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -46,6 +49,51 @@ class Column:
         if isinstance(value, dict):
             return {f"{self.title}, {part}": one for part, one in value.items()}
         return {self.title: value}
+
+
+@dataclass(frozen=True)
+class PairColumn(Column):
+    """A figure of two arms; where a table is narrow, each arm has its column.
+
+    Attributes:
+        value: takes a row and returns a dict: the figure of each arm, and what ``note``
+            needs.
+        format: of one arm's figure.
+        note: takes that dict and returns what is said of both arms.
+        arms: names of the two.
+    """
+
+    note: Callable[[dict[str, Any]], str] = lambda value: ""
+    arms: tuple[str, str] = ("stock", "radix")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column holds text: it holds figures."""
+        return False
+
+    def text(self, row: Any) -> str:
+        """Return the figures for a terminal: the first arm's, an arrow, the second's.
+
+        The note is a line below them.
+        """
+        first, second, note = self.texts(row)
+        return f"{first} → {second}" + (f"\n{note}" if note else "")
+
+    def texts(self, row: Any) -> tuple[str, str, str]:
+        """Return the figures of both arms, and the note."""
+        value = self.value(row)
+        assert isinstance(value, dict)
+        first, second = (self.format.format(value[arm]) for arm in self.arms)
+        return first, second, self.note(value)
+
+
+def change(before: float, after: float) -> str:
+    """Return how many fewer or more there are, in words: 35 % fewer."""
+    if before == after:
+        return "as many"
+    share = abs(after - before) / before * 100 if before else math.inf
+    word = "fewer" if after < before else "more"
+    return f"{share:.{0 if share >= 1 else 2}f} % {word}"
 
 
 def records(columns: Sequence[Column], rows: Iterable[Any]) -> list[dict[str, Value]]:

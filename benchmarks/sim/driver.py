@@ -14,12 +14,19 @@ from typing import Any
 
 from vllm.v1.outputs import ModelRunnerOutput
 
+from vllm_radix.exits import CommandError, ExitCode
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.engine import RequestMaker
 from vllm_radix_bench.workloads.turn import Turn
 
 _FIRST_ANSWER = 1 << 30
 """Generated tokens count up from here: none is like another, nor like a prompt's."""
+
+
+class StalledError(CommandError, RuntimeError):
+    """A scheduler schedules nothing while requests wait."""
+
+    code = ExitCode.ENGINE
 
 
 @dataclass
@@ -124,7 +131,7 @@ class VirtualRun:
         """Send all roots, and what follows, until everything is answered.
 
         Raises:
-            RuntimeError: the scheduler stopped making progress.
+            StalledError: the scheduler stopped making progress.
         """
         for index, root in enumerate(roots):
             self._plan(root, [], f"{self._prefix}{index}")
@@ -145,7 +152,7 @@ class VirtualRun:
                 idle += 1
                 if idle > 3:
                     if not self._due:
-                        raise RuntimeError(
+                        raise StalledError(
                             f"{len(self._pending)} requests wait and none is scheduled"
                         )
                     self._now = max(self._now, self._due[0][0])

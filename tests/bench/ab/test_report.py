@@ -7,6 +7,7 @@ from rich.console import Console
 
 from vllm_radix_bench.ab import report
 from vllm_radix_bench.ab.runner import differences
+from vllm_radix_bench.report import columns
 
 
 def run(computed, requests=2, outputs=None, tops=None, **fields):
@@ -33,9 +34,22 @@ def run(computed, requests=2, outputs=None, tops=None, **fields):
     return {**made, **fields}
 
 
-def cell(name, pressure, stock, radix):
-    runs = {"stock": [run(stock)], "radix": [run(radix)]}
-    return {"workload": name, "pressure": pressure, "runs": runs}
+def cell(name, pressure, stock, radix, seconds=((2.0, 2.0),), p99=(0.2, 0.2)):
+    runs = {
+        arm: [
+            run(count, seconds=pair[number], records=records(p99[number]))
+            for pair in seconds
+        ]
+        for number, (arm, count) in enumerate((("stock", stock), ("radix", radix)))
+    }
+    return {"workload": name, "asked": pressure, "pressure": pressure, "runs": runs}
+
+
+def records(ttft):
+    return [
+        {"id": str(i), "ttft": ttft, "steps_to_first_token": i, "output": [1, 2, 3]}
+        for i in range(2)
+    ]
 
 
 OPTIONS = {"radix": {"policy": "prefix", "max_overtakes": 16}}
@@ -118,16 +132,98 @@ def test_what_follows_a_difference_has_another_prompt_and_is_not_compared():
     assert report.compared(part) == (1, 2)
 
 
+def shown(counts, texts=(), width=200):
+    result = {"counts": list(counts), "texts": list(texts), "options": OPTIONS}
+    out = Console(file=io.StringIO(), width=width, markup=False)
+    fine = report.show(result, out)
+    return fine, out.file.getvalue()
+
+
+def headline(*counts, texts=()):
+    return report.headline(report.rows_of({"counts": list(counts)}), list(texts))
+
+
 def test_everything_is_printed():
     counts = [cell("chat", 4.0, 90, 45), cell("control", 4.0, 90, 90)]
-    texts = [texts_of(run(50), run(50))]
-    result = {"counts": counts, "texts": texts, "options": OPTIONS}
-    console = Console(file=io.StringIO(), width=200)
-    assert report.show(result, console)
-    text = console.file.getvalue()
-    assert "Stock computes more prompt tokens than radix: chat 2.0x" in text
-    assert "greedy texts equal: 2 of 2" in text
+    fine, text = shown(counts, [texts_of(run(50), run(50))])
+    assert fine
+    assert "chat texts: 2 of 2 equal to stock's" in text
     assert "90 → 45" in text and "0.500" in text
+
+
+PAIRS = ((2.0, 1.0), (2.0, 1.5), (2.0, 1.8))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        (1, "Times are not compared: one pair of runs says nothing about them"),
+        (2, "Times are not compared: 2 pairs of runs say nothing about them"),
+    ],
+)
+def test_few_pairs_give_no_ratio_of_times(pairs, sentence):
+    _, text = shown([cell("chat", 4.0, 90, 45, seconds=PAIRS[:pairs])])
+    assert sentence in text and "--repeats 3 or more" in text
+    assert "TTFT" not in text and "requests/s" not in text
+    (row,) = records_of(cell("chat", 4.0, 90, 45, seconds=PAIRS[:pairs]))
+    assert row["requests/s"]["ratio"] is None
+
+
+def records_of(*cells):
+    return columns.records(report.COLUMNS, report.rows_of({"counts": list(cells)}))
+
+
+def test_three_pairs_give_a_range():
+    control = cell("control", 4.0, 90, 90, seconds=((2, 2.1), (2, 1.9), (2, 2)))
+    _, text = shown([cell("chat", 4.0, 90, 45, seconds=PAIRS), control])
+    assert "1.33 (1.11-2.00)" in text and "noise" not in text
+
+
+def test_times_are_noise_where_the_control_shows_a_difference_too():
+    cells = [cell("chat", 4.0, 90, 45, seconds=PAIRS)]
+    cells.append(cell("chat", 0.5, 90, 90, seconds=PAIRS))
+    cells.append(cell("control", 4.0, 90, 90, seconds=PAIRS))
+    cells.append(cell("control", 0.5, 90, 90, seconds=((2, 2.1), (2, 1.9), (2, 2))))
+    _, text = shown(cells)
+    assert text.count("1.33 (1.11-2.00) noise") == 2, "chat and control at 4x"
+    assert "noise: the control, which shares nothing, shows a difference" in text
+    noise = [row["requests/s"]["noise"] for row in records_of(*cells)]
+    assert noise == [True, False, True, False]
+    _, text = shown(cells[:2])
+    assert "Without the control workload it is not known which times" in text
+
+
+def test_the_sentence_is_of_the_counts_under_pressure():
+    cells = [cell("chat", 4.0, 5000, 3000), cell("agents", 4.0, 760, 729)]
+    cells += [cell("chat", 0.5, 90, 90), cell("control", 4.0, 90, 90)]
+    said = headline(*cells, texts=[texts_of(run(50), run(50))])
+    assert said == (
+        "radix computed 35 % fewer prompt tokens (5,760 → 3,729) on chat, agents with "
+        "a working set of 4x the cache; median wait 0 → 0 steps; greedy texts equal: "
+        "2 of 2."
+    )
+
+
+def test_without_pressure_the_sentence_is_of_what_there_is():
+    assert "as many prompt tokens (90 → 90) on chat with a working set of 0.5x" in (
+        headline(cell("chat", 0.5, 90, 90), cell("control", 0.5, 80, 80))
+    )
+    assert "0.50 % more prompt tokens (200 → 201) on control" in (
+        headline(cell("control", 4.0, 200, 201))
+    )
+
+
+def test_a_worse_p99_is_named():
+    worse = cell("chat", 4.0, 90, 45)
+    for record in worse["runs"]["radix"][0]["records"]:
+        record["steps_to_first_token"] += 360
+    said = headline(worse, cell("few-shot", 4.0, 90, 45))
+    assert "; p99 got worse: chat at 4x (1 → 361 steps)." in said
+    slow = cell("chat", 4.0, 90, 45, seconds=PAIRS, p99=(0.2, 0.5))
+    assert "TTFT" not in headline(slow), "what is noise is not known"
+    control = cell("control", 4.0, 90, 90, seconds=PAIRS)
+    said = headline(slow, control)
+    assert "; p99 got worse: chat at 4x (TTFT 2.50 times stock's)." in said
 
 
 def test_percentiles():

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_radix_bench.ab import report as ab_report
 from vllm_radix_bench.replay import report as replay_report
-from vllm_radix_bench.report.columns import Column, csv_text, records
+from vllm_radix_bench.report.columns import Column, PairColumn, csv_text, records
 from vllm_radix_bench.report.tables import console, table
 from vllm_radix_bench.study import large, small
 
@@ -27,17 +27,22 @@ def ab_run(computed, ttft):
     }
 
 
-AB_ROWS = [
+AB_ROWS = ab_report.rows_of(
     {
-        "workload": name,
-        "pressure": 4.0,
-        "runs": {
-            "stock": [ab_run(15_000, 0.25), ab_run(15_000, 0.5)],
-            "radix": [ab_run(5_000, 0.125), ab_run(5_000, 0.5)],
-        },
+        "counts": [
+            {
+                "workload": name,
+                "asked": 4.0,
+                "pressure": 4.0,
+                "runs": {
+                    "stock": [ab_run(15_000, ttft) for ttft in (0.25, 0.5, 0.5)],
+                    "radix": [ab_run(5_000, ttft) for ttft in (0.125, 0.25, 0.375)],
+                },
+            }
+            for name in ("chat", "control")
+        ]
     }
-    for name in ("chat", "control")
-]
+)
 
 TTFT = {"mean": 0.25, "p50": 0.125, "p90": 0.5, "p99": 1.5, "max": 2.0}
 REPLAY_ROWS = [
@@ -106,6 +111,16 @@ def test_tables_hold_every_column_and_no_other(columns, tables, rows):
     assert {column for columns in tables for column in columns} == set(columns)
 
 
+def in_terminal(column, value):
+    """What a reader is to see of a value."""
+    if isinstance(column, PairColumn):
+        both = " → ".join(column.format.format(value[arm]) for arm in column.arms)
+        return f"{both}\n{column.note(value)}".strip()
+    if isinstance(value, dict):
+        return column.format.format(**value)
+    return column.format.format(value)
+
+
 @EACH
 def test_every_column_is_in_terminal_json_and_csv_with_one_value(columns, tables, rows):
     shown = console(1000)
@@ -122,11 +137,7 @@ def test_every_column_is_in_terminal_json_and_csv_with_one_value(columns, tables
             value = of_json[column.title]
             parts = value if isinstance(value, dict) else {"": value}
             if value is not None:
-                text = (
-                    column.format.format(**value)
-                    if isinstance(value, dict)
-                    else column.format.format(value)
-                )
+                text = in_terminal(column, value)
                 assert text == column.text(row)
                 assert all(line in terminal for line in text.splitlines())
             for part, one in parts.items():

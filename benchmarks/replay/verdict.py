@@ -1,0 +1,91 @@
+"""What a replay comes to, in sentences that can be quoted."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_radix_bench.report.columns import change
+
+_NOTEWORTHY = 1.005
+"""Factor from which a figure got worse, not only other."""
+
+
+def verdict(result: dict[str, Any]) -> list[str]:
+    """Return a sentence for each cache, and one if there is more load than capacity."""
+    said = [_compared(result, cell) for cell in result["cells"]]
+    return [*filter(None, said), *_too_much_load(result)]
+
+
+def cache_size(result: dict[str, Any], blocks: int) -> str:
+    """Return the size of a cache in words, in GB where the cost model knows."""
+    options = result["options"]
+    tokens = blocks * options["block_size"]
+    per_token = options["cost"]["kv_bytes_per_token"]
+    size = f", {tokens * per_token / 1e9:,.1f} GB" if per_token else ""
+    return (
+        f"{blocks:,} blocks of {options['block_size']} tokens ({tokens:,} tokens{size})"
+    )
+
+
+def _compared(result: dict[str, Any], cell: dict[str, Any]) -> str:
+    """Return what radix did beside stock; empty where not both were run."""
+    arms = cell["arms"]
+    name = next((name for name in arms if name.partition(":")[0] == "radix"), None)
+    if name is None or "stock" not in arms:
+        return ""
+    stock, radix = arms["stock"], arms[name]
+    before, after = (arm["computed_prompt_tokens"] for arm in (stock, radix))
+    hits = f"hit rate {stock['hit_rate']:.1%} → {radix['hit_rate']:.1%}"
+    ttfts = f"{stock['ttft']['mean']:.3f} → {radix['ttft']['mean']:.3f} s"
+    said = (
+        f"With {cell['blocks']:,} blocks {name} computed {change(before, after)} "
+        f"prompt tokens ({before:,} → {after:,}; {hits}); mean TTFT {ttfts} on the "
+        "cost model's clock"
+    )
+    worse = list(_worse(stock, radix))
+    return f"{said}; got worse: {', '.join(worse)}." if worse else f"{said}."
+
+
+def _worse(stock: dict[str, Any], radix: dict[str, Any]) -> Iterator[str]:
+    before, after = (arm["ttft"]["p99"] for arm in (stock, radix))
+    if after > _NOTEWORTHY * before:
+        yield f"TTFT p99 {before:.3f} → {after:.3f} s"
+    before, after = (arm["preemptions"] for arm in (stock, radix))
+    if after > before:
+        yield f"preemptions {before:,} → {after:,}"
+
+
+def _too_much_load(result: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence if arms cannot serve requests as fast as they come."""
+    found = [
+        (name, arm)
+        for cell in result["cells"]
+        for name, arm in cell["arms"].items()
+        if arm["overloaded"]
+    ]
+    if not found:
+        return
+    names = ", ".join(dict.fromkeys(name for name, _ in found))
+    runs = sum(len(cell["arms"]) for cell in result["cells"])
+    last = result["last_arrival"]
+    # Each ends when the last answer does.
+    factor = min(last / arm["seconds"] for _, arm in found)
+    option = "rate" if "rate" in result["input"] else "load"
+    lower = _below(factor * result["input"][option])
+    served = _seconds(max(arm["seconds"] for _, arm in found))
+    which = "with every arm" if len(found) == runs else f"with {names}"
+    yield (
+        f"The requests come in {_seconds(last)}, and the modelled GPU serves them in "
+        f"{served} {which}: waits grow as long as they come, and order matters more "
+        f"than the cache; try --{option} {lower:g}."
+    )
+
+
+def _below(value: float) -> float:
+    """Return a number of two digits that is not more."""
+    digits = 1 - math.floor(math.log10(value))
+    return math.floor(value * 10**digits) / 10**digits
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 100 else f"{value:.3g} s"

@@ -1,0 +1,217 @@
+"""The command `replay`: what it keeps, says and ends with."""
+
+import json
+
+import pytest
+
+from vllm_radix.cli import main
+from vllm_radix.exits import ExitCode
+from vllm_radix_bench.replay import runner
+from vllm_radix_bench.replay.verdict import cache_size, verdict
+from vllm_radix_bench.sim.driver import StalledError
+
+ARMS = ["stock", "radix", "apc-off"]
+
+
+def lines(count, apart):
+    """Return a trace: three prefixes, requests this many seconds apart."""
+    for i in range(count):
+        prompt = [*range(i % 3 * 1000, i % 3 * 1000 + 600), *range(9000 + i, 9020 + i)]
+        yield {"token_ids": prompt, "output_length": 4, "arrival": i * apart,
+               "tenant": "ab"[i % 2]}  # fmt: skip
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines(30, 0.5))))
+    return path
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out" / "r.json"
+
+
+@pytest.fixture
+def words(trace, output):
+    made = ["replay", str(trace), "--blocks", "50", "--max-num-seqs", "4"]
+    return [*made, "--arms", *ARMS, "--output", str(output)]
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Return a function: the run of that number, from 0, ends with an error."""
+    run_arm, done = runner.run_arm, []
+
+    def stop(number, error):
+        done.clear()
+
+        def limited(arm, *rest):
+            if len(done) == number:
+                raise error
+            done.append(arm.name)
+            return run_arm(arm, *rest)
+
+        monkeypatch.setattr(runner, "run_arm", limited)
+        return done
+
+    return stop
+
+
+def unfinished(output):
+    return output.with_name("r.json.unfinished")
+
+
+def test_each_request_has_a_row(words, output):
+    assert main(words) == ExitCode.GOOD
+    text = output.read_text()
+    result = json.loads(text)
+    (cell,) = result["cells"]
+    assert list(cell["requests"]) == ARMS
+    names = result["request_columns"]
+    for arm, rows in cell["requests"].items():
+        records = [dict(zip(names, row, strict=True)) for row in rows]
+        assert [record["id"] for record in records] == [str(i) for i in range(30)]
+        assert {record["tenant"] for record in records} == {"a", "b"}
+        total = cell["arms"][arm]
+        for key in ("prompt_tokens", "cached_tokens", "preemptions"):
+            assert sum(record[key] for record in records) == total[key]
+        assert max(record["overtaken"] for record in records) == total["overtaken_most"]
+        mean = sum(record["ttft"] for record in records) / 30
+        assert mean == pytest.approx(total["ttft"]["mean"], abs=1e-5)
+        assert all(record["steps"] > 0 for record in records)
+    first = json.dumps(cell["requests"]["stock"][0])
+    assert text.count(f"{first},\n") == 3 or f"  {first},\n" in text, "a row a line"
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_an_interrupted_replay_is_gone_on_with(number, words, output, stop_at, capsys):
+    main(words)
+    whole = json.loads(output.read_text())
+    output.unlink()
+    stop_at(number, KeyboardInterrupt())
+    assert main(words) == ExitCode.INTERRUPTED
+    err = capsys.readouterr().err
+    assert not output.exists()
+    if number:
+        assert (
+            f"interrupted; {number} of 4 pieces are kept in {unfinished(output)}"
+            in (err)
+        )
+    else:
+        assert "vllm-radix replay: interrupted; no finished piece is kept\n" in err
+    done = stop_at(None, None)
+    assert main([*words, "--resume"]) == ExitCode.GOOD
+    assert len(done) == 4 - number
+    assert not unfinished(output).exists()
+    again = json.loads(output.read_text())
+    for result in (whole, again):
+        del result["machine"]
+        for row in result["rows"]:
+            del row["scheduler CPU, ms/request"]
+    assert again == whole
+
+
+def test_a_replay_goes_on_only_with_equal_options(
+    words, trace, output, stop_at, capsys
+):
+    stop_at(2, KeyboardInterrupt())
+    main(words)
+    capsys.readouterr()
+    for others, said in (
+        (["--rate", "2"], "--rate was 1.0, is 2.0"),
+        (["--max-num-seqs", "5"], "--max-num-seqs was 4, is 5"),
+        (["--priority"], "--priority was false, is true"),
+        (["--cost", "seconds_per_step=1"], "--cost seconds_per_step was 0.002, is 1.0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--resume", *others])
+        assert stop.value.code == ExitCode.INPUT
+        assert said in capsys.readouterr().err
+    trace.write_text("\n".join(map(json.dumps, lines(29, 0.5))))
+    with pytest.raises(SystemExit):
+        main([*words, "--resume"])
+    assert "the fingerprint of the requests was" in capsys.readouterr().err
+
+
+def test_a_scheduler_that_stops_is_no_verdict(words, stop_at, capsys):
+    stop_at(1, StalledError("3 requests wait and none is scheduled"))
+    assert main(words) == ExitCode.ENGINE
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("vllm-radix replay: 3 requests wait and none is scheduled; 1")
+
+
+def test_a_folder_is_no_output(words, tmp_path, capsys):
+    for option in ("--output", "--csv"):
+        assert main([*words, option, str(tmp_path)]) == ExitCode.OUTPUT
+        said = f"vllm-radix replay: {option}: {tmp_path} is a folder, not a file\n"
+        assert capsys.readouterr().err == said
+
+
+def test_too_much_load_is_told_with_a_rate_that_is_not(words, trace, output, capsys):
+    """The rate that is proposed is a load that the modelled GPU can serve."""
+    trace.write_text("\n".join(map(json.dumps, lines(60, 0.005))))
+    assert main(words) == ExitCode.GOOD
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("The requests come in 0.295 s, and the modelled GPU serves ")
+    assert "with every arm: waits grow" in last
+    assert "order matters more than the cache; try --rate 0." in last
+    assert main([*words, "--rate", last.split()[-1].rstrip(".")]) == ExitCode.GOOD
+    assert "try --rate" not in capsys.readouterr().out
+
+
+def made(name, computed, p99, preemptions=0, overloaded=False):
+    return {
+        name: {
+            "computed_prompt_tokens": computed,
+            "hit_rate": 1 - computed / 10_000,
+            "preemptions": preemptions,
+            "ttft": {"mean": 0.5, "p99": p99},
+            "overloaded": overloaded,
+            "seconds": 300.0,
+        }
+    }
+
+
+def result(*cells):
+    return {
+        "cells": [{"blocks": 25_000 + i, "arms": cell} for i, cell in enumerate(cells)],
+        "last_arrival": 100.0,
+        "input": {"rate": 1.0},
+        "options": {"block_size": 16, "cost": {"kv_bytes_per_token": 131072}},
+    }
+
+
+def test_a_verdict_is_quotable_and_names_what_got_worse():
+    cells = [
+        {**made("stock", 9_640, 1.0, 2), **made("radix", 9_500, 1.25, 33)},
+        {**made("stock", 5_000, 1.0), **made("radix", 2_500, 1.0)},
+        {**made("stock", 5_000, 1.0), **made("apc-off", 5_000, 1.0)},
+    ]
+    first, second = verdict(result(*cells))
+    assert first == (
+        "With 25,000 blocks radix computed 1 % fewer prompt tokens (9,640 → 9,500; hit "
+        "rate 3.6% → 5.0%); mean TTFT 0.500 → 0.500 s on the cost model's clock; got "
+        "worse: TTFT p99 1.000 → 1.250 s, preemptions 2 → 33."
+    )
+    assert "radix computed 50 % fewer" in second and "worse" not in second
+
+
+def test_an_arm_that_alone_is_overloaded_is_named():
+    stock = made("stock", 9_000, 1.0, overloaded=True)
+    said = verdict(result({**stock, **made("radix", 8_000, 1.0)}))
+    assert said[1] == (
+        "The requests come in 100 s, and the modelled GPU serves them in 300 s with "
+        "stock: waits grow as long as they come, and order matters more than the "
+        "cache; try --rate 0.33."
+    )
+    assert not verdict(result(made("stock", 9_000, 1.0)))
+
+
+def test_the_cache_is_told_in_gb_where_the_cost_model_knows():
+    about = result()
+    said = "25,000 blocks of 16 tokens (400,000 tokens, 52.4 GB)"
+    assert cache_size(about, 25_000) == said
+    about["options"]["cost"]["kv_bytes_per_token"] = 0
+    assert cache_size(about, 25_000) == "25,000 blocks of 16 tokens (400,000 tokens)"
