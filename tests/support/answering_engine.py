@@ -50,6 +50,10 @@ def run(job):
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    from support.toy_models import TOYS, give_weights
+
+    if Path(job["model"]).name in TOYS:
+        give_weights()
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=job["model"],
