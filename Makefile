@@ -79,7 +79,7 @@ gpu-bundle:  ## Pack .gpu for a GPU machine without vLLM; see tools/gpu/README.m
 gpu-fit:  ## What the cost model says of the H100's times, and what fits them best
 	$(BIN)/python tools/gpu/fit_cost.py $(H100)
 
-ab:  ## A/B of stock vLLM against radix on this machine (under 10 minutes)
+ab:  ## A/B of stock vLLM against radix on this machine (under 15 minutes)
 	$(BIN)/vllm-radix ab
 
 ab-quick:  ## The same in under 3 minutes

@@ -21,6 +21,7 @@ ARMS = ("stock", "radix")
 
 _ERROR = re.compile(r"\bERROR\b|^(\w+\.)*\w*(Error|Exception)\b")
 """Lines of vLLM's log that tell of an error, and last lines of tracebacks."""
+_USUAL = re.compile(r"^(\([^)]*\) )?(DEBUG|INFO|WARNING)\b")
 _MOST_LINES = 10
 
 
@@ -146,12 +147,13 @@ def how_it_ended(status: int) -> str:
 
 
 def excerpt(log: str) -> str:
-    """Return the lines of a log that tell of errors; if there are none, its end."""
-    lines = log.splitlines()
+    """Return the lines of a log that tell of errors; if none does, its last ones.
+
+    What vLLM says of its work is left out.
+    """
+    lines = [line for line in log.splitlines() if not _USUAL.search(line)]
     errors = [line for line in lines if _ERROR.search(line)]
-    if errors:
-        return "\n".join(errors[-_MOST_LINES:])
-    return "no line of it tells of an error; it ends:\n" + "\n".join(lines[-3:])
+    return "\n".join(errors[-_MOST_LINES:] or lines[-3:])
 
 
 @contextmanager

@@ -266,7 +266,7 @@ def _show_times(rows: list[Cell], out: Console) -> None:
         say(
             out,
             f"Times are not compared: {made} nothing about them; --repeats "
-            f"{LEAST_PAIRS} or more gives a range.",
+            f"{LEAST_PAIRS} or more, without --quick, gives a range.",
         )
         return
     title = f"Times: median of {pairs} runs; radix / stock: median (range) of pairs"

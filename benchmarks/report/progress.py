@@ -20,13 +20,14 @@ class Progress:
             initial=done,
             leave=False,
             disable=None,  # where there is no terminal
-            bar_format=f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {units} "
-            "[{elapsed}{postfix}]",
+            # A narrow terminal cuts the end: what is being done.
+            bar_format=f"{{bar:10}} {{n_fmt}}/{{total_fmt}} {units} "
+            "[{elapsed}{postfix}] {desc}",
         )
 
     def begin(self, what: str) -> None:
         """Name what is being done."""
-        self._bar.set_description(what)
+        self._bar.set_description_str(what)
 
     def advance(self, units: int = 1) -> None:
         """Count finished units."""

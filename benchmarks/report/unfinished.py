@@ -30,7 +30,8 @@ class Unfinished:
         flags: Mapping[str, str],
     ) -> None:
         path = output.path
-        self._file = OutputFile(path.with_name(f"{path.name}.unfinished"))
+        self._path = path.with_name(f"{path.name}.unfinished")
+        self._file = OutputFile(self._path)
         self._settings = json.loads(json.dumps(settings))
         self._flags = flags
         self._kept = 0
@@ -42,7 +43,7 @@ class Unfinished:
         Raises:
             InputError: it is of a run with other settings.
         """
-        path = self._file.path
+        path = self._path
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             before, result = found["settings"], found["result"]
@@ -76,7 +77,7 @@ class Unfinished:
             total: pieces in all.
         """
         self._kept, self._total = kept, total
-        path = self._file.path
+        path = self._path
         if resume and kept:
             print(f"--resume: {kept} of {total} pieces are in {path}", file=sys.stderr)
         elif resume:
@@ -95,7 +96,8 @@ class Unfinished:
 
     def remove(self) -> None:
         """Remove the file: the result is complete."""
-        self._file.path.unlink(missing_ok=True)
+        for path in (self._path, self._file.path):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def told_when_stopped(self) -> Iterator[None]:

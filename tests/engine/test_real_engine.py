@@ -1,6 +1,9 @@
 """The real engine with the tiny model: the A/B's claims, small and as a test."""
 
+import io
 import json
+import re
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -20,8 +23,9 @@ def run(tiny, tmp_path_factory):
     words = ["ab", "--model", tiny, "--no-texts", "--repeats", "1", "--blocks", "64"]
     # Seconds must not decide anything here, on a machine of any speed.
     words += ["--radix", '{"max_extra_wait": 1e6}', "--output", str(output)]
-    status = main([*words, "--load-format", "dummy"])
-    return status, json.loads(output.read_text()), folder
+    with redirect_stdout(io.StringIO()) as shown:
+        status = main([*words, "--load-format", "dummy"])
+    return status, json.loads(output.read_text()), folder, shown.getvalue()
 
 
 def cells(result, loaded):
@@ -31,8 +35,12 @@ def cells(result, loaded):
 
 
 def test_it_exits_with_0_and_writes_everything(run):
-    status, result, folder = run
+    status, result, folder, shown = run
     assert status == 0
+    assert re.match(
+        r"radix computed \d\d % fewer prompt tokens", shown.splitlines()[-1]
+    )
+    assert "one pair of runs says nothing" in shown and "…" not in shown
     assert {"versions", "options", "counts", "texts"} <= set(result)
     assert result["versions"]["vllm"].startswith("0.32")
     assert len(result["counts"]) == 10
