@@ -9,7 +9,13 @@ from vllm_radix.config import RadixConfig, flag_value
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.ab import models, runner
 from vllm_radix_bench.ab.runner import Options
-from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
+from vllm_radix_bench.report.cli_types import (
+    WithDefaults,
+    number,
+    pressure,
+    refuse_same_file,
+    whole,
+)
 from vllm_radix_bench.report.output import OutputFile
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.workloads.builders import SERVED
@@ -150,6 +156,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     output = OutputFile(arguments.output)
     csv = arguments.csv and OutputFile(arguments.csv, "--csv")
     try:
+        refuse_same_file({"--output": arguments.output, "--csv": arguments.csv})
         options = _options(arguments)
         workloads = runner.all_workloads(options)
         result = runner.new_result(options, workloads)

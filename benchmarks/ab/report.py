@@ -27,6 +27,9 @@ def ttfts(run: Cell) -> list[float]:
     return [record["ttft"] for record in run["records"]]
 
 
+_NOTEWORTHY = 1.005
+"""Factor from which a wait got worse, not only other."""
+
 MEASURES: dict[str, Any] = {
     "TTFT mean": lambda run: sum(ttfts(run)) / len(ttfts(run)),
     "TTFT p50": lambda run: percentile(ttfts(run), 0.50),
@@ -49,7 +52,8 @@ def is_loaded(cell: Cell) -> bool:
 def reorders(result: dict[str, Any]) -> bool:
     """Whether radix was told to use another order than stock."""
     radix = result["options"]["radix"]
-    return radix.get("policy") != "fcfs" and radix.get("max_overtakes") != 0
+    bounds = ("max_overtakes", "max_extra_wait", "patience")
+    return radix.get("policy") != "fcfs" and all(radix.get(b) != 0 for b in bounds)
 
 
 def rows_of(result: dict[str, Any]) -> list[Cell]:
@@ -251,7 +255,7 @@ def _worse(rows: list[Cell]) -> Iterator[str]:
     for cell in rows:
         where = f"{cell['workload']} at {cell['asked']:g}x"
         stock, radix = (percentile(steps(_first(cell, arm)), 0.99) for arm in ARMS)
-        if radix > stock:
+        if radix > _NOTEWORTHY * stock:
             yield f"{where} ({stock:,.0f} → {radix:,.0f} steps)"
         slower = has_times(cell) and min(ratios(cell, "TTFT p99")) > 1
         if slower and cell["noise"]["TTFT p99"] is False:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
+from vllm_radix_bench.report.cli_types import (
+    InputError,
+    WithDefaults,
+    number,
+    pressure,
+    refuse_same_file,
+    whole,
+)
 from vllm_radix_bench.report.output import OutputFile, Rows
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
@@ -42,6 +49,7 @@ _OF_A_TRACE = {
 }
 _FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
 _FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
+_FLAGS |= {"arm_options": "the options of --arms, RADIX_ variables among them"}
 """Options of the command by those of a result, where the names differ."""
 _positive = partial(number, float, 1e-6, 1e6)
 
@@ -155,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--output",
         type=Path,
-        default=Path("results/runner.json"),
+        default=Path("results/replay.json"),
         help="where to write",
     )
     add(
@@ -227,6 +235,19 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
     return made.roots
 
 
+def _check_sizes(options: "Options") -> None:
+    """Refuse sizes that vLLM's scheduler refuses.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    if options.max_num_batched_tokens < options.max_num_seqs:
+        raise InputError(
+            f"--max-num-batched-tokens: {options.max_num_batched_tokens} is less than "
+            f"--max-num-seqs, {options.max_num_seqs}; allowed: as many, or more"
+        )
+
+
 def _quiet_vllm() -> None:
     """Let vLLM log errors only, unless the environment says otherwise."""
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -279,6 +300,14 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             cost=CostModel(**dict(arguments.cost)),
             known_in_advance=not arguments.no_oracle,
         )
+        refuse_same_file(
+            {
+                "the trace": arguments.trace,
+                "--output": arguments.output,
+                "--csv": arguments.csv,
+            }
+        )
+        _check_sizes(options)
         for arm in options.arms:
             runner.parse_arm(arm)
         roots = _requests(arguments, options)

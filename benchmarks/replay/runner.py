@@ -47,7 +47,7 @@ REQUEST_COLUMNS = (
     "preemptions",
 )
 """Of each request's row in a result; see ``sim.driver.Record``."""
-_OVERLOADED = 0.1
+_OVERLOADED, _EARLY, _FEW = 0.1, 0.9, 20
 """Share of the requests that wait at the end, above which a load is too high."""
 
 
@@ -175,7 +175,8 @@ def run_arm(
         max_model_len=longest + 1,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
-        long_prefill_token_threshold=options.long_prefill_token_threshold,
+        # No chunk is longer than a prompt; vLLM refuses more.
+        long_prefill_token_threshold=min(options.long_prefill_token_threshold, longest),
         enable_prefix_caching=arm.caching,
         **extra,
     )
@@ -246,15 +247,15 @@ def last_arrival(roots: Sequence[Turn]) -> float:
 
 
 def is_overloaded(roots: Sequence[Turn], outcome: Outcome) -> bool:
-    """Whether requests came faster than they could be served.
+    """Return whether requests came faster than they could be served.
 
-    Then a share of the roots still has no first token when the last one is sent. Never
-    so when all are sent at once.
+    Then many of the roots that were sent well before the last one still have no first
+    token when that one is sent. Never so when all are sent at once, or few are sent.
     """
     last = last_arrival(roots)
-    first_tokens = [r.first_token for r in outcome.records if "." not in r.id]
-    waiting = sum(first > last for first in first_tokens)
-    return last > 0 and waiting >= _OVERLOADED * len(first_tokens)
+    early = [r for r in outcome.records if "." not in r.id and r.sent < _EARLY * last]
+    waiting = sum(record.first_token > last for record in early)
+    return len(early) >= _FEW and waiting >= _OVERLOADED * len(early)
 
 
 def request_rows(outcome: Outcome) -> list[list[Any]]:
@@ -278,8 +279,9 @@ def fingerprint(roots: Sequence[Turn]) -> str:
     """Return a text that is another for other requests."""
     found = sha256()
     for name, turn, prompt in every_turn(roots):
-        said = (name, turn.max_tokens, turn.arrival, turn.tenant, turn.priority)
-        found.update(repr((*said, turn.salt, len(prompt))).encode())
+        sent = (turn.arrival, turn.delay, turn.whole, turn.priority)
+        said = (name, len(prompt), turn.max_tokens, turn.tenant, turn.salt, *sent)
+        found.update(repr(said).encode())
         found.update(encode(turn.tokens))
     return found.hexdigest()[:16]
 
@@ -288,7 +290,11 @@ def new_result(roots: Sequence[Turn], options: Options) -> dict[str, Any]:
     """Return a result without runs, ready for JSON."""
     return {
         "versions": {name: version(name) for name in ("vllm", "vllm-radix")},
-        "options": asdict(options),
+        # Options of arms come from the environment, too.
+        "options": {
+            **asdict(options),
+            "arm_options": {name: parse_arm(name).radix for name in options.arms},
+        },
         "infinite_cache": infinite_cache(roots),
         "last_arrival": last_arrival(roots),
         "request_columns": list(REQUEST_COLUMNS),

@@ -1,8 +1,10 @@
 """What command lines share: numbers that are checked, help, and an error."""
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -42,3 +44,21 @@ def whole(least: int) -> Callable[[str], int | float]:
 
 
 pressure = partial(number, float, 0.1, 100)
+
+
+def refuse_same_file(named: Mapping[str, Path | None]) -> None:
+    """Refuse to write over an input, or one output over another.
+
+    Args:
+        named: files by the options that name them, inputs first.
+
+    Raises:
+        InputError: two are the same file.
+    """
+    known: dict[str, str] = {}
+    for name, path in named.items():
+        if path is None:
+            continue
+        other = known.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise InputError(f"{name}: {path} is {other}, too; allowed: another file")

@@ -93,7 +93,12 @@ def change(before: float, after: float) -> str:
         return "as many"
     share = abs(after - before) / before * 100 if before else math.inf
     word = "fewer" if after < before else "more"
-    return f"{share:.{0 if share >= 1 else 2}f} % {word}"
+    if share < 0.01:
+        return f"less than 0.01 % {word}"
+    said = f"{share:.{0 if share >= 1 else 2}f}"
+    if said == "100" and 0 < after < before:
+        said = f"{min(share, 99.99):.2f}"  # some is left
+    return f"{said} % {word}"
 
 
 def records(columns: Sequence[Column], rows: Iterable[Any]) -> list[dict[str, Value]]:

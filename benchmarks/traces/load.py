@@ -56,6 +56,7 @@ def _in_order(requests: list[TracedRequest], rate: float) -> list[TracedRequest]
         times.append((at, number))
         request.turn.delay /= rate
         if request.at is not None:
+            request.turn.delay = 0.0
             request.turn.arrival = (at - start) / request.units / rate
     return [requests[number] for _, number in sorted(times)]
 
@@ -88,6 +89,8 @@ def _link(requests: list[TracedRequest], closed_loop: bool) -> list[Turn]:
             turn.whole = not adds
             before.turn.children.append(turn)
         else:
+            # There is no answer that it could come after.
+            turn.delay = 0.0
             roots.append(turn)
     return roots
 

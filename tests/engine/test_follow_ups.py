@@ -67,3 +67,22 @@ def test_turns_after_an_abort_are_follow_ups_of_what_was_computed(lag):
     answer = list(request.output_token_ids)
     turns = [asked + answer + prompt(i, 30) for i in range(2)]
     assert follow_ups_after(engine, *turns) == 2
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_block_that_was_given_to_another_prefix_ends_no_answer(reset):
+    engine = EngineDouble(
+        make_scheduler(RadixScheduler, num_blocks=62, block_size=SIZE, max_num_seqs=4)
+    )
+    for chat in range(12):
+        engine.add(f"chat {chat}", prompt(f"chat {chat}", 60), max_tokens=22)
+        engine.run()
+    if reset:
+        assert engine.scheduler.reset_prefix_cache()
+    # As many full blocks as the answered ones, in the same blocks.
+    documents = [prompt(f"document {i}", 5 * SIZE) for i in range(12)]
+    for number, tokens in enumerate(documents):
+        engine.add(f"document {number}", tokens, max_tokens=1)
+        engine.run()
+    questions = [tokens + prompt(i, 20) for i, tokens in enumerate(documents)]
+    assert follow_ups_after(engine, *questions) == 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from vllm_radix.engine.compat import KVCacheBlock, Request
 from vllm_radix.policy import WaitingRequest
+from vllm_radix.tree import encode
 
 
 class FollowUps:
@@ -20,19 +21,20 @@ class FollowUps:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        # By block id, the blocks of the prefix that ends with it: an id that has been
-        # given to other tokens ends, most likely, a prefix of another length.
-        self._last_blocks: dict[int, int] = {}
+        # By block id, the blocks of the prefix that ends with it, and the tokens in
+        # it: the block may have been given to another prefix since.
+        self._last_blocks: dict[int, tuple[int, bytes]] = {}
 
     def note_finished(self, request: Request, blocks: Sequence[KVCacheBlock]) -> None:
-        """Note a request that ends, while it still holds its blocks: O(1)."""
-        known = min(request.num_computed_tokens, request.num_tokens)
-        full = known // self._block_size
-        if request.num_prompt_tokens < full * self._block_size and full <= len(blocks):
-            self._last_blocks[blocks[full - 1].block_id] = full
+        """Note a request that ends, while it still holds its blocks: O(a block)."""
+        size = self._block_size
+        full = min(request.num_computed_tokens, request.num_tokens) // size
+        if request.num_prompt_tokens < full * size and full <= len(blocks):
+            tokens = request.all_token_ids[(full - 1) * size : full * size]
+            self._last_blocks[blocks[full - 1].block_id] = full, encode(tokens)
 
     def recognizes(self, entry: WaitingRequest, last_block: int | None) -> bool:
-        """Return whether a request that was just looked up is such a one: O(1).
+        """Return whether a request that was just looked up is such a one: O(a block).
 
         Args:
             entry: the request.
@@ -40,4 +42,8 @@ class FollowUps:
         """
         if last_block is None:
             return False
-        return self._last_blocks.get(last_block) == entry.cached
+        known, tokens = self._last_blocks.get(last_block, (0, b""))
+        if known != entry.cached:
+            return False
+        end = known * len(tokens)
+        return entry.key[end - len(tokens) : end] == tokens

@@ -230,3 +230,18 @@ def test_percentiles():
     assert report.percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert report.percentile([1.0], 0.99) == 1.0
     assert report.percentile([0.0, 10.0], 0.99) == pytest.approx(9.9)
+
+
+@pytest.mark.parametrize(
+    ("radix", "other"),
+    [
+        ({}, True),
+        ({"patience": 0.5}, True),
+        ({"patience": 0.0}, False),
+        ({"max_overtakes": 0}, False),
+        ({"max_extra_wait": 0.0}, False),
+        ({"policy": "fcfs"}, False),
+    ],
+)
+def test_an_order_that_is_stocks_need_not_compute_less(radix, other):
+    assert report.reorders({"options": {"radix": radix}}) == other

@@ -9,6 +9,7 @@ from vllm_radix.exits import ExitCode
 from vllm_radix_bench.replay import runner
 from vllm_radix_bench.replay.verdict import cache_size, verdict
 from vllm_radix_bench.sim.driver import StalledError
+from vllm_radix_bench.traces.load import load
 
 ARMS = ["stock", "radix", "apc-off"]
 
@@ -215,3 +216,70 @@ def test_the_cache_is_told_in_gb_where_the_cost_model_knows():
     assert cache_size(about, 25_000) == said
     about["options"]["cost"]["kv_bytes_per_token"] = 0
     assert cache_size(about, 25_000) == "25,000 blocks of 16 tokens (400,000 tokens)"
+
+
+@pytest.mark.parametrize(
+    "times", [[0, 3600], [i for i in range(30)], [*[0] * 20, *[3600] * 20]]
+)
+def test_light_load_and_a_last_burst_are_no_overload(times, words, trace, capsys):
+    made = [
+        {**one, "arrival": at} for one, at in zip(lines(99, 1), times, strict=False)
+    ]
+    trace.write_text("\n".join(map(json.dumps, made)))
+    assert main(words) == ExitCode.GOOD
+    assert "modelled GPU serves" not in capsys.readouterr().out
+
+
+def test_a_replay_goes_on_only_with_equal_options_of_the_environment(
+    words, stop_at, capsys, monkeypatch
+):
+    stop_at(2, KeyboardInterrupt())
+    main(words)
+    monkeypatch.setenv("RADIX_POLICY", "fcfs")
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--resume"])
+    assert stop.value.code == ExitCode.INPUT
+    assert "RADIX_ variables among them" in capsys.readouterr().err
+
+
+def test_other_delays_are_other_requests(trace):
+    def print_of(delay):
+        line = {"hash_ids": [1], "input_length": 500, "output_length": 1}
+        turns = [{**line, "session_id": "s", "delay": d} for d in (0, delay)]
+        trace.write_text("\n".join(map(json.dumps, turns)))
+        return runner.fingerprint(load(trace, list))
+
+    assert print_of(5) != print_of(50_000)
+    assert print_of(5) == print_of(5)
+
+
+@pytest.mark.parametrize("option", ["--output", "--csv"])
+def test_an_output_is_neither_the_trace_nor_another_output(
+    option, words, trace, tmp_path, capsys
+):
+    same = trace if option == "--output" else tmp_path / "out" / ".." / "out" / "r.json"
+    before = trace.read_text()
+    with pytest.raises(SystemExit) as stop:
+        main([*words, option, str(same)])
+    assert stop.value.code == ExitCode.INPUT
+    assert "allowed: another file" in capsys.readouterr().err
+    assert trace.read_text() == before
+
+
+def test_a_budget_below_the_slots_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--max-num-batched-tokens", "3"])
+    assert stop.value.code == ExitCode.INPUT
+    assert "--max-num-batched-tokens: 3 is less than" in capsys.readouterr().err
+
+
+def test_a_threshold_beyond_all_prompts_changes_nothing(words, output):
+    assert main([*words, "--long-prefill-token-threshold", "100000"]) == ExitCode.GOOD
+    assert output.exists()
+
+
+def test_the_default_output_is_named_for_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workload = ["--workload", "few-shot", "--blocks", "200", "--no-oracle"]
+    assert main(["replay", *workload]) == ExitCode.GOOD
+    assert (tmp_path / "results" / "replay.json").exists()

@@ -8,7 +8,13 @@ import pytest
 
 from vllm_radix_bench.ab import report as ab_report
 from vllm_radix_bench.replay import report as replay_report
-from vllm_radix_bench.report.columns import Column, PairColumn, csv_text, records
+from vllm_radix_bench.report.columns import (
+    Column,
+    PairColumn,
+    change,
+    csv_text,
+    records,
+)
 from vllm_radix_bench.report.tables import console, table
 from vllm_radix_bench.study import large, small
 
@@ -157,3 +163,19 @@ def test_text_stands_on_the_left_and_figures_on_the_right():
     made = table("title", columns, [1000])
     assert [column.justify for column in made.columns] == ["left", "right"]
     assert [list(column.cells) for column in made.columns] == [["1000"], ["1,000"]]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (100, 65, "35 % fewer"),
+        (100, 100, "as many"),
+        (1_000_000, 999_999, "less than 0.01 % fewer"),
+        (100_000, 1, "99.99 % fewer"),
+        (100, 0, "100 % fewer"),
+        (100, 200, "100 % more"),
+        (1000, 1005, "0.50 % more"),
+    ],
+)
+def test_a_change_is_not_rounded_to_none_or_all(before, after, said):
+    assert change(before, after) == said

@@ -378,7 +378,15 @@ def test_whole_prompts_with_times_wait_for_nothing_in_an_open_loop(write):
     )
     assert [turn.arrival for turn in load(path, encode)] == [0, 1]
     (root,) = load(path, encode, closed_loop=True)
-    assert (root.children[0].arrival, root.children[0].delay) == (1, 0.1)
+    # Its own time counts, not how long it was after the answer before it.
+    assert (root.children[0].arrival, root.children[0].delay) == (1, 0)
+
+
+def test_the_first_of_a_session_waits_for_no_delay(write):
+    path = write(in_session(0, input_length=600, hash_ids=[1, 2], delay=10_000))
+    assert [turn.delay for turn in load(path, encode)] == [0]
+    path = write(in_session(input_length=600, hash_ids=[1, 2], delay=10_000))
+    assert [turn.delay for turn in load(path, encode)] == [0]
 
 
 def test_agentic_sessions_begin_at_once_and_wait_for_answers(write):
