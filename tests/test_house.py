@@ -228,3 +228,15 @@ def test_installing_without_the_flag_changes_nothing(model_folder):
     ]
     assert reports[0] == reports[1]
     assert reports[0].endswith("false]"), "our scheduler was imported"
+
+
+def test_no_file_of_code_has_500_lines():
+    found = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    names = found.stdout.split()
+    if not names:
+        pytest.skip("not a checkout")
+    sizes = {name: len((ROOT / name).read_text().splitlines()) for name in names}
+    assert len(sizes) > 200
+    assert [name for name, size in sizes.items() if size >= 500] == []
