@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import vllm_radix
-from vllm_radix.exits import EPILOG, explain
+from vllm_radix.exits import EPILOG, say_why
 
 COMMANDS = {
     "ab": (
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             called.error(f"unrecognized arguments: {' '.join(unknown)}")
         return int(arguments.run(arguments, called))
     except (Exception, KeyboardInterrupt) as error:
-        return explain(called.prog, error, debug="--debug" in words)
+        return say_why(called.prog, error, debug="--debug" in words)
 
 
 if __name__ == "__main__":

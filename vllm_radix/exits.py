@@ -45,7 +45,7 @@ class StoppedError(Exception):
     """Says what a command that ended early has kept; ``__cause__`` says why it did."""
 
 
-def explain(prog: str, error: BaseException, debug: bool) -> ExitCode:
+def say_why(prog: str, error: BaseException, debug: bool) -> ExitCode:
     """Say on standard error why a command ended early.
 
     Args:
