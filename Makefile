@@ -2,11 +2,13 @@
 PYTHON ?= python3
 .NOTPARALLEL:
 BIN := .venv/bin
+# A file's tests share what they start, so they stay in one worker.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 H100 := benchmarks/results/gpu/2026-11-26-h100-kernels/2-timing.json
 
-.PHONY: help setup test unit lint cuda-path soak conformance bench ab ab-quick \
-	sub-block policies aot traffic roofline bench-attention gpu-bundle gpu-fit lock \
-	clean
+.PHONY: help setup test fast unit lint docs cuda-path soak conformance bench ab \
+	ab-quick sub-block policies aot traffic roofline bench-attention gpu-bundle \
+	gpu-fit lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -19,11 +21,20 @@ lint:  ## ruff, ruff format, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: lint  ## Linters and the tests that start no engine, interpret no kernel (3 minutes)
-	$(BIN)/pytest -q -m "not engine and not serve and not interpreted and not cuda_path"
+docs: export NO_MKDOCS_2_WARNING = 1
+docs:  ## Write the generated tables anew, build docs/ into build/site
+	$(BIN)/cog -r --verbosity=1 -I tools docs/*.md
+	$(BIN)/mkdocs build --strict --quiet
+
+fast:  ## The tests of tree and order alone (20 s)
+	$(BIN)/pytest -q $(PARALLEL) tests/tree tests/policy vllm_radix/tree
+
+unit: lint  ## Linters and the tests that start no engine, interpret no kernel
+	$(BIN)/pytest -q $(PARALLEL) \
+	  -m "not engine and not serve and not interpreted and not cuda_path"
 
 test: lint  ## Everything CI runs
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(PARALLEL)
 
 cuda-path:  ## The tests of vLLM's CUDA path, on a pretended GPU (8 minutes)
 	$(BIN)/pytest -q -m cuda_path
@@ -53,14 +64,14 @@ aot:  ## Compile the attention kernels for every GPU, compare with kernels/aot.j
 traffic: export VLLM_LOGGING_LEVEL = ERROR
 traffic:  ## Bytes that attention kernels ask for, counted; plot (5 minutes)
 	@mkdir -p results
-	$(BIN)/python -m vllm_radix_bench.attention_traffic --plot results/traffic.png
+	$(BIN)/python -m vllm_radix_bench.attention.traffic --plot results/traffic.png
 
 roofline:  ## What grouped attention should gain on an H100: a model; plot
 	@mkdir -p results
-	$(BIN)/python -m vllm_radix_bench.roofline --plot results/roofline.png
+	$(BIN)/python -m vllm_radix_bench.attention.roofline --plot results/roofline.png
 
 bench-attention:  ## Grouped attention beside others, on a GPU (--interpret elsewhere)
-	$(BIN)/python -m vllm_radix_bench.bench_attention $(ARGUMENTS)
+	$(BIN)/python -m vllm_radix_bench.attention $(ARGUMENTS)
 
 gpu-bundle:  ## Pack .gpu for a GPU machine without vLLM; see tools/gpu/README.md
 	$(BIN)/python tools/gpu/bundle.py

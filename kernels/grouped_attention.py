@@ -9,7 +9,7 @@ scores, and ``merge_partials`` joins them (the flash-decoding recurrence; see Da
 al., "Flash-Decoding for long-context inference", 2023; grouping by shared prefix as in
 Juravsky et al., "Hydragen", 2024, and Pan et al., "FastTree", 2025).
 
-Who plans the items: ``vllm_radix/attention/plan.py``. The layout of a plan:
+``vllm_radix/attention/planner.py`` plans the items. The layout of a plan:
 
     items [N, 8] int32   request whose block table is read, first row, number of rows,
                          first key, end of keys, number of the partial among its row's,

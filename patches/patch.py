@@ -1,8 +1,8 @@
 """What a patch to vLLM is, and how it is applied.
 
-A record says what is changed and why, who would fix it upstream and when it can
-go. Applying looks before it leaps: a target that is gone, or whose fingerprint
-nobody has read, is refused.
+A patch says what is changed and why, which upstream issue would make it unnecessary
+and when it can go. A target that is gone, or whose fingerprint is unknown, is
+refused.
 """
 
 import hashlib
@@ -59,10 +59,10 @@ class Patch:
         fingerprint_of: how that is taken.
         wrap: makes the replacement from the original, as found in the class's
             ``__dict__`` (a ``staticmethod`` or ``classmethod`` object as such).
-        probe: returns whether vLLM does by now what the patch is for; False
-            without the patch, True with it.
-        required: whether nothing may be patched where this one does not fit. One that
-            only saves time is left out with a line in the log.
+        probe: returns whether vLLM does what the patch is for: False without the
+            patch, True with it.
+        required: whether no patch may be applied if this one does not fit. A patch
+            that only saves time is left out instead, with a line in the log.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Patch:
             )
 
     def apply(self) -> None:
-        """Put the patch in force; once is enough, twice does no harm.
+        """Put the patch in force; a second call changes nothing.
 
         Raises:
             PatchError: as for ``check``.
@@ -135,9 +135,9 @@ class Patch:
 
 
 def apply_all(patches: Iterable[Patch]) -> None:
-    """Put all patches in force, or none: half of them would mislead.
+    """Put all patches in force, or none of them.
 
-    Those that are not ``required`` are left out where they do not fit.
+    A patch that is not ``required`` is left out if it does not fit.
 
     Raises:
         PatchError: a required one does not fit.

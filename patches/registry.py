@@ -64,7 +64,7 @@ def _config_is_checked() -> bool:
 
 
 class _Reader:
-    """A scheduler that reads no hashes, as radix's."""
+    """Stands for radix's scheduler, which reads no hashes."""
 
     wants_lazy_hashes = True
     hash_block_size = 1
@@ -166,7 +166,7 @@ def make_patches(
         Patch(
             name="lazy-hashes",
             target="vllm.v1.engine.core:EngineCore.preprocess_add_request",
-            why="requests are hashed before the scheduler sees them, for nobody here",
+            why="requests are hashed before the scheduler sees them; radix needs none",
             upstream="vllm-project/vllm issue 55749 is about what hashes cost",
             remove_when="vLLM hashes on demand, or lets a scheduler choose",
             fingerprint="a8b386db3f85cf76",

@@ -12,6 +12,8 @@ import vllm_radix
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vllm_radix"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]["bench"]
 
 
 def python(code: str, **env: str) -> str:
@@ -30,9 +32,9 @@ def python(code: str, **env: str) -> str:
     ["vllm_radix", "vllm_radix.tree", "vllm_radix.cli", "vllm_radix.attention.planner"],
 )
 def test_light_modules_load_nothing_heavy(module):
+    heavy = ["vllm", "torch", "triton", *EXTRAS]
     heavy = python(
-        f"import sys, {module}; "
-        "print([m for m in ('vllm', 'torch', 'triton') if m in sys.modules])"
+        f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     )
     assert heavy == "[]"
 
@@ -47,8 +49,8 @@ def test_help_loads_nothing_heavy_and_no_benchmark():
         "    main(['--help'])\n"
         "assert 'replay' in shown.getvalue()\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
-        "heavy = {'vllm', 'torch', 'triton', 'numpy', 'rich', 'tqdm', 'transformers'}\n"
-        "print(sorted(names & (heavy | {'vllm_radix_bench'})))"
+        f"heavy = ['vllm', 'torch', 'triton', 'numpy', 'vllm_radix_bench', *{EXTRAS}]\n"
+        "print(sorted(names & set(heavy)))"
     )
     assert loaded == "[]"
 
@@ -100,8 +102,37 @@ def test_only_engine_plugin_and_attention_backends_import_vllm():
         assert not names & {"vllm", "torch", "triton"}, place
 
 
+def test_the_plugin_imports_only_what_it_requires():
+    allowed = {"numpy", "packaging", "vllm", "torch", "triton"} | {
+        f"vllm_radix{part}" for part in ("", "_kernels", "_patches")
+    }
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "patches").rglob("*.py")):
+        names = {name.split(".")[0] for name in imports_of(path)}
+        assert names - sys.stdlib_module_names <= allowed, path
+
+
+def test_registering_imports_nothing_that_is_extra():
+    """vLLM imports some of it for itself; we do not."""
+    imported = python(
+        "import builtins\n"
+        "original, ours = builtins.__import__, set()\n"
+        "def spy(name, globals=None, *rest, **more):\n"
+        "    if (globals or {}).get('__name__', '').startswith('vllm_radix'):\n"
+        "        ours.add(name.partition('.')[0])\n"
+        "    return original(name, globals, *rest, **more)\n"
+        "builtins.__import__ = spy\n"
+        "from vllm_radix.plugin import register\n"
+        "register()\n"
+        "print(sorted(ours))"
+    ).splitlines()[-1]
+    names = ast.literal_eval(imported)
+    assert {"vllm", "vllm_radix", "packaging"} <= set(names)
+    assert not set(names) & set(EXTRAS)
+    assert "vllm_radix_bench" not in names
+
+
 def test_vllm_names_have_one_home():
-    for path in (PACKAGE / "engine").glob("*.py"):
+    for path in (PACKAGE / "engine").rglob("*.py"):
         if path.name != "compat.py":
             names = {name.split(".")[0] for name in imports_of(path)}
             assert "vllm" not in names, path.name

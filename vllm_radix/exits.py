@@ -5,6 +5,8 @@ import tempfile
 import traceback
 from enum import IntEnum
 
+from vllm_radix.extras import missing_extra
+
 
 class ExitCode(IntEnum):
     """What a command ends with; a script can tell them apart."""
@@ -65,6 +67,8 @@ def say_why(prog: str, error: BaseException, debug: bool) -> ExitCode:
         code, sentence = ExitCode.INTERRUPTED, "interrupted"
     elif isinstance(error, CommandError):
         code, sentence, details = error.code, str(error), error.details
+    elif isinstance(error, ModuleNotFoundError) and (hint := missing_extra(error)):
+        code, sentence = ExitCode.INPUT, hint
     else:
         code = ExitCode.UNEXPECTED
         name = type(error).__name__

@@ -164,7 +164,7 @@ def _choose_hasher(engine_core: Any) -> None:
     scheduler = engine_core.scheduler
     if hasher is None or not getattr(scheduler, "wants_lazy_hashes", False):
         return
-    from vllm_radix.engine.hashes import LazyHasher
+    from vllm_radix.engine.lazy_hashes import LazyHasher
 
     if not isinstance(hasher, LazyHasher):
         engine_core.request_block_hasher = LazyHasher(hasher, scheduler.hash_block_size)

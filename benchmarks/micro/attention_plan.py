@@ -126,9 +126,9 @@ def main() -> None:
     for name in ("batch", "amortised", "median", "99th percentile", "made", "kept"):
         table.add_column(name, justify="right")
     for label, turnover, shared in (
-        ("a request ends every 4 steps", 4, (64, 128)),
-        ("every 16 steps", 16, (64, 128)),
-        ("none ends", STEPS + 1, (64, 128)),
+        ("a request ends every 4 steps", 4, (192, 192)),
+        ("every 16 steps", 16, (192, 192)),
+        ("none ends", STEPS + 1, (192, 192)),
         ("nothing shared, every 4 steps", 4, (0, 0)),
     ):
         times, planner = measure(turnover, shared)

@@ -17,10 +17,16 @@ from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, wh
 from vllm_radix_bench.report.output import OutputFile, Rows
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.traces.format import DEFAULT_OUTPUT_LENGTH
 from vllm_radix_bench.traces.formats import FORMATS
 from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.builders import BUILDERS
-from vllm_radix_bench.workloads.encoders import Encode, load_encode, words
+from vllm_radix_bench.workloads.encoders import (
+    ChatTemplate,
+    Encode,
+    load_encode,
+    words,
+)
 from vllm_radix_bench.workloads.sizing import REFERENCE_CACHE, build
 from vllm_radix_bench.workloads.turn import Turn
 
@@ -28,7 +34,12 @@ if TYPE_CHECKING:
     from vllm_radix_bench.replay.runner import Options
 
 _OF_A_WORKLOAD = {"pressure": 5.0, "load": 0.0, "stretch": 1.0, "seed": 0}
-_OF_A_TRACE = {"rate": 1.0, "limit": None, "closed_loop": False}
+_OF_A_TRACE = {
+    "rate": 1.0,
+    "limit": None,
+    "closed_loop": False,
+    "default_output_length": DEFAULT_OUTPUT_LENGTH,
+}
 _FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
 _FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
 """Options of the command by those of a result, where the names differ."""
@@ -45,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trace",
         nargs="?",
         type=Path,
-        help="JSON lines: " + ", or ".join(one.describe() for one in FORMATS),
+        help="JSON lines, gzip or not; a format is known by its fields: "
+        + ", ".join(one.describe() for one in FORMATS),
     )
     add("--workload", choices=list(BUILDERS), help="a built-in one instead of a trace")
     add(
@@ -79,10 +91,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a trace with sessions: a turn waits for the answer before it",
     )
     add(
+        "--default-output-length",
+        type=whole(1),
+        default=DEFAULT_OUTPUT_LENGTH,
+        metavar="N",
+        help="of a trace: tokens generated where a line names no number",
+    )
+    add(
         "--tokenizer",
         type=Path,
         metavar="FOLDER",
-        help="model folder whose tokenizer reads prompts (default: words and marks)",
+        help="model folder whose tokenizer reads prompts, and whose chat template "
+        "reads messages (default: words and marks, and no messages)",
     )
     add(
         "--arms",
@@ -184,6 +204,8 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
         return load(
             arguments.trace,
             encode,
+            encode_chat=arguments.tokenizer and ChatTemplate(arguments.tokenizer),
+            output_length=arguments.default_output_length,
             closed_loop=arguments.closed_loop,
             limit=arguments.limit,
             rate=arguments.rate,

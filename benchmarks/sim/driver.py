@@ -1,7 +1,7 @@
 """A run of requests through a model-free engine on a virtual clock.
 
-Turns are sent at their time, or when the turn before them is answered. Counts are
-facts: the scheduler is the real one. Seconds are the cost model's.
+Turns are sent at their time, or when the turn before them is answered and its delay
+is over. Counts are facts: the scheduler is the real one. Seconds are the cost model's.
 """
 
 import time
@@ -165,7 +165,7 @@ class VirtualRun:
         return outcome
 
     def _plan(self, turn: Turn, before: list[int], path: str) -> None:
-        when = max(turn.arrival, self._now)
+        when = max(turn.arrival, self._now + turn.delay)
         heappush(self._due, (when, next(self._numbers), path, turn, before))
 
     def _send(
@@ -248,7 +248,7 @@ class VirtualRun:
             self._progress(done)
 
     def _count_overtakes(self) -> None:
-        """Note for each request who was sent later and admitted before: n log n."""
+        """Count for each request those sent later and admitted before: n log n."""
         number = {id(record): i for i, record in enumerate(self._outcome.records)}
         before: list[int] = []
         for record in self._admitted:

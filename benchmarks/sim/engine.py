@@ -24,7 +24,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from vllm_radix.engine.hashes import LazyHasher
+from vllm_radix.engine.lazy_hashes import LazyHasher
 from vllm_radix_patches.registry import SMALLEST_MODEL
 
 VOCABULARY = 50

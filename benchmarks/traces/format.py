@@ -1,11 +1,29 @@
-"""What a trace format is; `formats` has them all."""
+"""What a trace format is; ``formats`` has them all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_radix_bench.traces.line import Line
-from vllm_radix_bench.workloads.encoders import Encode
+from vllm_radix_bench.workloads.encoders import Encode, EncodeChat
 from vllm_radix_bench.workloads.turn import Turn
+
+DEFAULT_OUTPUT_LENGTH = 256
+"""Tokens generated where a line names none, as in ``vllm bench serve``."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What lines are read with.
+
+    Attributes:
+        encode: text to token ids, without special tokens.
+        encode_chat: messages to the token ids of a prompt; None without a tokenizer.
+        output_length: of requests whose line names none.
+    """
+
+    encode: Encode
+    encode_chat: EncodeChat | None = None
+    output_length: int = DEFAULT_OUTPUT_LENGTH
 
 
 @dataclass
@@ -13,16 +31,23 @@ class TracedRequest:
     """A request as a trace has it.
 
     Attributes:
-        at: when it came, in units of the trace.
-        units: of the trace in a second.
-        session: that it is part of.
         turn: the request; its arrival is not set.
+        at: when it came, in units of the trace; None where a trace tells only that it
+            came after the one before it in its session.
+        units: of the trace in a second.
+        session: that it is part of, after those of the lines before.
+        id: by which others name it.
+        follows: ``id`` of the request whose answer it goes on from, if it is known.
+        may_add: whether its tokens may be what it adds to its session, not all.
     """
 
-    at: float
-    units: int
-    session: str | None
     turn: Turn
+    at: float | None = None
+    units: int = 1
+    session: str | None = None
+    id: str | None = None
+    follows: str | None = None
+    may_add: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,22 +56,33 @@ class TraceFormat:
 
     Attributes:
         name: of the format, for messages and help.
-        fields: all that a line may have.
+        about: what it is: the docstring of its module.
+        fields: all that are read.
         marks: fields of which each format has others: with one of them, a line is of
-            this format.
+            this format, unless it is of one that stands before it in ``FORMATS``.
         read: makes a request of a line; its errors name the line and the field.
+        ignored: fields that a line may have, and that do not matter here.
     """
 
     name: str
+    about: str
     fields: tuple[str, ...]
     marks: tuple[str, ...]
-    read: Callable[[Line, Encode], TracedRequest]
+    read: Callable[[Line, ReadOptions], TracedRequest]
+    ignored: tuple[str, ...] = ()
 
     def sniff(self, line: Line) -> bool:
-        """Return whether a line is of this format."""
+        """Return whether a line has a mark of this format."""
         return any(name in line for name in self.marks)
 
+    def check_names(self, line: Line) -> None:
+        """Check that a line has no other fields.
+
+        Raises:
+            TraceError: it has.
+        """
+        line.check_names((*self.fields, *self.ignored))
+
     def describe(self) -> str:
-        """Return the name and the fields, for messages and help."""
-        either = f"; one of {' and '.join(self.marks)}" if len(self.marks) > 1 else ""
-        return f"{self.name} ({', '.join(self.fields)}{either})"
+        """Return the name, and by what it is known, for messages and help."""
+        return f"{self.name} ({' or '.join(self.marks)})"

@@ -3,14 +3,20 @@
 import math
 from pathlib import Path
 
-from vllm_radix_bench.traces.format import TracedRequest, TraceFormat
+from vllm_radix_bench.traces.format import (
+    DEFAULT_OUTPUT_LENGTH,
+    ReadOptions,
+    TracedRequest,
+    TraceFormat,
+)
 from vllm_radix_bench.traces.formats import format_of
-from vllm_radix_bench.traces.line import Line, TraceError
-from vllm_radix_bench.workloads.encoders import Encode
+from vllm_radix_bench.traces.line import TraceError
+from vllm_radix_bench.traces.source import lines_of
+from vllm_radix_bench.workloads.encoders import Encode, EncodeChat
 from vllm_radix_bench.workloads.turn import Turn
 
 
-def _read(path: Path, encode: Encode, limit: int | None) -> list[TracedRequest]:
+def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedRequest]:
     """Return the requests of a file, in its order.
 
     Raises:
@@ -18,28 +24,17 @@ def _read(path: Path, encode: Encode, limit: int | None) -> list[TracedRequest]:
     """
     requests: list[TracedRequest] = []
     first: TraceFormat | None = None
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if not raw.strip():
-                    continue
-                line = Line(f"{path}, line {number}", raw)
-                this = format_of(line)
-                first = first or this
-                if this is not first:
-                    raise line.error(
-                        f"the format is {this.name}, that of the first line is "
-                        f"{first.name}",
-                        "one format in a file",
-                    )
-                requests.append(this.read(line, encode))
-                if len(requests) == limit:
-                    break
-    except OSError as error:
-        raise TraceError(
-            f"{path}: cannot be read ({error.strerror or error}); allowed: a file of "
-            "JSON lines"
-        ) from error
+    for line in lines_of(path):
+        this = format_of(line)
+        first = first or this
+        if this is not first:
+            raise line.error(
+                f"the format is {this.name}, that of the first line is {first.name}",
+                "one format in a file",
+            )
+        requests.append(this.read(line, options))
+        if len(requests) == limit:
+            break
     if not requests:
         raise TraceError(
             f"{path}: holds no request; allowed: JSON lines, a request in each"
@@ -47,32 +42,53 @@ def _read(path: Path, encode: Encode, limit: int | None) -> list[TracedRequest]:
     return requests
 
 
-def _chain(path: Path, requests: list[TracedRequest]) -> list[Turn]:
-    """Make each request the child of the one before it in its session.
+def _in_order(requests: list[TracedRequest], rate: float) -> list[TracedRequest]:
+    """Set arrivals and delays, and return requests in order of arrival.
+
+    One without a time stands at that of the one before it in its session.
+    """
+    start = min((one.at for one in requests if one.at is not None), default=0.0)
+    latest: dict[str | None, float] = {}
+    times = []
+    for number, request in enumerate(requests):
+        at = latest.get(request.session, start) if request.at is None else request.at
+        latest[request.session] = at
+        times.append((at, number))
+        request.turn.delay /= rate
+        if request.at is not None:
+            request.turn.arrival = (at - start) / request.units / rate
+    return [requests[number] for _, number in sorted(times)]
+
+
+def _link(requests: list[TracedRequest], closed_loop: bool) -> list[Turn]:
+    """Make requests the children of those whose answers they wait for.
 
     Returns:
-        The first of each session, and all without one.
-
-    Raises:
-        TraceError: there is no session.
+        Those that wait for none.
     """
     roots: list[Turn] = []
-    last: dict[str, Turn] = {}
+    named: dict[str, TracedRequest] = {}
+    sessions: dict[str, list[TracedRequest]] = {}
     for request in requests:
-        turn, session = request.turn, request.session
-        if session is None or session not in last:
-            roots.append(turn)
+        turn, before, adds = request.turn, None, False
+        if request.follows is not None:
+            before = named.get(request.follows)
+        if request.id is not None:
+            named[request.id] = request
+        if request.session is not None:
+            earlier = sessions.setdefault(request.session, [])
+            if earlier:
+                before = earlier[-1]
+                begins = earlier[0].turn.tokens[0]
+                adds = request.may_add and turn.tokens[0] != begins
+            # Of a session, the first and the latest matter.
+            earlier[1:] = [request]
+        if before is not None and (closed_loop or adds or request.at is None):
+            # Else the trace's prompt holds the answer that was given then.
+            turn.whole = not adds
+            before.turn.children.append(turn)
         else:
-            # The trace's prompt holds the answer that was given then.
-            turn.whole = True
-            last[session].children.append(turn)
-        if session is not None:
-            last[session] = turn
-    if not last:
-        raise TraceError(
-            f"{path}: session is missing in every line read, and a closed loop needs "
-            "it; allowed: a string, in lines with prompt or token_ids"
-        )
+            roots.append(turn)
     return roots
 
 
@@ -80,30 +96,35 @@ def load(
     path: Path,
     encode: Encode,
     *,
+    encode_chat: EncodeChat | None = None,
+    output_length: int = DEFAULT_OUTPUT_LENGTH,
     closed_loop: bool = False,
     limit: int | None = None,
     rate: float = 1.0,
 ) -> list[Turn]:
     """Read a trace.
 
-    The format is that of the first line, one of ``formats``. Blank lines are skipped.
+    The format is that of the first line, one of ``formats``. Blank lines are skipped;
+    files packed with gzip and UTF-8's byte order mark are read.
 
     In a closed loop a request of a session is sent at its time, but not before the
     one before it is answered. Its prompt is still the whole one of the trace: it
     goes on with the answer given then, not with the one of the replay. Without,
-    sessions do not matter and everything is sent at its time.
+    sessions do not matter and everything is sent at its time. In both, a request that
+    has no time of its own, or adds to its session, waits for the answer before it.
 
     Args:
         path: of the file.
         encode: text to token ids, without special tokens.
+        encode_chat: messages to the token ids of a prompt.
+        output_length: of requests whose line names none.
         closed_loop: whether requests of a session wait for each other.
         limit: read the first ``limit`` requests of the file only.
         rate: send this many times as fast.
 
     Returns:
         Requests in order of arrival, those of the same time in that of the file; the
-        first arrives at 0. In a closed loop, the first of each session, with the
-        others as its descendants, and all requests without one.
+        first arrives at 0. Those that wait for another's answer are its descendants.
 
     Raises:
         TraceError: the file or an argument is wrong; nothing is returned.
@@ -112,15 +133,20 @@ def load(
         raise TraceError(f"rate is {rate}; allowed: a finite number above 0")
     if limit is not None and limit < 1:
         raise TraceError(f"limit is {limit}; allowed: an integer of at least 1")
-    requests = _read(path, encode, limit)
-    requests.sort(key=lambda request: request.at)
-    start = requests[0].at
-    for request in requests:
-        request.turn.arrival = (request.at - start) / request.units / rate
-    if math.isinf(requests[-1].turn.arrival):
+    requests = _read(path, ReadOptions(encode, encode_chat, output_length), limit)
+    if len({one.units for one in requests if one.at}) > 1:
+        raise TraceError(
+            f"{path}: times are in seconds in some lines and in milliseconds in "
+            "others; allowed: one of them in a file"
+        )
+    if closed_loop and all(one.session is one.id is None for one in requests):
+        raise TraceError(
+            f"{path}: session is missing in every line read, and a closed loop needs "
+            "it; allowed: a string, in formats that have it"
+        )
+    requests = _in_order(requests, rate)
+    if any(math.isinf(one.turn.arrival + one.turn.delay) for one in requests):
         raise TraceError(
             f"rate is {rate}: the last request would never be sent; allowed: more"
         )
-    if closed_loop:
-        return _chain(path, requests)
-    return [request.turn for request in requests]
+    return _link(requests, closed_loop)

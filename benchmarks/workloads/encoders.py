@@ -3,10 +3,15 @@
 import re
 import zlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 Encode = Callable[[str], list[int]]
 """Returns the token ids of a text, without special tokens."""
+
+EncodeChat = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], list[int]]
+"""Returns the token ids of the prompt that messages and tools make."""
 
 
 class TokenizerError(ValueError):
@@ -33,10 +38,49 @@ def load_encode(model: Path) -> Encode:
 
         one = Tokenizer.from_file(str(fast))
         return lambda text: list(one.encode(text, add_special_tokens=False).ids)
+    other = _tokenizer(model)
+    return lambda text: list(other(text, add_special_tokens=False).input_ids)
+
+
+class ChatTemplate:
+    """The chat template of a model folder's tokenizer, an ``EncodeChat``.
+
+    It is loaded on first use.
+
+    Args:
+        model: the folder.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Encode]:
+        # transformers needs it for templates, and says so in a way of its own.
+        import jinja2  # noqa: F401
+
+        return _tokenizer(self._model), load_encode(self._model)
+
+    def __call__(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """Return the tokens of a prompt.
+
+        Raises:
+            Exception: what the template raises, where it takes no such messages.
+            TokenizerError: the folder has no tokenizer that can be loaded.
+        """
+        tokenizer, encode = self._parts
+        text = tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=False
+        )
+        return encode(text)
+
+
+def _tokenizer(model: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        other = AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{model}: no tokenizer to load ({error})") from error
-    return lambda text: list(other(text, add_special_tokens=False).input_ids)

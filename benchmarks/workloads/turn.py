@@ -19,9 +19,10 @@ class Turn:
         max_tokens: to generate, exactly.
         children: turns sent when this one is answered.
         arrival: seconds after the start before which it is not sent.
+        delay: seconds after the answer of its parent before which it is not sent.
         tenant: who sends it; empty where that does not matter.
         priority: of vLLM's priority policy.
-        salt: of the cache; None shares with all who have none.
+        salt: of the cache; None shares with all that have none.
         whole: whether ``tokens`` are the whole prompt, not an addition to the path.
     """
 
@@ -29,6 +30,7 @@ class Turn:
     max_tokens: int
     children: list["Turn"] = field(default_factory=list)
     arrival: float = 0.0
+    delay: float = 0.0
     tenant: str = ""
     priority: int = 0
     salt: str | None = None

@@ -128,7 +128,7 @@ def test_what_is_not_a_step_of_ours_is_vllms(step):
     assert built.build(0, common).radix_plan is None
 
 
-def test_a_builder_that_vllm_wraps_sees_other_batches_and_plans_nothing(step):
+def test_builder_wrapped_by_vllm_plans_nothing(step):
     """As vLLM does for attention within chunks: rows are the scheduler's, keys not."""
 
     class Chunked(Builder):
@@ -229,7 +229,7 @@ def test_the_backends_that_vllm_derives_are_told_apart():
     assert GroupedTritonBuilder.build is GroupedBuilder.build
 
 
-def test_layouts_that_radix_does_not_serve_are_refused_or_left_to_stock(step):
+def test_unsupported_layout_is_refused_or_left_to_stock(step):
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
     from support.engine_double import make_kv_cache_config
@@ -270,7 +270,7 @@ def test_nothing_shared_is_vllms_kernel_and_nothing_is_uploaded(step):
     assert step.counters.grouped_steps == 0
 
 
-def test_a_plan_is_uploaded_once_while_it_holds(step):
+def test_plan_that_still_holds_is_uploaded_once(step):
     batch = shared(blocks=8)
     built = builder()
     first = built.build(0, begin(step, batch)).radix_plan
@@ -300,7 +300,7 @@ def impl(kind, **fields):
 
 
 @pytest.mark.parametrize("order", ["NHD", "HND"])
-def test_the_triton_backends_cache_is_read_as_it_lies(step, order):
+def test_triton_cache_is_read_in_either_memory_order(step, order):
     batch = shared(blocks=8, levels=2, rows=3)
     limits = make_limits(batch, LAYER)
     buffers = PlanBuffers(limits, Tile(16, 64, 1, 1), torch.device("cpu"))

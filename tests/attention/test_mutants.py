@@ -305,11 +305,11 @@ def _pairs():
     """The forest says of each pair of requests what the two share."""
     from attention import test_planner
 
-    test_planner.test_a_partly_filled_block_is_nobodys_to_share()
+    test_planner.test_partly_filled_block_is_not_shared()
     test_planner.test_the_same_block_below_other_blocks_is_not_shared()
     test_planner.test_blocks_that_fill_into_another_requests_are_noticed()
     test_planner.test_a_request_that_got_shorter_shares_less()
-    test_planner.test_a_row_that_writes_inside_a_shared_block_keeps_it_to_itself()
+    test_planner.test_row_that_writes_inside_a_block_does_not_share_it()
 
 
 def test_the_juries_acquit_the_original():

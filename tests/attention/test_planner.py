@@ -159,7 +159,7 @@ def test_a_request_that_got_shorter_shares_less():
         check_plan(decode(tables, lengths), plan, limits)
 
 
-def test_a_partly_filled_block_is_nobodys_to_share():
+def test_partly_filled_block_is_not_shared():
     tables = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
     for length, shared in ((33, 32), (40, 32), (48, 32), (49, 48)):
         batch = decode(tables, [length] * 3)
@@ -168,7 +168,7 @@ def test_a_partly_filled_block_is_nobodys_to_share():
         assert plan.grouped_tokens == shared, length
 
 
-def test_a_row_that_writes_inside_a_shared_block_keeps_it_to_itself():
+def test_row_that_writes_inside_a_block_does_not_share_it():
     # The second computes, in this step, the block that the others have cached.
     tables = np.array([[1, 2, 3], [1, 2, 0], [1, 2, 3]])
     batch = Batch(

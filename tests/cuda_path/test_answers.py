@@ -39,7 +39,9 @@ def same(engines, ours, job, ties=0.02):
         ("grouped", "AsyncRadixScheduler", True),
     ],
 )
-def test_the_arm_is_what_it_is_called(engines, name, scheduler, asynchronous):
+def test_arm_has_the_scheduler_and_worker_of_its_name(
+    engines, name, scheduler, asynchronous
+):
     found = engines.arm(name).description
     assert found["scheduler"] == scheduler
     assert found["async"] is asynchronous

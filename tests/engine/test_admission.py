@@ -119,6 +119,7 @@ def test_another_prompt_is_not_held():
     engine.step()
     assert engine.admitted == ["busy", "0", "other"]
     engine.run()
+    assert sorted(engine.outputs) == ["0", "1", "2", "3", "4", "busy", "other"]
 
 
 def test_a_follower_may_be_aborted_while_it_is_held():
@@ -371,6 +372,7 @@ def test_nothing_is_kept_of_requests_that_are_gone():
         engine.run()
     assert not admission.num_known
     assert not admission._new and not len(admission._lookups)
-    assert not admission._tenants and not admission._grammars
+    assert not admission._tenants._num_waiting and not admission._grammars.ids()
+    assert not admission._grammars._requests
     assert len(admission._rate._queue) <= 8
     assert len(admission._turns._times) <= 4

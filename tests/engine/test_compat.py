@@ -10,7 +10,7 @@ import pytest
 
 from vllm_radix.engine import compat
 from vllm_radix.engine.block_pool import RadixBlockPool
-from vllm_radix.engine.full_attention import RadixFullAttentionManager
+from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.scheduler import RadixScheduler
 

@@ -10,8 +10,8 @@ import pytest
 from support.engine_double import WrongReadError
 from support.traffic import traffic
 from vllm_radix.engine.block_pool import RadixBlockPool
-from vllm_radix.engine.keys import RequestKeys
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.tree import HOLE, RadixTree, radix_tree
 from vllm_radix.tree.shape import Shape
 

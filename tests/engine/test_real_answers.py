@@ -7,7 +7,7 @@ model is undecided: where its two likeliest tokens are within 1e-3.
 
 import pytest
 
-from support.answers import ENGINE, answer, both, compare
+from support.answers import ENGINE, answers, both, compare
 from support.prompts import RequestMix, small_mix
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
@@ -88,7 +88,7 @@ def test_an_offloading_connector_stores_and_loads_as_with_stock(tiny):
     assert theirs["counts"][hits] == ours["counts"][hits] > 100
     assert theirs["counts"]["scheduled"] == ours["counts"]["scheduled"]
     radix = {"scheduler_cls": "vllm_radix.RadixScheduler"}
-    ours = answer(tiny, requests, {**engine, **radix}, [hits])
+    (ours,) = answers(tiny, requests, [{**engine, **radix}], [hits])
     assert compare(theirs, ours, requests) == (len(requests), 0)
     # In its own order, a prefix may be found before it has to be loaded again.
     assert ours["counts"]["scheduled"] <= theirs["counts"]["scheduled"]

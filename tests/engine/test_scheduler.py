@@ -175,6 +175,7 @@ def test_a_request_forgotten_while_waiting_leaves_nothing_behind():
         engine.abort(request_id)
     engine.run()
     assert not engine.scheduler.admission.num_known
+    assert not engine.scheduler.kv_cache_manager.block_pool.tree.pinned_blocks()
 
 
 def test_requests_that_load_their_kv_count_as_admitted():

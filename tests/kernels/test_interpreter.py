@@ -159,7 +159,7 @@ def test_the_language_is_as_before_afterwards():
     assert dot_kernel.run.__func__ is before[3].__func__
 
 
-def test_kernels_write_where_they_are_told_not_to_copies():
+def test_kernel_writes_to_its_arguments_not_to_copies():
     """Storages are not copied: a launch next to a large one stays cheap."""
     storage = torch.zeros(1024)
     view = storage[512:528]

@@ -2,88 +2,22 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 import openai
-import psutil
 import pytest
+
+from support.servers import NAME, VLLM, serving
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
-VLLM = str(Path(sys.executable).parent / "vllm")
-NAME = "smollm2"
 SYSTEM = (
     "You are the guide of a small town's museum. You know the harbour, the stone "
     "bridge, the old clock and the flooded cellar. You answer in one short sentence, "
     "you never invent a date, and you say so when you do not know something. "
 ) * 3
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def alive_in(group: int) -> list[str]:
-    """Return the command lines of a process group's running members."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            dead = process.status() == psutil.STATUS_ZOMBIE
-            if not dead and os.getpgid(process.pid) == group:
-                found.append(" ".join(process.cmdline()))
-    return found
-
-
-@contextmanager
-def server(model: str, log: Path, *flags: str):
-    """Run `vllm serve`; yield its base URL; stop it and all it started."""
-    port = free_port()
-    command = [VLLM, "serve", model, "--served-model-name", NAME]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "4"]
-    command += ["--block-size", "32", "--num-gpu-blocks-override", "129"]
-    command += ["--enable-prompt-tokens-details", *flags]
-    env = {**os.environ, "VLLM_PLUGINS": "radix" if "--radix" in flags else ""}
-    base = f"http://127.0.0.1:{port}"
-    with log.open("w") as sink:
-        process = subprocess.Popen(
-            command,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"{base}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        yield base
-        process.terminate()
-        process.wait(timeout=60)
-        deadline = time.monotonic() + 60
-        while left := alive_in(process.pid):
-            assert time.monotonic() < deadline, f"still running: {left}"
-            time.sleep(0.5)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def converse(client, topic):
@@ -160,7 +94,7 @@ def test_a_real_server_answers_as_stock_does(smollm2, tmp_path):
     seen = {}
     for arm, flags in (("stock", ()), ("radix", ("--radix",))):
         log = tmp_path / f"{arm}.log"
-        with server(smollm2, log, *flags) as base:
+        with serving(smollm2, log, *flags) as base:
             seen[arm] = talk(base, smollm2, tmp_path)
         announced = "vllm-radix" in log.read_text()
         assert announced == (arm == "radix")

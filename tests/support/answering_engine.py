@@ -1,16 +1,20 @@
-"""One engine of a comparison of answers, in a process of its own.
+"""Engines of a comparison of answers, one after the other, each in a fork.
 
-    python answers.py '{"model": ..., "engine": {...}, "requests": [...]}'
+Reads jobs from the standard input, a line of JSON each, and prints the status of each
+as it ends. A job names the model, the engine's arguments and the requests, and where
+to write its log and its result: answers with the top two log-probabilities of each
+token, and what the engine counted. It sends requests in closed loops: a request names
+the one after whose answer it comes (its turn of a conversation, or nothing), and may be
+aborted some steps after it was sent.
 
-Sends requests to a real engine in closed loops: a request names the one after
-whose answer it comes (its turn of a conversation, or nothing), and may be aborted
-some steps after it was sent. Prints one line of JSON: answers with the top two
-log-probabilities of each token, and what the engine counted.
+Importing vLLM takes longer than most engines run, so it is imported once.
 """
 
 import json
 import os
 import sys
+import traceback
+from pathlib import Path
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
@@ -41,12 +45,15 @@ def check_host_tables() -> list[int]:
     return checked
 
 
-def main() -> None:
-    job = json.loads(sys.argv[1])
-    os.environ["VLLM_PLUGINS"] = "radix" if "scheduler_cls" in job["engine"] else ""
+def run(job):
+    """Run a job in this process; return its result."""
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    from support.toy_models import TOYS, give_weights
+
+    if Path(job["model"]).name in TOYS:
+        give_weights()
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=job["model"],
@@ -128,7 +135,38 @@ def main() -> None:
         counts |= engine.collective_rpc("radix_attention")[0]
         counts["checked_rows"] = checked[0]
     counts["scheduler"] = type(scheduler).__name__
-    print("\n" + json.dumps({"answers": answers, "counts": counts}))
+    return {"answers": answers, "counts": counts}
+
+
+def fork(job):
+    """Run a job in a fork; return its exit status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        log = os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+        Path(job["result"]).write_text(json.dumps(run(job)))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    """Import what every engine needs, and run jobs until there are no more."""
+    import vllm.v1.engine.llm_engine
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    for line in sys.stdin:
+        print(fork(json.loads(line)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ Greedy answers may differ where the model is undecided: where its two likeliest 
 are within ``GAP``.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 GAP = 1e-3
@@ -15,31 +17,76 @@ HERE = Path(__file__).parent
 ENGINE = {"block_size": 32, "max_num_seqs": 6, "max_model_len": 512}
 
 
-def answer(model, requests, engine, metrics=()):
-    """Return what the engine of one arm printed."""
-    job = {"model": model, "requests": requests, "engine": engine, "metrics": metrics}
-    options = engine.get("additional_config", {}).get("radix", {})
-    job["grouped"] = options.get("attention") == "grouped"
-    paths = filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])
-    variables = {"PYTHONPATH": os.pathsep.join(paths), "VLLM_LOGGING_LEVEL": "WARNING"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "answering_engine.py"), json.dumps(job)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class AnsweringProcess:
+    """A process that has vLLM imported, and forks for each engine.
+
+    Args:
+        plugins: the plugins of vLLM that it loads.
+    """
+
+    def __init__(self, plugins):
+        paths = filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])
+        variables = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_PLUGINS": plugins,
+        }
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "answering_engine.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables},
+        )
+
+    def start(self, job):
+        """Start an engine; ``wait`` for it before the next one is started."""
+        files = {
+            name: str(Path(self._folder.name) / name) for name in ("log", "result")
+        }
+        self._process.stdin.write(json.dumps({**job, **files}) + "\n")
+        self._process.stdin.flush()
+        return files
+
+    def wait(self, files):
+        """Return the result of the engine that was started."""
+        status = self._process.stdout.readline().strip()
+        assert status == "0", Path(files["log"]).read_text()[-4000:]
+        return json.loads(Path(files["result"]).read_text())
+
+
+@functools.cache
+def process(plugins):
+    """Return this session's process for these plugins; it ends with the session."""
+    return AnsweringProcess(plugins)
+
+
+def answers(model, requests, engines, metrics=()):
+    """Return what the engines answered and counted; they run at the same time.
+
+    Args:
+        model: its folder.
+        requests: what is sent; see ``answering_engine``.
+        engines: arguments of each engine, at most one of them a stock one, and at most
+            one of radix.
+        metrics: names of vLLM's counters to return.
+    """
+    started = []
+    for engine in engines:
+        options = engine.get("additional_config", {}).get("radix", {})
+        job = {"model": model, "requests": requests, "engine": engine}
+        job |= {"metrics": metrics, "grouped": options.get("attention") == "grouped"}
+        one = process("radix" if "scheduler_cls" in engine else "")
+        started.append((one, one.start(job)))
+    return [one.wait(files) for one, files in started]
 
 
 def both(model, requests, engine, metrics=(), **radix):
     """Return the results of stock and of radix."""
     ours = {"scheduler_cls": "vllm_radix.RadixScheduler"}
     ours["additional_config"] = {"radix": radix}
-    return (
-        answer(model, requests, engine, metrics),
-        answer(model, requests, {**engine, **ours}, metrics),
-    )
+    return answers(model, requests, [engine, {**engine, **ours}], metrics)
 
 
 def compare(theirs, ours, requests):

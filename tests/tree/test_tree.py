@@ -68,7 +68,7 @@ def test_eviction_is_least_recently_used_from_the_tail_block_by_block(cache):
     assert cache.evict(1) == []
 
 
-def test_a_parent_waits_for_its_children(cache):
+def test_evict_takes_a_parent_after_its_children(cache):
     cache.insert(key("aabb"), [1, 2])
     cache.insert(key("aacc"), [1, 3], start=1)
     cache.release([2, 1])  # 3 is still held, below 1
@@ -77,7 +77,7 @@ def test_a_parent_waits_for_its_children(cache):
     assert cache.evict(9) == [3, 1]
 
 
-def test_a_spare_takes_over_and_an_idle_duplicate_goes_blank(cache):
+def test_release_of_a_block_puts_its_duplicate_in_its_place(cache):
     cache.insert(key("aabb"), [1, 2])
     cache.insert(key("aabb"), [7, 8])
     assert cache.match(key("aabb")).blocks == (1, 2)
@@ -88,21 +88,21 @@ def test_a_spare_takes_over_and_an_idle_duplicate_goes_blank(cache):
     assert cache.evict(9) == [8, 7]
 
 
-def test_a_spare_that_ends_first_goes_blank(cache):
+def test_release_of_a_duplicate_uncaches_the_duplicate(cache):
     cache.insert(key("aabb"), [1, 2])
     cache.insert(key("aabb"), [7, 8])
     assert cache.release([8, 7]) == [8, 7]
     assert 7 not in cache and 1 in cache
 
 
-def test_a_held_block_displaces_an_idle_duplicate(cache):
+def test_insert_of_a_held_block_replaces_an_idle_duplicate(cache):
     cache.insert(key("aabb"), [1, 2])
     cache.release([2, 1])
     assert sorted(cache.insert(key("aabb"), [7, 8])) == [1, 2]
     assert cache.match(key("aabb")).blocks == (7, 8)
 
 
-def test_a_discarded_block_hides_what_is_below_until_it_is_filled(cache):
+def test_discard_hides_blocks_below_until_the_hole_is_filled(cache):
     cache.insert(key("aabbcc"), [1, 2, 3])
     assert cache.discard(2)
     assert not cache.discard(2)
@@ -180,7 +180,7 @@ def test_check_reports_a_planted_fault_with_a_dump():
 # -- probes and costs ----------------------------------------------------------
 
 
-def test_a_probe_resumes_where_it_ended():
+def test_probe_resumes_from_the_last_answer():
     tree = RadixTree(1)
     text = key("abcdefgh")
     assert tree.probe(text) is None
@@ -231,7 +231,7 @@ def test_a_growing_request_pays_for_its_new_block_alone():
     assert tree.visited - before <= 2
 
 
-def test_eviction_visits_one_entry_a_run_however_many_blocks_are_resident():
+def test_evict_visits_one_heap_entry_per_run_at_any_size():
     visited = []
     for runs in (10, 1000):
         tree = RadixTree(1)
@@ -254,7 +254,7 @@ def test_the_heap_stays_small_when_nothing_is_ever_evicted():
     assert len(tree._evictor.heap) <= 130
 
 
-def test_a_probe_is_not_fooled_by_other_tokens_in_the_same_leaf():
+def test_probe_notices_other_tokens_in_the_same_leaf():
     tree = RadixTree(1)
     tree.insert(key("abcde"), [0, 1, 2, 3, 4])
     last = tree.probe(key("abcde"))
@@ -314,7 +314,7 @@ def test_a_match_may_end_inside_a_block(cache):
     assert cache.match(key("aabx"), partial=True, written={2: 0}).partial is None
 
 
-def test_a_partial_block_serves_as_far_as_it_goes(cache):
+def test_partial_block_matches_only_its_own_tokens(cache):
     cache.insert(key("aa"), [1])
     assert cache.insert_partial(key("aab"), [1, 2]) == (True, [])
     assert cache.match(key("aabb"), partial=True) == ((1,), (2, 1, 1))
@@ -325,7 +325,7 @@ def test_a_partial_block_serves_as_far_as_it_goes(cache):
     assert cache.evict(2) == [2, 1], "the tail goes first"
 
 
-def test_a_partial_block_gets_full(cache):
+def test_insert_turns_a_partial_block_into_a_full_one(cache):
     cache.insert(key("aa"), [1])
     cache.insert_partial(key("aab"), [1, 2])
     assert cache.insert(key("aabb"), [1, 2], start=1) == []
@@ -334,7 +334,7 @@ def test_a_partial_block_gets_full(cache):
     cache.check()
 
 
-def test_a_partial_block_is_not_kept_beside_one_that_says_as_much(cache):
+def test_partial_block_is_not_cached_beside_a_block_with_its_tokens(cache):
     cache.insert(key("aabb"), [1, 2])
     assert cache.insert_partial(key("aab"), [1, 3]) == (False, [])
     assert 3 not in cache
@@ -344,7 +344,7 @@ def test_a_partial_block_is_not_kept_beside_one_that_says_as_much(cache):
     cache.check()
 
 
-def test_a_partial_block_needs_what_is_before_it(cache):
+def test_insert_partial_needs_the_blocks_before_it(cache):
     cache.insert(key("aabb"), [1, 2])
     cache.discard(1)
     assert cache.insert_partial(key("aax"), [9, 3]) == (False, [])

@@ -1,4 +1,4 @@
-"""Fit the cost model's constants of an H100 to what ``bench_attention`` measured.
+"""Fit the cost model's constants of an H100 to what ``make bench-attention`` measured.
 
     python tools/gpu/fit_cost.py RESULT.json
 
@@ -22,7 +22,8 @@ import torch
 from vllm_radix.attention.cost import DEVICES, Device, Work, seconds
 from vllm_radix.attention.plan_buffers import max_partials
 from vllm_radix.attention.planner import AttentionPlanner, Limits
-from vllm_radix_bench.contenders import OURS, PAGE, VLLM, Shape, host_batch
+from vllm_radix_bench.attention.batches import PAGE, Shape, host_batch
+from vllm_radix_bench.attention.implementations import OURS, VLLM
 from vllm_radix_kernels.tiles import choose
 
 GRID: dict[str, Any] = {

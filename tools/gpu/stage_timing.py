@@ -1,4 +1,4 @@
-"""Stage 2: the project's ``bench_attention`` over 17 shapes, and three contenders more.
+"""Stage 2: ``make bench-attention`` over 17 shapes, and three more implementations.
 
 SDPA (torch) gets keys and values gathered to one contiguous tensor a request: it reads
 as much as vLLM's kernel, without a block table's cost. ``grouped, proposed`` is our
@@ -14,8 +14,9 @@ import torch
 from stage import INTERPRET, OUT, Result, limit, main
 
 from vllm_radix.attention.planner import OPEN_END, AttentionPlanner, Limits, Plan
-from vllm_radix_bench import bench_attention, contenders
-from vllm_radix_bench.contenders import Batch, Contender, MissingError, Shape
+from vllm_radix_bench.attention import cli, implementations, measure
+from vllm_radix_bench.attention.batches import PAGE, Batch, Shape
+from vllm_radix_bench.attention.implementations import Implementation, MissingError
 
 SDPA, PROPOSED, FINER = "SDPA (contiguous)", "grouped, proposed", "grouped, finer"
 LARGEST_GATHERED, FINEST = 20e9, 512
@@ -44,17 +45,17 @@ SHAPES = (
 )
 
 
-def sdpa(batch: Batch) -> Contender:
+def sdpa(batch: Batch) -> Implementation:
     """Return torch's attention on gathered keys; decoding only, or it needs a mask."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     shape = batch.shape
-    contenders.need_gpu(batch.q.device)
+    implementations.need_gpu(batch.q.device)
     if shape.new_tokens > 1:
         raise MissingError("decoding only")
     if shape.requests * shape.length * shape.layer.token_bytes > LARGEST_GATHERED:
         raise MissingError("too large to gather")
-    index = batch.tables[:, : -(-shape.length // contenders.PAGE)].long()
+    index = batch.tables[:, : -(-shape.length // PAGE)].long()
     k, v = (
         x[index]
         .reshape(shape.requests, -1, shape.kv_heads, shape.head_size)[:, : shape.length]
@@ -72,29 +73,29 @@ def sdpa(batch: Batch) -> Contender:
             )
         return out.transpose(1, 2).reshape(batch.q.shape)
 
-    return Contender(SDPA, call, shape.stock_work(64, splits=True))
+    return Implementation(SDPA, call, shape.stock_work(64, splits=True))
 
 
-def proposed(batch: Batch) -> Contender:
+def proposed(batch: Batch) -> Implementation:
     """Return our kernel where the planner leaves a batch to vLLM."""
-    contenders.need_gpu(batch.q.device)
-    limits = contenders.limits_of(batch)
+    implementations.need_gpu(batch.q.device)
+    limits = implementations.limits_of(batch)
     if AttentionPlanner(limits).plan(*batch.host) is not None:
         raise MissingError("it is taken")
-    return contenders.planned(batch, limits, best_plan(batch, limits), PROPOSED)
+    return implementations.planned(batch, limits, best_plan(batch, limits), PROPOSED)
 
 
-def finer(batch: Batch) -> Contender:
+def finer(batch: Batch) -> Implementation:
     """Return our kernel with ranges cut at half the keys."""
-    contenders.need_gpu(batch.q.device)
-    limits = contenders.limits_of(batch)
+    implementations.need_gpu(batch.q.device)
+    limits = implementations.limits_of(batch)
     items = best_plan(batch, limits).items
     cut = items[items[:, 4] != OPEN_END]
     most = int((cut[:, 4] - cut[:, 3]).max(initial=0))
     if most < FINEST:
         raise MissingError("cut as finely as it pays")
     limits = replace(limits, split=most // 2)
-    return contenders.planned(batch, limits, best_plan(batch, limits), FINER)
+    return implementations.planned(batch, limits, best_plan(batch, limits), FINER)
 
 
 def best_plan(batch: Batch, limits: Limits) -> Plan:
@@ -109,15 +110,13 @@ def run() -> bool:
     """Run the stage; return whether every shape was timed."""
     if INTERPRET:
         to = str(OUT / "2-attention.json")
-        return bench_attention.main(["--interpret", "--output", to]) == 0
-    contenders.CONTENDERS |= {SDPA: sdpa, PROPOSED: proposed, FINER: finer}
+        return cli.main(["--interpret", "--output", to]) == 0
+    implementations.IMPLEMENTATIONS |= {SDPA: sdpa, PROPOSED: proposed, FINER: finer}
     result, device, good = Result("2-timing"), torch.device("cuda"), True
     path = OUT / "2-one.json"
     for shape in SHAPES:
         try:
-            row: dict[str, Any] = bench_attention.run([shape], device, 20, path)[
-                "rows"
-            ][0]
+            row: dict[str, Any] = measure.run([shape], device, 20, path)["rows"][0]
         except Exception as error:
             result.put(str(shape), {"error": repr(error)[:500]})
             good = False

@@ -13,7 +13,7 @@ from vllm_radix.attention.forest import Ints
 
 
 class HostBlockTables:
-    """Block ids of each live request, one row each.
+    """Keeps the block ids of each live request, one row each.
 
     Args:
         max_blocks: blocks of a request, as a rule at most.
@@ -58,8 +58,8 @@ class HostBlockTables:
             rows = [self._rows[request_id] for request_id in request_ids]
         except KeyError:
             return None
-        # No wider than somebody needs, and in steps, so that a batch that grows
-        # keeps its shape.
+        # No wider than the longest request needs, and in steps, so that a batch that
+        # grows keeps its shape.
         widest = max((self._used[row] for row in rows), default=0)
         width = min(-(-widest // 64) * 64, self._tables.shape[1])
         return self._tables[rows, :width]

@@ -1,7 +1,7 @@
 """What attention costs: bytes, operations and launches, on a device's roofline.
 
 One model for two uses: the planner asks it whether grouping pays, and
-``benchmarks/roofline.py`` prints what it predicts. Its assumptions:
+``benchmarks/attention/roofline.py`` prints what it predicts. Its assumptions:
 
 - A kernel takes as long as the slowest of four streams: bytes from memory, bytes from
   the device's last-level cache to its processors, operations of the tensor cores, and

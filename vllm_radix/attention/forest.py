@@ -3,8 +3,8 @@
 Numpy only. In a cache that keeps every token's block, equal block ids at equal places
 from the first block on are equal keys and values; where blocks are given up while their
 request runs (sliding windows) they are not, and such layouts are refused. Only blocks
-that are full and lie before a request's first query row count, so nobody's own writes
-are ever shared.
+that are full and lie before a request's first query row count, so what a
+request writes is never shared.
 """
 
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ class PlanBuffers:
             self._copy(plan.items, device.items)
             self._copy(plan.rows, device.rows)
             self._copy(plan.first, device.first)
-            # Rows beyond the plan's have no partials, whoever launches over them.
+            # Rows beyond the plan's have no partials: a launch may cover them.
             device.first[len(plan.first) :].fill_(plan.num_partials)
             device.num_items.fill_(len(plan.items))
             device.num_rows = len(plan.rows)

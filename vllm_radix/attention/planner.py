@@ -27,7 +27,7 @@ ITEM = 8
 OPEN_END = 2**31 - 1
 """End of an item that goes up to its rows' own positions."""
 
-_LEAST_SPLIT = 256
+_MIN_SPLIT = 256
 """Fewest keys that are worth a program, and a partial, of their own."""
 
 PROGRAMS = 4
@@ -116,7 +116,7 @@ class Plan:
 
 @dataclass
 class _Batch:
-    """What a plan was made for, to see whether it still holds."""
+    """The batch that a plan was made for, to check whether the plan still holds."""
 
     keys: Ints
     inside: npt.NDArray[np.bool_]
@@ -124,7 +124,7 @@ class _Batch:
     starts: Longs
     forest: Forest | None
     plan: Plan | None = None
-    # Of the plan: length of each request beyond which its own range is cut again.
+    # The length of each request beyond which the plan must be made again.
     own_limit: Longs | None = None
 
 
@@ -228,9 +228,9 @@ def _remember(tables: Ints, full: Longs, starts: Longs) -> _Batch:
 
 
 def _still_holds(batch: _Batch, tables: Ints, full: Longs, starts: Longs) -> bool:
-    """Whether a batch's forest is that of these tables; takes in blocks that are new.
+    """Return whether a batch's forest is that of these tables; add blocks that are new.
 
-    Blocks that filled since are taken in if nobody else has them in the same place:
+    Blocks that filled since are added if no other request has them in the same place:
     then they are the request's own, and the forest stays.
     """
     if tables.shape != batch.keys.shape or not np.array_equal(starts, batch.starts):
@@ -244,21 +244,25 @@ def _still_holds(batch: _Batch, tables: Ints, full: Longs, starts: Longs) -> boo
     if np.logical_and(differ, batch.inside[:, :width], out=differ).any():
         return False
     for step in range(most):
-        who = np.flatnonzero(grown > step)
-        where = batch.full[who] + step
-        blocks = tables[who, where]
+        growing = np.flatnonzero(grown > step)
+        where = batch.full[growing] + step
+        blocks = tables[growing, where]
         beside = (tables[:, where] == blocks) & (full[:, None] > where)
         if (beside.sum(0) > 1).any():
             return False
-        batch.keys[who, where] = blocks
-        batch.inside[who, where] = True
+        batch.keys[growing, where] = blocks
+        batch.inside[growing, where] = True
     batch.full = full
     return True
 
 
 @dataclass
 class _Chosen:
-    """Ranges that are split off; one entry each, and one a request for its start."""
+    """The shared block ranges chosen to be read once.
+
+    The lists have one entry per range; ``above_request`` maps each request to its
+    deepest range.
+    """
 
     low: list[int]
     high: list[int]
@@ -324,7 +328,10 @@ def _emit(
     starts: Longs,
     limits: Limits,
 ) -> tuple[Plan, Longs] | None:
-    """Return the plan, and the length of each request at which it is to be renewed."""
+    """Return the plan and, per request, the length at which it must be made again.
+
+    None if the plan exceeds the buffers.
+    """
     order, size = forest.order, limits.block_size
     per_tile = limits.tokens_per_tile
     num_nodes = len(chosen.low)
@@ -445,7 +452,7 @@ def _split(tiles: Longs, keys: Longs, limits: Limits) -> int:
     """
     programs = 2 * limits.device.processors / limits.layer.num_kv_heads
     wanted = int((tiles * keys).sum() / max(programs, 1))
-    return 1 << max(wanted - 1, _LEAST_SPLIT - 1).bit_length()
+    return 1 << max(wanted - 1, _MIN_SPLIT - 1).bit_length()
 
 
 def _longest(keys: Longs, limits: Limits) -> int:
@@ -459,7 +466,7 @@ def _longest(keys: Longs, limits: Limits) -> int:
 
 
 def stock_is_cut(num_requests: int, most_rows: int, layer: Layer) -> bool:
-    """Whether vLLM's Triton backend cuts a batch's requests in segments."""
+    """Return whether vLLM's Triton backend cuts a batch's requests in segments."""
     return most_rows == 1 and num_requests <= STOCK_PROGRAMS // layer.num_kv_heads
 
 

@@ -54,7 +54,7 @@ class GroupedWorker:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load the model, and see that its attention is ours."""
+        """Load the model, and check that its attention is grouped."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         others, derived, grouped, windows = set(), 0, 0, 0
         config: Any = self.vllm_config  # type: ignore[attr-defined]
@@ -93,10 +93,10 @@ class GroupedWorker:
     def initialize_from_config(
         self, kv_cache_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Make the caches, unless their layout is one that is not served."""
+        """Make the caches; leave attention to vLLM if their layout is not supported."""
         from vllm_radix.engine.support import layout_problem
 
-        # Those that a profiling run made are done with.
+        # Builders of a profiling run are not used any more.
         self._radix_batch.builders.clear()
         problem = layout_problem(kv_cache_config)
         if problem is not None:
@@ -129,7 +129,7 @@ class GroupedWorker:
             self._radix_batch.end()
 
     def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-        """Give vLLM's backends back, and shut down."""
+        """Restore vLLM's own backends, and shut down."""
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
         from vllm.v1.attention.selector import _cached_get_attn_backend
 

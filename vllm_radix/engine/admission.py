@@ -5,25 +5,25 @@ requests that are held back and the planner: once a step, the plan is made and g
 to the queue.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
-from vllm_radix.engine.explain import Placement
 from vllm_radix.engine.follow_ups import FollowUps
+from vllm_radix.engine.grammar_waits import GrammarWaits
 from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.miss_log import Placement
 from vllm_radix.engine.queue import PrefixQueue
+from vllm_radix.engine.stuck_plan import StuckPlan
+from vllm_radix.engine.tenants import Tenants
 from vllm_radix.policy import (
     ORDERS,
-    STEP,
     AdmissionPlanner,
     ArrivalTable,
-    DeficitCounters,
     FcfsTurns,
     FirstCome,
     LongestPrefixHeap,
@@ -37,11 +37,7 @@ from vllm_radix.policy import (
 )
 from vllm_radix.tree import Node
 
-_BLOCKED = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
 _LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
-
-REPLAN_AFTER_WORK = 16 * STEP
-"""Work after which a plan is made again, though nothing but time has changed."""
 
 MAX_NEW_PER_STEP = 512
 """New requests that are looked up in one step; the others follow in the next."""
@@ -82,14 +78,14 @@ class AdmissionController:
         # wait for a grammar; and those that are yet to be looked up.
         self._waiting: dict[str, WaitingRequest] = {}
         self._computing: dict[str, WaitingRequest] = {}
-        self._grammars: dict[str, Request] = {}
+        self._grammars = GrammarWaits()
         self._new: dict[str, WaitingRequest] = {}
         self._arrivals = 0
         # Blocks to compute for all that wait, shared ones once; and requests that
         # shared some with an older one when they came.
         self._uncached_blocks = 0
         self._num_sharing = 0
-        self._tenants: Counter[str] = Counter()
+        self._tenants = Tenants(config)
         self._order = ORDERS[config.policy]()
         self._waiting_tree = WaitingTree(self._tree.block_bytes)
         self._table = ArrivalTable()
@@ -106,7 +102,6 @@ class AdmissionController:
         self._planner = AdmissionPlanner(self._order, bounds, blocks)
         # While everything fits but fairness is asked for.
         self._in_turn = AdmissionPlanner(FirstCome(), bounds, blocks)
-        self._deficits = DeficitCounters(config.fair_quantum) if config.tenant else None
         self._holds = Holds(
             self._waiting_tree, self._waiting, self._may_be_held, self._size
         )
@@ -114,7 +109,7 @@ class AdmissionController:
         self._taken: dict[Node, int] = {}
         self._tokens_saved: dict[str, int] = {}
         self._changes = 0
-        self._stuck: _Stuck | None = None
+        self._stuck: StuckPlan | None = None
         self.blocked_this_step: set[str] = set()
 
     @property
@@ -160,7 +155,7 @@ class AdmissionController:
             keys.namespace(request),
             request.num_tokens,
             -(-request.num_tokens // self._size),
-            tenant=self._tenant(request),
+            tenant=self._tenants.name_of(request),
             adapter=0 if lora is None else lora.lora_int_id,
         )
         self._arrivals += 1
@@ -168,10 +163,8 @@ class AdmissionController:
         self._new[entry.id] = entry
         self._table.add(entry.arrival, entry.arrived_at_work, entry.blocks)
         self._uncached_blocks += entry.blocks
-        if self._deficits is not None:
-            self._tenants[entry.tenant] += 1
-        if request.status is _BLOCKED:
-            self._grammars[entry.id] = request
+        self._tenants.note_waiting(entry.tenant)
+        self._grammars.add(request)
         self._changes += 1
 
     def forget_rates(self) -> None:
@@ -192,22 +185,18 @@ class AdmissionController:
         elif self._take(request_id) is not None:
             self._depart(self._clock(), 1)
         self._follow_ups.note_finished(request, self._manager.held_blocks(request_id))
-        if self._deficits is not None:
-            self._deficits.charge(self._tenant(request), request.num_output_tokens)
+        self._tenants.charge(self._tenants.name_of(request), request.num_output_tokens)
 
     def _take(self, request_id: str, keep: bool = False) -> WaitingRequest | None:
         """Take a request off the waiting ones; ``keep`` it in their tree."""
         entry = self._waiting.pop(request_id, None)
         if entry is None:
             return None
-        self._grammars.pop(request_id, None)
+        self._grammars.remove(request_id)
         self._table.remove(entry.arrival)
         self._uncached_blocks -= entry.own_uncached
         self._num_sharing -= entry.shared_before > 0
-        if self._deficits is not None:
-            self._tenants[entry.tenant] -= 1
-            if not self._tenants[entry.tenant]:
-                del self._tenants[entry.tenant]
+        self._tenants.note_gone(entry.tenant)
         followed = self._lookups.forget(entry)
         self._new.pop(request_id, None)
         if keep and not followed:
@@ -217,15 +206,6 @@ class AdmissionController:
         entry.waits = False
         self._changes += 1
         return entry
-
-    def _tenant(self, request: Request) -> str:
-        name = self._config.tenant
-        if not name:
-            return ""
-        if name == "cache_salt":
-            return request.cache_salt or ""
-        params = request.sampling_params or request.pooling_params
-        return str((getattr(params, "extra_args", None) or {}).get(name, ""))
 
     def _depart(self, now: float, count: int) -> None:
         oldest = next(iter(self._waiting.values()), None)
@@ -306,11 +286,11 @@ class AdmissionController:
             return
         self._stuck = None
         held = self._hold_behind_running(capacity, now)
-        blocked = held | self._waiting_for_grammar()
+        blocked = held | self._grammars.ids()
         # Only as long as the rate is not measured: O(n).
         guess = 0.0 if self._rate.known else self._table.mean_blocks() * self._size
         self._rate.observe_queue(len(self.queue), guess)
-        over_quota = self._over_quota(blocked)
+        over_quota = self._tenants.over_quota(self._waiting, blocked)
         picks: list[PlannedAdmission] = []
         fits = self._everything_fits(capacity)
         if not fits or over_quota:
@@ -388,17 +368,9 @@ class AdmissionController:
         need = entry.uncached + self._idle_cached(entry, False)
         oldest = next(iter(self._waiting.values()))
         if need > capacity.blocks:
-            period = self._rate.work // REPLAN_AFTER_WORK
-            uncached = oldest.uncached
-            self._stuck = _Stuck(plan, need, uncached, self._changes, period)
-
-    def _waiting_for_grammar(self) -> set[str]:
-        """Return the requests whose grammar is not compiled yet."""
-        if not self._grammars:
-            return set()
-        for request_id in [i for i, r in self._grammars.items() if _has_grammar(r)]:
-            del self._grammars[request_id]
-        return set(self._grammars)
+            self._stuck = StuckPlan(
+                plan, need, oldest.uncached, self._changes, self._rate.work
+            )
 
     def _hold_behind_running(self, capacity: StepCapacity, now: float) -> set[str]:
         if not (self._computing and self._config.hold):
@@ -442,24 +414,15 @@ class AdmissionController:
             return False
         return self._overtaken(entry) < self._config.max_overtakes
 
-    def _over_quota(self, blocked: set[str]) -> set[str]:
-        """Return the tenants that stand back in this step."""
-        if self._deficits is None or len(self._tenants) < 2:
-            return set()
-        tenants: Iterable[str] = self._tenants
-        if blocked:
-            tenants = {e.tenant for e in self._waiting.values() if e.id not in blocked}
-        return self._deficits.over_quota(tenants)
-
     def _explain(self, picks: list[PlannedAdmission], now: float) -> None:
         """Record the reason for each request's place, if ``explain`` is on."""
-        explainer = self._manager.explainer
-        if explainer is None:
+        miss_log = self._manager.miss_log
+        if miss_log is None:
             return
-        explainer.placements.clear()
+        miss_log.placements.clear()
         for pick in picks:
             entry = pick.entry
-            explainer.placements[entry.id] = Placement(
+            miss_log.placements[entry.id] = Placement(
                 pick.reason, entry.arrival, now - entry.arrived_at, entry.held_for(now)
             )
 
@@ -495,9 +458,8 @@ class AdmissionController:
                 entry.computing = True
                 self._computing[request_id] = entry
             saved.append(self._tokens_saved.get(request_id, 0))
-            if self._deficits is not None:
-                computed = entry.tokens - entry.cached * self._size
-                self._deficits.charge(entry.tenant, computed)
+            computed = entry.tokens - entry.cached * self._size
+            self._tenants.charge(entry.tenant, computed)
         if saved:
             self._depart(now, len(saved))
         tokens = output.total_num_scheduled_tokens
@@ -530,41 +492,3 @@ class AdmissionController:
         assert uncached == self._uncached_blocks, "uncached blocks are miscounted"
         assert self._num_sharing == sum(e.shared_before > 0 for e in followed)
         assert len(waiting) == self._table.num_older(self._arrivals)
-
-
-class _Stuck:
-    """What must stay as it is for a plan to be that no request can be admitted.
-
-    Args:
-        plan: ids, as given to the queue.
-        need: free blocks that its first request needs.
-        gate: blocks beside the needed ones that let the oldest go instead.
-        changes: changes of the waiting requests and their look-ups so far.
-        period: of the work done.
-    """
-
-    def __init__(
-        self, plan: list[str], need: int, gate: int, changes: int, period: int
-    ) -> None:
-        self.plan = plan
-        self._need = need
-        self._gate = gate
-        self._changes = changes
-        self._period = period
-
-    def holds(self, capacity: StepCapacity, changes: int, work: int) -> bool:
-        """Return whether it is still so, O(1)."""
-        return (
-            changes == self._changes
-            and work // REPLAN_AFTER_WORK == self._period
-            and capacity.blocks < self._need
-            and capacity.blocks - capacity.needed < self._gate
-        )
-
-
-def _has_grammar(request: Request) -> bool:
-    """Return whether a request waits for its grammar no more."""
-    if request.status is not _BLOCKED:
-        return True
-    structured = request.structured_output_request
-    return structured is not None and structured.grammar is not None

@@ -23,8 +23,8 @@ from vllm_radix.engine.compat import (
     KVCacheBlock,
     Request,
 )
-from vllm_radix.engine.keys import RequestKeys
-from vllm_radix.engine.open_tails import OpenTails
+from vllm_radix.engine.open_tails import OpenBlocks
+from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.tree import (
     BYTES_PER_TOKEN,
     LRU,
@@ -127,7 +127,7 @@ class RadixBlockPool(BlockPool):
             BlockHashWithGroupId(b"radix " + i.to_bytes(8, "big") + bytes(4))
             for i in range(self.num_gpu_blocks)
         ]
-        self.open_tails = OpenTails()
+        self.open_tails = OpenBlocks()
         # Blocks that this step fills, and how many tokens earlier steps wrote into
         # them: more cannot be copied, for a step copies before it writes.
         self._written: dict[int, int] = {}

@@ -28,7 +28,11 @@ from vllm.v1.core.sched.request_queue import (
     SchedulingPolicy,
 )
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.core.single_type_kv_cache_manager import (
+    ChunkedLocalAttentionManager,
+    FullAttentionManager,
+    SlidingWindowManager,
+)
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request, RequestStatus
@@ -41,6 +45,7 @@ __all__ = [
     "BlockHash",
     "BlockHashWithGroupId",
     "BlockPool",
+    "ChunkedLocalAttentionManager",
     "DiffusionAsyncScheduler",
     "DiffusionScheduler",
     "FCFSRequestQueue",
@@ -57,6 +62,7 @@ __all__ = [
     "Scheduler",
     "SchedulerOutput",
     "SchedulingPolicy",
+    "SlidingWindowManager",
     "UniformTypeKVCacheSpecs",
     "VllmConfig",
     "envs",

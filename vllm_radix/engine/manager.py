@@ -9,8 +9,8 @@ from vllm_radix.engine.compat import (
     KVCacheManager,
     Request,
 )
-from vllm_radix.engine.explain import Explainer
-from vllm_radix.engine.full_attention import RadixFullAttentionManager
+from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
+from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.tree import LRU, EvictionPolicy, Match
 
 _ROOM = 2
@@ -26,12 +26,12 @@ class RadixKVCacheManager(KVCacheManager):
     Attributes:
         min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
             a copy of the block; None looks at block boundaries only.
-        explainer: says why prefixes were missed, if wanted.
+        miss_log: says why prefixes were missed, if wanted.
     """
 
     block_pool: RadixBlockPool
     min_sub_block_tokens: int | None
-    explainer: Explainer | None
+    miss_log: MissLog | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,14 +71,14 @@ class RadixKVCacheManager(KVCacheManager):
         self._room = _ROOM + drafts
         # The block that the request looked up last is to copy from.
         self._hit: KVCacheBlock | None = None
-        self.explainer = Explainer(self.block_pool) if explain else None
+        self.miss_log = MissLog(self.block_pool) if explain else None
 
     def new_step_starts(self) -> None:
         """Note that the blocks of the step before are written by now."""
         super().new_step_starts()
         self.block_pool.new_step_starts()
-        if self.explainer is not None:
-            self.explainer.new_step_starts()
+        if self.miss_log is not None:
+            self.miss_log.new_step_starts()
 
     # -- looking up ------------------------------------------------------------
 
@@ -119,8 +119,8 @@ class RadixKVCacheManager(KVCacheManager):
             if last is not None:
                 blocks = [*blocks, last]
                 num_tokens += match.partial.num_tokens
-        if self.explainer is not None:
-            self.explainer.look(request, num_tokens)
+        if self.miss_log is not None:
+            self.miss_log.record_lookup(request, num_tokens)
         return self.create_kv_cache_blocks((blocks,)), num_tokens, 0
 
     def _may_end_inside(self, request: Request) -> bool:
@@ -157,8 +157,8 @@ class RadixKVCacheManager(KVCacheManager):
         if self._hit is not None:
             self.block_pool.tree.note_hit(self._hit.block_id)
             self._hit = None
-        if self.explainer is not None:
-            self.explainer.admit(request)
+        if self.miss_log is not None:
+            self.miss_log.record_admission(request)
         if self._may_end_inside(request):
             request_id = request.request_id
             self.block_pool.open_tails.follow(
@@ -186,8 +186,8 @@ class RadixKVCacheManager(KVCacheManager):
 
     def _leave(self, request: Request) -> None:
         """Publish what an ending or preempted request has computed, and no more."""
-        if self.explainer is not None:
-            self.explainer.leave(request)
+        if self.miss_log is not None:
+            self.miss_log.leave(request)
         self.block_pool.open_tails.leave(request)
         blocks = self._group.req_to_blocks.get(request.request_id)
         if blocks and self.enable_caching:

@@ -14,7 +14,7 @@ _MOST = 8
 """Tails looked at in one look-up: rollouts of one prompt are all behind one block."""
 
 
-class OpenTails:
+class OpenBlocks:
     """Running requests by the last full block before their open one."""
 
     def __init__(self) -> None:

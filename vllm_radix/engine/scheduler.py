@@ -170,8 +170,8 @@ class RadixScheduler(Scheduler):
     @clock.setter
     def clock(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        if self.kv_cache_manager.explainer is not None:
-            self.kv_cache_manager.explainer.clock = clock
+        if self.kv_cache_manager.miss_log is not None:
+            self.kv_cache_manager.miss_log.clock = clock
 
     def schedule(
         self, throttle_prefills: bool = False, *args: Any, **kwargs: Any

@@ -6,17 +6,22 @@ from packaging.requirements import Requirement
 
 from vllm_radix.engine.compat import (
     AsyncScheduler,
+    ChunkedLocalAttentionManager,
     DiffusionAsyncScheduler,
     DiffusionScheduler,
     FullAttentionManager,
     KVCacheConfig,
     KVCacheSpecRegistry,
     Scheduler,
+    SlidingWindowManager,
     UniformTypeKVCacheSpecs,
     VllmConfig,
 )
 
 _FIX = 'start without radix, or with the option on_unsupported="stock"'
+
+# vLLM can keep all tokens of these beside full attention.
+_LOCAL = {FullAttentionManager, SlidingWindowManager, ChunkedLocalAttentionManager}
 
 
 _registration_problem: str | None = None
@@ -78,6 +83,12 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
         kind = "a hybrid model (attention and state-space caches)"
     elif model.is_diffusion:
         kind = "a diffusion model"
+    elif vllm_config.is_mm_encoder_only:
+        kind = "a multi-modal encoder alone, which keeps no KV"
+    elif not model.is_prefix_caching_supported:
+        # vLLM turns prefix caching off by itself here, whatever flags are given.
+        what = "an encoder-only" if model.attn_type == "encoder_only" else "a pooling"
+        kind = f"{what} model, of which vLLM caches no prefixes"
     if kind is not None:
         return f"radix serves full-attention models, and this is {kind}: {_FIX}."
     if not vllm_config.cache_config.enable_prefix_caching:
@@ -94,15 +105,23 @@ def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
     Supported is one group of layers that keep every token's KV.
     """
     groups = kv_cache_config.kv_cache_groups
-    if len(groups) == 1:
-        spec = groups[0].kv_cache_spec
-        manager = KVCacheSpecRegistry.get_manager_class(spec, groups[0].role)
-        if manager is FullAttentionManager:
-            return None
-    names = ", ".join(_name(group) for group in groups) or "no cache at all"
+    managers = [
+        KVCacheSpecRegistry.get_manager_class(group.kv_cache_spec, group.role)
+        for group in groups
+    ]
+    if managers == [FullAttentionManager]:
+        return None
+    names = ", ".join(map(_name, groups)) or "no cache at all"
+    fix = _FIX
+    kinds = set(managers)
+    if FullAttentionManager in kinds and len(kinds) > 1 and kinds <= _LOCAL:
+        fix = (
+            "start with --disable-hybrid-kv-cache-manager, which makes the local "
+            f"layers keep every token's KV as well, {_FIX}"
+        )
     return (
         "radix serves models with one full-attention cache group, and this model "
-        f"has: {names}; {_FIX}."
+        f"has: {names}; {fix}."
     )
 
 

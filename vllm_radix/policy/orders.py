@@ -52,7 +52,7 @@ class FirstCome(Order):
     name = "fcfs"
 
     def scores(self, view: QueueView) -> Scores:
-        """Return nothing: ties go to who came first."""
+        """Return no scores: ties go to the request that came first."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Where each cached block is, by block id."""
+"""The table from block id to the place of the block in the tree."""
 
 from array import array
 from collections.abc import Sequence

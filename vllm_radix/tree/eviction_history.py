@@ -19,7 +19,7 @@ class EvictionHistory:
             remembered; those noted longest ago are forgotten first.
 
     Attributes:
-        now: the time that evictions are stamped with; its owner sets it.
+        now: the time that evictions are stamped with, set by the caller.
     """
 
     def __init__(self, capacity: int = _CAPACITY) -> None:

@@ -1,4 +1,4 @@
-"""Which idle blocks go first, and the pins that keep some to the last."""
+"""The order in which idle blocks are evicted, and pins, which put some last."""
 
 from heapq import heapify, heappop, heappush
 

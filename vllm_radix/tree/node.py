@@ -19,7 +19,7 @@ class Node:
         child_keys: the first block of each child's key.
         partial: the edge is a single partial block, and the node a leaf.
         holes: how many of ``blocks`` are holes.
-        alive: False once the node has left the tree.
+        alive: whether the node is in the tree.
         hit: a request has copied from this partial block.
         trimmed: eviction has shortened this leaf since it last grew.
         pinned_to: blocks between the root and the last block of this edge that is

@@ -5,11 +5,23 @@ sample in the contract test (tests/bench/traces/test_formats.py).
 """
 
 from vllm_radix_bench.traces.format import TraceFormat
+from vllm_radix_bench.traces.formats.agentic import AGENTIC
+from vllm_radix_bench.traces.formats.bailian import BAILIAN
+from vllm_radix_bench.traces.formats.chat import CHAT
 from vllm_radix_bench.traces.formats.mooncake import MOONCAKE
+from vllm_radix_bench.traces.formats.openai_batch import OPENAI_BATCH
 from vllm_radix_bench.traces.formats.plain import PLAIN
 from vllm_radix_bench.traces.line import Line
 
-FORMATS: tuple[TraceFormat, ...] = (MOONCAKE, PLAIN)
+FORMATS: tuple[TraceFormat, ...] = (
+    # Before Mooncake's, for both have hash_ids.
+    BAILIAN,
+    MOONCAKE,
+    PLAIN,
+    CHAT,
+    OPENAI_BATCH,
+    AGENTIC,
+)
 
 
 def format_of(line: Line) -> TraceFormat:
@@ -24,5 +36,15 @@ def format_of(line: Line) -> TraceFormat:
     *others, last = (name for one in FORMATS for name in one.marks)
     raise line.error(
         f"{', '.join(others)} and {last} are missing",
-        "the fields of " + " or ".join(one.describe() for one in FORMATS),
+        "a format known by its fields: " + ", ".join(one.describe() for one in FORMATS),
     )
+
+
+def markdown_table() -> str:
+    """Return a table of the formats, for the documentation."""
+    rows = ["| format | fields |", "|---|---|"]
+    for one in FORMATS:
+        about = " ".join(one.about.split())
+        names = ", ".join(f"`{name}`" for name in one.fields)
+        rows.append(f"| {one.name} | {about.replace('``', '`')} Fields: {names} |")
+    return "\n".join(rows) + "\n"

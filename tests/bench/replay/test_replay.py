@@ -76,6 +76,29 @@ def test_a_trace_is_replayed(tmp_path):
     assert 0 < cell["arms"]["radix"]["jain"] <= 1
 
 
+def test_messages_are_read_with_a_chat_template(tmp_path, tiny):
+    trace = tmp_path / "batch.jsonl"
+    messages = [{"role": "user", "content": "Which rooms are open?"}]
+    body = {"model": "m", "messages": messages, "max_tokens": 2}
+    trace.write_text(json.dumps({"custom_id": "1", "body": body}))
+    output = tmp_path / "out.json"
+    words = ["replay", str(trace), *SMALL[:8], "--output", str(output)]
+    assert main([*words, "--no-oracle", "--tokenizer", tiny]) == 0
+    (cell,) = json.loads(output.read_text())["cells"]
+    # The template opens a system message of its own, and the answer.
+    assert 20 < cell["arms"]["stock"]["prompt_tokens"] < 60
+
+
+def test_messages_without_a_tokenizer_are_refused(tmp_path, capsys):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"messages": [{"role": "user", "content": "a"}]}')
+    with pytest.raises(SystemExit) as stop:
+        main(["replay", str(trace), "--output", str(tmp_path / "out" / "a.json")])
+    assert stop.value.code == 2
+    assert "allowed: with --tokenizer FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -156,6 +179,9 @@ def test_a_turn_waits_for_its_answer_and_its_time():
     child.arrival = 0.0
     soon = run([Turn(tokens(1, 64), 3, children=[child])], "stock")
     assert soon.records[1].sent == soon.records[0].finished
+    child.delay = 2.0
+    later = run([Turn(tokens(1, 64), 3, children=[child])], "stock")
+    assert later.records[1].sent == later.records[0].finished + 2.0
 
 
 def test_other_schedulers_and_priorities_can_be_run():

@@ -1,11 +1,12 @@
 """Traces: what is read, what is made up, and what is refused in which words."""
 
+import gzip
 import json
 from zlib import crc32
 
 import pytest
 
-from vllm_radix_bench.traces.formats.mooncake import HashedPrompt
+from vllm_radix_bench.traces.hashed_prompt import HashedPrompt
 from vllm_radix_bench.traces.line import MAX_TOKEN, TraceError
 from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.turn import Turn
@@ -77,7 +78,7 @@ def test_plain(write):
 def test_a_made_up_prompt_is_the_list_it_stands_for(length):
     ids = [4, 0, 9][: -(-length // 512)]
     whole = [token for one in ids for token in (1000 + one, *[1] * 511)][:length]
-    prompt = HashedPrompt(ids, length)
+    prompt = HashedPrompt(ids, length, 512)
     assert list(prompt) == [*prompt] == prompt[:] == whole
     assert prompt == whole and whole == prompt
     assert len(prompt) == length
@@ -93,10 +94,11 @@ def test_a_made_up_prompt_is_the_list_it_stands_for(length):
 
 
 def test_made_up_prompts_compare_and_hash():
-    prompt = HashedPrompt([1, 2], 600)
-    same = HashedPrompt([1, 2], 600)
+    prompt = HashedPrompt([1, 2], 600, 512)
+    same = HashedPrompt([1, 2], 600, 512)
     assert prompt == same and hash(prompt) == hash(same)
-    assert prompt not in (HashedPrompt([1, 3], 600), HashedPrompt([1, 2], 601))
+    others = [([1, 3], 600, 512), ([1, 2], 601, 512), ([1, 2], 600, 511)]
+    assert prompt not in [HashedPrompt(*other) for other in others]
     assert prompt not in ([1001], "prompt")
     assert repr(prompt) == "HashedPrompt(2 blocks, 600 tokens)"
 
@@ -165,12 +167,18 @@ WRONG = [
     ("{", ["is not JSON", "Expecting"]),
     ('{"prompt": ' + "[" * 100_000, ["is not JSON"]),
     ('{"token_ids": [' + "9" * 5000 + "]}", ["is not JSON"]),
-    ("[1, 2]", ["is [1, 2]", "an object"]),
-    ("null", ["is None", "an object"]),
-    ({}, ["hash_ids, prompt and token_ids are missing", "allowed: "]),
-    ({"output_length": 3}, ["hash_ids, prompt and token_ids are missing"]),
+    ("[1, 2]", ["JSON array", "one JSON object a line"]),
+    ("null", ["is None", "one JSON object a line"]),
+    (
+        {},
+        [
+            "chat_id, hash_ids, prompt",
+            "body and input are missing",
+            "plain (prompt or token_ids)",
+        ],
+    ),
     (plain(colour=1, n=2), ["unknown field 'colour', 'n'", "prompt, token_ids, arr"]),
-    (mooncake(session="a"), ["unknown field 'session'", "timestamp, input_length"]),
+    (mooncake(arrival=1), ["unknown field 'arrival'", "timestamp, input_length"]),
     (mooncake(prompt="a"), ["unknown field 'prompt'"]),
     (plain(prompt="a"), ["prompt and token_ids are both given", "one of them"]),
     *[(mooncake(hash_ids=value), ["hash_ids is"]) for value in ([], 3, "07", None)],
@@ -197,7 +205,6 @@ WRONG = [
         (without(MOONCAKE, name), [f"{name} is missing", "allowed: "])
         for name in ("timestamp", "input_length", "output_length")
     ],
-    (without(PLAIN, "output_length"), ["output_length is missing"]),
     *[(plain(token_ids=value), ["token_ids is"]) for value in ([], 3, "07", None, {})],
     *[
         (plain(token_ids=[1, 2, value]), [f"token_ids[2] is {value!r}", "from 0 to"])
@@ -224,13 +231,15 @@ WRONG = [
 def test_wrong_lines_are_refused_in_words(write, line, words):
     good = MOONCAKE if "hash_ids" in line else PLAIN
     for lines in ([line], [good, "", line, good]):
+        if line == "[1, 2]" and len(lines) > 1:
+            words = ["is [1, 2]", "one JSON object a line"]
         path = write(*lines)
         with pytest.raises(TraceError) as raised:
             load(path, encode)
         message = str(raised.value)
         assert message.startswith(f"{path}, line {1 if len(lines) == 1 else 3}: ")
         assert "; allowed: " in message
-        assert len(message) < len(str(path)) + 300
+        assert len(message) < len(str(path)) + 400
         for word in words:
             assert word in message
 
@@ -270,3 +279,124 @@ def test_wrong_arguments_are_refused(write, options, words):
     path = write(PLAIN, plain(arrival=1e300))
     with pytest.raises(TraceError, match=words):
         load(path, encode, **options)
+
+
+def test_gzip_and_a_byte_order_mark_are_read(tmp_path):
+    text = b"\xef\xbb\xbf" + json.dumps(PLAIN).encode() + b"\n"
+    for name, raw in (("a", text), ("a.gz", gzip.compress(text))):
+        path = tmp_path / name
+        path.write_bytes(raw)
+        assert load(path, encode) == [Turn([5, 6], 4)]
+    path.write_bytes(gzip.compress(text[3:] * 1000)[:-20])
+    with pytest.raises(TraceError, match="cannot be read"):
+        load(path, encode)
+    path.write_bytes(gzip.compress(text)[:12] + b"\xff" * 30)
+    with pytest.raises(TraceError, match="cannot be read"):
+        load(path, encode)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Timestamp,Request tokens\n5,472\n", "CSV with lengths only: no prompts"),
+        ('"TIMESTAMP","ContextTokens"\n', "CSV with lengths only: no prompts"),
+        ("prompt,max_tokens\nhello,3\n", "is CSV; allowed: one JSON object a line"),
+        ('[{"id": "x", "conversations": []}]', "begins a JSON array, as ShareGPT's"),
+        ('[\n {"id": "x"}\n]\n', "begins a JSON array, as ShareGPT's"),
+        ('{\n "prompt": "a"\n}\n', "is not JSON"),
+    ],
+)
+def test_other_kinds_of_files_are_refused_with_what_is_read(tmp_path, text, words):
+    path = tmp_path / "trace"
+    path.write_text(text)
+    with pytest.raises(TraceError) as raised:
+        load(path, encode)
+    message = str(raised.value)
+    assert message.startswith(f"{path}, line 1: ") and words in message
+    assert "allowed: one JSON object a line" in message
+
+
+def test_a_length_that_no_line_names_can_be_given(write):
+    path = write({"prompt": "two words"}, {"prompt": "two", "output_tokens": 3})
+    assert [turn.max_tokens for turn in load(path, encode)] == [256, 3]
+    assert load(path, encode, output_length=9)[0].max_tokens == 9
+
+
+def bailian(chat, parent, at, ids):
+    return {"chat_id": chat, "parent_chat_id": parent, "timestamp": at,
+            "input_length": 16 * len(ids), "output_length": 4,
+            "hash_ids": ids}  # fmt: skip
+
+
+def test_bailian(write):
+    path = write(
+        bailian(5, -1, 0.5, [1, 2]),
+        bailian(7, 5, 3, [1, 2, 3]),
+        bailian(6, 99, 2, [1, 9]),
+        bailian(8, 5, 4, [1, 2, 4]),
+    )
+    opened = load(path, encode)
+    assert [turn.arrival for turn in opened] == [0, 1.5, 2.5, 3.5]
+    assert not any(turn.children or turn.whole for turn in opened)
+    first, other = (list(turn.tokens) for turn in opened[:2])
+    assert first[:16] == other[:16] and first[16] != other[16] and len(first) == 32
+    root, orphan = load(path, encode, closed_loop=True)
+    assert [child.arrival for child in root.children] == [2.5, 3.5]
+    assert all(child.whole for child in root.children)
+    assert orphan.arrival == 1.5 and not orphan.children
+
+
+def in_session(at=None, session="a", **fields):
+    fields = {"output_length": 3, "session_id": session, **fields}
+    return fields if at is None else {**fields, "timestamp": at}
+
+
+def test_mooncake_s_sessions_are_whole_prompts_or_what_each_line_adds(write):
+    path = write(
+        in_session(500, input_length=600, hash_ids=[1, 2]),
+        in_session(1500, "b", input_length=512, hash_ids=[1]),
+        in_session(delay=100, input_length=1100, hash_ids=[1, 2, 3]),
+        in_session(delay=200, session="b", input_length=40, hash_ids=[9]),
+        in_session(3500, "b", input_length=30, hash_ids=[10]),
+    )
+    for closed_loop in (False, True):
+        whole, adds = load(path, encode, closed_loop=closed_loop, rate=2)
+        (second,) = whole.children
+        assert (second.whole, second.delay, second.arrival) == (True, 0.05, 0)
+        assert adds.arrival == 0.5
+        (second,) = adds.children
+        assert (second.whole, second.delay, len(second.tokens)) == (False, 0.1, 40)
+        (third,) = second.children
+        # It needs the answer before it, though it has a time of its own.
+        assert (third.whole, third.delay, third.arrival) == (False, 0, 1.5)
+
+
+def test_whole_prompts_with_times_wait_for_nothing_in_an_open_loop(write):
+    path = write(
+        in_session(0, input_length=600, hash_ids=[1, 2]),
+        in_session(1000, input_length=1100, hash_ids=[1, 2, 3], delay=100),
+    )
+    assert [turn.arrival for turn in load(path, encode)] == [0, 1]
+    (root,) = load(path, encode, closed_loop=True)
+    assert (root.children[0].arrival, root.children[0].delay) == (1, 0.1)
+
+
+def test_agentic_sessions_begin_at_once_and_wait_for_answers(write):
+    def said(session, gap, *texts):
+        messages = [{"role": "user", "content": text} for text in texts]
+        return {"session_id": session, "input": messages, "output_length": 2,
+                "pre_gap": gap}  # fmt: skip
+
+    path = write(said("a", 0, "x"), said("a", 1.5, "x", "y"), said("b", 0, "z"))
+    roots = load(path, encode, encode_chat=lambda messages, tools: [1] * len(messages))
+    assert roots == [
+        Turn([1], 2, [Turn([1, 1], 2, delay=1.5, whole=True)]),
+        Turn([1], 2),
+    ]
+
+
+def test_seconds_and_milliseconds_do_not_mix(write):
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    path = write({**chat, "arrival": 1}, {**chat, "timestamp": 1000})
+    with pytest.raises(TraceError, match="in seconds in some lines and in milli"):
+        load(path, encode, encode_chat=lambda messages, tools: [1])

@@ -33,7 +33,7 @@ from vllm_radix_kernels.tiles import (
 
 
 def asked_for(vllm_config: Any) -> bool:
-    """Whether an engine's workers group attention."""
+    """Return whether an engine's workers group attention."""
     worker = str(vllm_config.parallel_config.worker_cls)
     return worker.startswith("vllm_radix.attention.")
 
@@ -45,7 +45,7 @@ class GroupedBuilder:
     """Rows of a tile of vLLM's kernel, for the count of what it would load."""
 
     stock_splits = False
-    """Whether vLLM's kernel cuts requests until all processors have work."""
+    """Whether vLLM's kernel splits requests until all processors have work."""
 
     def __init__(
         self,

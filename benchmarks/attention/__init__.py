@@ -1,0 +1,1 @@
+"""Attention kernels on one layer: timed, counted, and predicted."""

@@ -1,0 +1,100 @@
+"""The tables of docs/ that say what the code says: written into the pages by cog.
+
+A page holds the call in a comment and the table below it. ``make docs`` writes the
+tables anew; a test fails when one is out of date.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from docstring_parser import parse
+
+from vllm_radix.config import ENV_PREFIX, RadixConfig
+from vllm_radix.policy import ORDERS
+from vllm_radix.tree import POLICIES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines)
+
+
+def options() -> str:
+    """Return the table of all options, from ``RadixConfig``."""
+    meanings = {p.arg_name: p.description or "" for p in _attributes(RadixConfig)}
+    rows = [
+        (f"`{name}`", _value(default), _values(name), meanings[name], f"`{_env(name)}`")
+        for name, default in RadixConfig().to_dict().items()
+    ]
+    return table(("option", "default", "values", "meaning", "environment"), rows)
+
+
+def registered(classes: Mapping[str, type]) -> str:
+    """Return the table of a registry: names, and what their docstrings begin with."""
+    rows = [(f"`{name}`", _first_line(cls)) for name, cls in classes.items()]
+    return table(("name", "what it does"), rows)
+
+
+def orders() -> str:
+    """Return the table of the orders of waiting requests."""
+    return registered(ORDERS)
+
+
+def eviction_policies() -> str:
+    """Return the table of the eviction policies."""
+    return registered(POLICIES)
+
+
+def classes(*names: str) -> str:
+    """Return the table of some classes: what each is, and the file it is in."""
+    homes = {
+        node.name: (path, ast.get_docstring(node) or "")
+        for path in sorted((ROOT / "vllm_radix").rglob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in names
+    }
+    rows = []
+    for name in names:
+        path, text = homes[name]
+        rows.append((f"`{name}`", text.split("\n\n")[0], f"`{path.relative_to(ROOT)}`"))
+    return table(("class", "what it is", "file"), rows)
+
+
+def _attributes(cls: type) -> Any:
+    return parse(inspect.getdoc(cls) or "").params
+
+
+def _first_line(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def _values(name: str) -> str:
+    """Return the values that an option allows, as its refusal names them."""
+    wrong: dict[str, Any] = {name: None}
+    try:
+        RadixConfig(**wrong)
+    except ValueError as error:
+        allowed = str(error).partition(" is not ")[2].replace("''", "empty")
+        allowed = allowed.partition(": give ")[2] or allowed
+        return allowed.removeprefix("one of ").replace("'", "`")
+    raise AssertionError(f"{name} takes anything")
+
+
+def _value(default: object) -> str:
+    if isinstance(default, str):
+        return f"`{default}`" if default else "empty"
+    return f"`{str(default).lower()}`"
+
+
+def _env(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("``", "`").replace("|", "\\|").split())

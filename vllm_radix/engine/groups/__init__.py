@@ -1,0 +1,1 @@
+"""Managers of vLLM's KV cache groups, one module per type of group."""

@@ -1,0 +1,143 @@
+"""What a request's blocks are keyed by: its tokens, and whatever else counts.
+
+Two requests may share a block only if the model would compute the same KV for
+it. Beyond the tokens that depends on the LoRA adapter and the cache salt, which
+pick the namespace, and on media and prompt embeddings, whose tokens are
+placeholders: those blocks get a marker in place of their first token.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import cast
+
+from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
+from vllm_radix.tree import BYTES_PER_TOKEN, Namespace, encode
+
+_IN_NAMESPACE = ("lora", "cache_salt")
+_MIN_MARKERS = 65_536
+_MARKERS_PER_BLOCK = 2
+_LOW = 1 << 31
+
+_KEY = "radix_key"
+"""The attribute in which a request carries its key, to go when it goes."""
+
+
+class ContentIds:
+    """Gives equal contents equal numbers, exactly, not by hash.
+
+    Numbers are never given twice, so forgetting the oldest contents costs a
+    hit at worst, never a wrong one.
+
+    Args:
+        capacity: contents remembered; more than a cache has blocks, so that what is
+            forgotten has mostly been evicted.
+    """
+
+    def __init__(self, capacity: int = _MIN_MARKERS) -> None:
+        self._capacity = capacity
+        self._numbers: OrderedDict[Hashable, int] = OrderedDict()
+        self._next = 0
+
+    def number(self, content: Hashable) -> int:
+        """Return the number of ``content``: at least 0, fits 62 bits. O(1)."""
+        known = self._numbers.get(content)
+        if known is not None:
+            self._numbers.move_to_end(content)
+            return known
+        self._numbers[content] = self._next
+        self._next += 1
+        if len(self._numbers) > self._capacity:
+            self._numbers.popitem(last=False)
+        return self._next - 1
+
+
+class RequestKeys:
+    """Keys of requests, encoded once and extended as requests grow.
+
+    Args:
+        block_size: tokens in a block.
+        num_blocks: blocks of the cache.
+    """
+
+    def __init__(self, block_size: int, num_blocks: int = 0) -> None:
+        self.block_size = block_size
+        capacity = max(_MIN_MARKERS, _MARKERS_PER_BLOCK * num_blocks)
+        self.markers = ContentIds(capacity)
+
+    def namespace(self, request: Request) -> Namespace:
+        """Return the namespace of a request's blocks: LoRA adapter and salt.
+
+        An adapter is told by its id as well: one that is saved anew under the same
+        name and path gets another id, and computes another KV.
+        """
+        lora, salt = request.lora_request, request.cache_salt
+        if lora is None:
+            return salt and ("salt", salt)
+        return "lora", lora.lora_name, lora.lora_path, lora.lora_int_id, salt or None
+
+    @staticmethod
+    def is_plain(request: Request) -> bool:
+        """Whether a request's tokens say it all, and never change again."""
+        return not (
+            request.mm_features
+            or request.prompt_embeds is not None
+            or request.resumable
+        )
+
+    def key(self, request: Request, num_tokens: int) -> bytes:
+        """Return a key of at least ``num_tokens`` tokens.
+
+        O(new tokens), and a copy if it is to end inside a block. Tokens after the last
+        whole block are there for plain requests only. Once a request has grown, its
+        key is a ``bytearray``, which later calls extend: not to be kept.
+
+        Raises:
+            ValueError: the request has fewer tokens.
+        """
+        size = self.block_size
+        # A streaming session replaces tokens it had: nothing of it is kept.
+        known: bytes | bytearray = request.__dict__.get(_KEY, b"")
+        have = len(known) // BYTES_PER_TOKEN
+        if have >= num_tokens:
+            return cast(bytes, known)
+        total = request.num_tokens
+        if total < num_tokens:
+            raise ValueError(
+                f"request {request.request_id} has {total} tokens, not {num_tokens}"
+            )
+        # Whole blocks only, so that markers never change afterwards.
+        whole = total // size * size
+        if have < whole:
+            tokens = request.all_token_ids[have:whole]
+            if request.mm_features or request.prompt_embeds is not None:
+                tokens = list(tokens)
+                self._mark(request, tokens, have // size)
+            if known and isinstance(known, bytes):
+                known = bytearray(known)
+            known += encode(tokens)
+            if not request.resumable:
+                request.__dict__[_KEY] = known
+        if whole < num_tokens and self.is_plain(request):
+            known = known + encode(request.all_token_ids[whole:num_tokens])
+        return cast(bytes, known)
+
+    def _mark(self, request: Request, tokens: list[int], first: int) -> None:
+        """Put markers into blocks that hold media or embeddings, in place.
+
+        In place of the first token, negative, and of the second, where there is one.
+        O(blocks + media).
+        """
+        size, medium = self.block_size, 0
+        for at in range(0, len(tokens), size):
+            start = first * size + at
+            extra, medium = generate_block_hash_extra_keys(
+                request, start, start + size, medium
+            )
+            content = tuple(e for e in extra or () if e[0] not in _IN_NAMESPACE)
+            if content:
+                replaced = tuple(tokens[at : at + min(size, 2)])
+                number = self.markers.number((content, replaced))
+                high, low = divmod(number, _LOW) if size > 1 else (number, 0)
+                tokens[at] = -1 - high
+                if size > 1:
+                    tokens[at + 1] = low
