@@ -48,7 +48,10 @@ def load_encode(model: Path) -> Encode:
     if fast.exists():
         from tokenizers import Tokenizer
 
-        one = Tokenizer.from_file(str(fast))
+        try:
+            one = Tokenizer.from_file(str(fast))
+        except Exception as error:  # it has no class of its own
+            raise _no_tokenizer(model, error) from error
         return lambda text: list(one.encode(text, add_special_tokens=False).ids)
     other = _tokenizer(model)
     return lambda text: list(other(text, add_special_tokens=False).input_ids)
@@ -94,5 +97,16 @@ def _tokenizer(model: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{model}: no tokenizer to load ({error})") from error
+    except ImportError:
+        raise
+    except Exception as error:  # that of a broken file has no class of its own
+        raise _no_tokenizer(model, error) from error
+
+
+def _no_tokenizer(model: Path, error: Exception) -> TokenizerError:
+    if not model.exists():
+        return TokenizerError(f"{model}: no such folder, and not found on the hub")
+    if not model.is_dir():
+        return TokenizerError(f"{model}: is a file, not a model folder")
+    reason = " ".join(str(error).split())
+    return TokenizerError(f"{model}: no tokenizer to load ({reason})")
