@@ -35,6 +35,8 @@ class TracedRequest:
         at: when it came, in units of the trace; None where a trace tells only that it
             came after the one before it in its session.
         units: of the trace in a second.
+        timed: whether ``at`` is of its line; else it is to become that of the line
+            before it in the file.
         session: that it is part of, after those of the lines before.
         id: by which others name it.
         follows: ``id`` of the request whose answer it goes on from, if it is known.
@@ -44,6 +46,7 @@ class TracedRequest:
     turn: Turn
     at: float | None = None
     units: int = 1
+    timed: bool = True
     session: str | None = None
     id: str | None = None
     follows: str | None = None

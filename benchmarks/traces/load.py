@@ -42,6 +42,19 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
     return requests
 
 
+def _set_missing_times(requests: list[TracedRequest]) -> None:
+    """Give requests without a time that of the line before.
+
+    Those before the first time in the file have that one; without any, all stay at 0.
+    """
+    latest = next((one for one in requests if one.timed and one.at is not None), None)
+    for request in requests if latest is not None else ():
+        if not request.timed:
+            request.at, request.units = latest.at, latest.units
+        elif request.at is not None:
+            latest = request
+
+
 def _in_order(requests: list[TracedRequest], rate: float) -> list[TracedRequest]:
     """Set arrivals and delays, and return requests in order of arrival.
 
@@ -134,6 +147,7 @@ def load(
     if limit is not None and limit < 1:
         raise TraceError(f"limit is {limit}; allowed: an integer of at least 1")
     requests = _read(path, ReadOptions(encode, encode_chat, output_length), limit)
+    _set_missing_times(requests)
     if len({one.units for one in requests if one.at}) > 1:
         raise TraceError(
             f"{path}: times are in seconds in some lines and in milliseconds in "

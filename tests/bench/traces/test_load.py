@@ -69,9 +69,26 @@ def test_plain(write):
     )
     assert load(path, encode) == [
         Turn(encode("two words"), 1),
-        Turn([5, 6], 4, arrival=1.5, tenant="t", priority=-2, salt="x"),
-        Turn([0, MAX_TOKEN], 4, arrival=2.0),
+        Turn([5, 6], 4, tenant="t", priority=-2, salt="x"),
+        Turn([0, MAX_TOKEN], 4, arrival=0.5),
     ]
+
+
+@pytest.mark.parametrize("start", [0, 1_700_000_000])
+def test_a_line_without_a_time_comes_at_that_of_the_line_before(write, start):
+    times = [None, start + 2, None, start + 1, None, None, start + 4]
+    given = [{} if at is None else {"arrival": at} for at in times]
+    path = write(*(plain(token_ids=[i], **one) for i, one in enumerate(given)))
+    turns = load(path, encode)
+    assert [(turn.tokens[0], turn.arrival) for turn in turns] == [
+        (3, 0), (4, 0), (5, 0), (0, 1), (1, 1), (2, 1), (6, 3),
+    ]  # fmt: skip
+    said = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    chat = [said, {**said, "timestamp": start * 1000 + 500}, said,
+            {**said, "session_id": "s", "delay": 9}, said,
+            {**said, "timestamp": start * 1000 + 2000}]  # fmt: skip
+    turns = load(write(*chat), encode, encode_chat=lambda messages, tools: [1])
+    assert [turn.arrival for turn in turns] == [0, 0, 0, 0, 0, 1.5]
 
 
 @pytest.mark.parametrize("length", [1, 511, 512, 513, 1500, 1536])
@@ -276,7 +293,7 @@ def test_files_that_are_none(tmp_path):
     ],
 )
 def test_wrong_arguments_are_refused(write, options, words):
-    path = write(PLAIN, plain(arrival=1e300))
+    path = write(plain(arrival=0), plain(arrival=1e12))
     with pytest.raises(TraceError, match=words):
         load(path, encode, **options)
 
