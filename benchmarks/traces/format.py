@@ -64,6 +64,7 @@ class TraceFormat:
         marks: fields of which each format has others: with one of them, a line is of
             this format, unless it is of one that stands before it in ``FORMATS``.
         read: makes a request of a line; its errors name the line and the field.
+        id_field: by which lines name each other; no two may have the same.
         ignored: fields that a line may have, and that do not matter here.
     """
 
@@ -73,6 +74,7 @@ class TraceFormat:
     marks: tuple[str, ...]
     read: Callable[[Line, ReadOptions], TracedRequest]
     ignored: tuple[str, ...] = ()
+    id_field: str = ""
 
     def sniff(self, line: Line) -> bool:
         """Return whether a line has a mark of this format."""

@@ -24,6 +24,7 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
     """
     requests: list[TracedRequest] = []
     first: TraceFormat | None = None
+    ids: set[str] = set()
     for line in lines_of(path):
         this = format_of(line)
         first = first or this
@@ -32,7 +33,12 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
                 f"the format is {this.name}, that of the first line is {first.name}",
                 "one format in a file",
             )
-        requests.append(this.read(line, options))
+        request = this.read(line, options)
+        if request.id is not None:
+            if request.id in ids:
+                raise line.wrong(this.id_field, "one that no earlier line has")
+            ids.add(request.id)
+        requests.append(request)
         if len(requests) == limit:
             break
     if not requests:
@@ -48,8 +54,8 @@ def _set_missing_times(requests: list[TracedRequest]) -> None:
     Those before the first time in the file have that one; without any, all stay at 0.
     """
     latest = next((one for one in requests if one.timed and one.at is not None), None)
-    for request in requests if latest is not None else ():
-        if not request.timed:
+    for request in requests:
+        if latest is not None and not request.timed:
             request.at, request.units = latest.at, latest.units
         elif request.at is not None:
             latest = request

@@ -218,6 +218,11 @@ WRONG = [
         for line, name in ((mooncake, "timestamp"), (plain, "arrival"))
         for value in (-1, -0.5, True, "0", None, float("nan"), float("inf"), BIG)
     ],
+    (
+        plain(arrival=1.1e16),
+        ["arrival is 1.1e+16", "of seconds, 0 or more, up to 1e+12"],
+    ),
+    (mooncake(timestamp=1.1e16), ["timestamp is 1.1e+16", "up to 1e+15"]),
     *[
         (without(MOONCAKE, name), [f"{name} is missing", "allowed: "])
         for name in ("timestamp", "input_length", "output_length")
@@ -361,6 +366,19 @@ def test_bailian(write):
     assert [child.arrival for child in root.children] == [2.5, 3.5]
     assert all(child.whole for child in root.children)
     assert orphan.arrival == 1.5 and not orphan.children
+
+
+def test_a_bailian_line_has_an_id_of_its_own(write):
+    path = write(bailian(5, -1, 0, [1]), bailian(6, -1, 1, [1]), bailian(5, 6, 2, [1]))
+    with pytest.raises(TraceError, match=r"line 3: chat_id is 5; allowed: one that no"):
+        load(path, encode)
+
+
+def test_a_bailian_line_whose_parent_comes_later_begins_a_session(write):
+    path = write(bailian(1, 2, 0, [1]), bailian(2, 1, 1, [1]), bailian(3, 3, 2, [1]))
+    first, alone = load(path, encode, closed_loop=True)
+    assert [child.arrival for child in first.children] == [1]
+    assert (alone.arrival, alone.children) == (2, [])
 
 
 def in_session(at=None, session="a", **fields):
