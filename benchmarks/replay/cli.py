@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.report.cli_types import WithDefaults, number, pressure, whole
+from vllm_radix_bench.report.cli_types import (
+    LEAST_FACTOR,
+    WithDefaults,
+    number,
+    pressure,
+    whole,
+)
 from vllm_radix_bench.report.output import OutputFile, Rows
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
@@ -43,7 +49,7 @@ _OF_A_TRACE = {
 _FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
 _FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
 """Options of the command by those of a result, where the names differ."""
-_positive = partial(number, float, 1e-6, 1e6)
+_positive = partial(number, float, LEAST_FACTOR, 1e6)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
