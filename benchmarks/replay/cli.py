@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.report.cli_types import (
+    LEAST_FACTOR,
     InputError,
     WithDefaults,
     number,
@@ -51,7 +52,7 @@ _FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
 _FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
 _FLAGS |= {"arm_options": "the options of --arms, RADIX_ variables among them"}
 """Options of the command by those of a result, where the names differ."""
-_positive = partial(number, float, 1e-6, 1e6)
+_positive = partial(number, float, LEAST_FACTOR, 1e6)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ preemptions are facts; seconds are the cost model's.
 """
 
 import importlib
+import inspect
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,8 +48,11 @@ REQUEST_COLUMNS = (
     "preemptions",
 )
 """Of each request's row in a result; see ``sim.driver.Record``."""
+_SHORTEST = 1e-9
+"""Seconds to a first token that the clock, late in a long trace, may show as 0."""
 _OVERLOADED, _EARLY, _FEW = 0.1, 0.9, 20
-"""Share of the requests that wait at the end, above which a load is too high."""
+"""Share of the requests sent in the early part of a run that still wait at its end,
+above which a load is too high; that part; and the fewest that say something."""
 
 
 @dataclass
@@ -111,12 +115,18 @@ def parse_arm(text: str) -> Arm:
     module, _, attribute = text.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception:  # of the user's own module, whatever it is
+    # Of the user's own module, whatever it is; some end the program.
+    except (Exception, SystemExit):
         found = None
-    if not isinstance(found, type) or not issubclass(found, SchedulerInterface):
+    if (
+        not isinstance(found, type)
+        or not issubclass(found, SchedulerInterface)
+        or inspect.isabstract(found)
+    ):
         raise InputError(
             f"--arms: {text!r} is none of {', '.join(KNOWN_ARMS)}, "
-            "radix:{JSON options}, or the qualified name of a scheduler class"
+            "radix:{JSON options}, or the qualified name of a scheduler class "
+            "that is not abstract"
         )
     return Arm(text, found)
 
@@ -220,7 +230,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "ttft": latencies(records),
         "latency_mean": fmean(record.finished - record.sent for record in records),
         "overtaken_most": max(record.overtaken for record in records),
-        "jain": jain([1 / lat["mean"] for lat in by_tenant.values()]),
+        "jain": jain([1 / max(lat["mean"], _SHORTEST) for lat in by_tenant.values()]),
         "tenants": by_tenant if len(by_tenant) > 1 else {},
     }
 

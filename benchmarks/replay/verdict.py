@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from vllm_radix_bench.report.cli_types import LEAST_FACTOR
 from vllm_radix_bench.report.columns import change
 
 _NOTEWORTHY = 1.005
@@ -73,11 +74,14 @@ def _too_much_load(result: dict[str, Any]) -> Iterator[str]:
     option = "rate" if "rate" in result["input"] else "load"
     lower = _below(factor * result["input"][option])
     served = _seconds(max(arm["seconds"] for _, arm in found))
+    advice = f"; try --{option} {lower:g}"
+    if option == "rate" and lower < LEAST_FACTOR:
+        advice = ""
     which = "with every arm" if len(found) == runs else f"with {names}"
     yield (
         f"The requests come in {_seconds(last)}, and the modelled GPU serves them in "
         f"{served} {which}: waits grow as long as they come, and order matters more "
-        f"than the cache; try --{option} {lower:g}."
+        f"than the cache{advice}."
     )
 
 

@@ -43,6 +43,9 @@ def whole(least: int) -> Callable[[str], int | float]:
     return partial(number, int, least, 1_000_000)
 
 
+LEAST_FACTOR = 1e-6
+"""The least speed-up, or factor on lengths."""
+
 pressure = partial(number, float, 0.1, 100)
 
 

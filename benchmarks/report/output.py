@@ -41,10 +41,13 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, option: str = "--output") -> None:
-        if path.is_dir():
-            raise OutputError(f"{option}: {path} is a folder, not a file")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{option}: {path} is not a regular file")
+        try:
+            if path.is_dir():
+                raise OutputError(f"{option}: {path} is a folder, not a file")
+            if path.exists() and not path.is_file():
+                raise OutputError(f"{option}: {path} is not a regular file")
+        except OSError as error:
+            raise _unwritable(option, path, error) from error
         self.path = path
         self.failed = False
         self.unsaved: str | None = None
@@ -60,11 +63,7 @@ class OutputFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _write(self.path, " " * _LEAST_FREE, replace=False)
         except OSError as error:
-            is_file = isinstance(error, (FileExistsError, NotADirectoryError))
-            why = "its folder is a file" if is_file else error.strerror
-            raise OutputError(
-                f"{self._option}: {self.path} cannot be written ({why})"
-            ) from error
+            raise _unwritable(self._option, self.path, error) from error
 
     def write(self, text: str) -> None:
         """Replace the file by a text."""
@@ -96,6 +95,12 @@ class OutputFile:
             return
         self.path, self.unsaved = made, None
         print(f"{sentence}going on in {made}", file=sys.stderr)
+
+
+def _unwritable(option: str, path: Path, error: OSError) -> OutputError:
+    is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+    why = "its folder is a file" if is_file else error.strerror
+    return OutputError(f"{option}: {path} cannot be written ({why})")
 
 
 def _write(path: Path, text: str, replace: bool = True) -> None:

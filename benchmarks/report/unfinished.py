@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_radix.exits import StoppedError
 from vllm_radix_bench.report.cli_types import InputError
-from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.output import OutputError, OutputFile
 
 Settings = dict[str, Any]
 
@@ -21,6 +21,9 @@ class Unfinished:
         settings: what a run must have in common with the one it goes on with:
             ``versions``, and options in other sections, by name.
         flags: options by the names in settings, where they are not alike.
+
+    Raises:
+        OutputError: there can be no such file.
     """
 
     def __init__(
@@ -31,7 +34,13 @@ class Unfinished:
     ) -> None:
         path = output.path
         self._path = path.with_name(f"{path.name}.unfinished")
-        self._file = OutputFile(self._path)
+        try:
+            self._file = OutputFile(self._path)
+        except OutputError as error:
+            raise OutputError(
+                f"--output: {path} cannot have {self._path.name} beside it, where "
+                f"finished runs are kept ({error.__cause__ or 'it is no file'})"
+            ) from error
         self._settings = json.loads(json.dumps(settings))
         self._flags = flags
         self._kept = 0

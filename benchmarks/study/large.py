@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_radix.exits import ExitCode
 from vllm_radix_bench.report.columns import Column, csv_text
-from vllm_radix_bench.report.output import OutputFile
-from vllm_radix_bench.report.tables import console, table
+from vllm_radix_bench.report.tables import console, say_where, table
 from vllm_radix_bench.study.results import (
     LOAD,
     Run,
     by_load,
     collect,
+    outputs,
     ratio,
     tokens_column,
     ttft_column,
@@ -120,7 +121,7 @@ def columns(arms: Sequence[str]) -> list[Column]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything."""
+    """Run everything and return the exit code."""
     names = [load.name for load in LOADS]
     parser = argparse.ArgumentParser(
         prog="python -m vllm_radix_bench.study.large", description=__doc__
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("results/large.json"))
     arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    output = OutputFile(arguments.output)
+    output, csv = outputs(parser, arguments.output, ".csv")
     arms = [arm for arm in arguments.arms if arm != "stock"] or ["prefix"]
     tasks = [
         (load, seed, ("stock", *arms))
@@ -140,16 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in arguments.seeds
     ]
     rows = by_load(collect(run_load, tasks, arguments.jobs, output))
-    csv = output.path.with_suffix(".csv")
-    OutputFile(csv).write(csv_text(columns(arms), rows))
+    csv.write(csv_text(columns(arms), rows))
     seeds = ", ".join(map(str, arguments.seeds))
     title = (
         f"TTFT (flood: the cold tenant's longest), tokens; stock is 1; seeds {seeds}"
     )
     out = console(200)
     out.print(table(title, columns(arms), rows))
-    out.print(f"{output.path} and {csv}")
-    return 0
+    say_where(out, "Every run", output, csv)
+    return ExitCode.OUTPUT if output.failed or csv.failed else ExitCode.GOOD
 
 
 if __name__ == "__main__":

@@ -4,19 +4,43 @@ A run is a dict with the load's name, the seed, and the summary of each arm; see
 ``replay.runner.summary``.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
 
 from vllm_radix_bench.report.columns import Column
-from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.output import OutputError, OutputFile
 
 Run = dict[str, Any]
 
 LOAD = Column("load", lambda runs: runs[0]["load"])
+
+
+def outputs(
+    parser: argparse.ArgumentParser, path: Path, *suffixes: str
+) -> list[OutputFile]:
+    """Return the file of the runs, and one beside it for each suffix, all writable.
+
+    Ends the program if two would be the same file, or one cannot be written.
+    """
+    if path.suffix in suffixes:
+        parser.error(
+            f"--output: {path} is also where what is made of the runs goes; allowed: "
+            f"a suffix other than {' and '.join(suffixes)}"
+        )
+    try:
+        files = [OutputFile(path)]
+        files += [OutputFile(path.with_suffix(suffix)) for suffix in suffixes]
+        for file in files:
+            file.prepare()
+    except OutputError as error:
+        parser.exit(error.code, f"{parser.prog}: {error}\n")
+    return files
 
 
 def collect(
@@ -27,7 +51,6 @@ def collect(
 ) -> list[Run]:
     """Run all tasks in processes; save what there is after each."""
     results = []
-    output.prepare()
     with ProcessPoolExecutor(jobs) as pool:
         for result in tqdm(pool.map(run, tasks), total=len(tasks)):
             results.append(result)

@@ -19,14 +19,15 @@ from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any
 
+from vllm_radix.exits import ExitCode
 from vllm_radix_bench.report.columns import Column, csv_text
-from vllm_radix_bench.report.output import OutputFile
-from vllm_radix_bench.report.tables import console, table
+from vllm_radix_bench.report.tables import console, say_where, table
 from vllm_radix_bench.study.results import (
     LOAD,
     Run,
     by_load,
     collect,
+    outputs,
     ratio,
     tail_ratios,
     tokens_column,
@@ -213,7 +214,7 @@ def plot(points: dict[str, tuple[float, float]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything."""
+    """Run everything and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m vllm_radix_bench.study.small", description=__doc__
     )
@@ -221,11 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("results/policies.json"))
     arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    output = OutputFile(arguments.output)
+    output, csv, png = outputs(parser, arguments.output, ".csv", ".png")
     tasks = [(cell, seed) for cell in OFFLINE + ONLINE for seed in arguments.seeds]
     results = collect(run_cell, tasks, os.cpu_count(), output)
-    csv, png = (output.path.with_suffix(suffix) for suffix in (".csv", ".png"))
-    OutputFile(csv).write(csv_text(COLUMNS, by_load(results)))
+    csv.write(csv_text(COLUMNS, by_load(results)))
     out = console(180)
     title = "TTFT mean / p99 (flood: the cold tenant's longest), tokens; stock is 1"
     out.print(table(title, COLUMNS, by_load(results)))
@@ -238,9 +238,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for name, (mean, tail) in points.items():
         out.print(f"{name:12} mean {mean:.3f}  worst p99 {tail:.2f}")
-    plot(points, png)
-    out.print(f"{output.path}, {csv} and {png}")
-    return 0
+    say_where(out, "Every run", output, csv)
+    try:
+        plot(points, png.path)
+        out.print(f"The plot is in {png.path}.")
+    except OSError as error:
+        png.failed = True
+        print(
+            f"--output: {png.path} cannot be written ({error.strerror})",
+            file=sys.stderr,
+        )
+    failed = output.failed or csv.failed or png.failed
+    return ExitCode.OUTPUT if failed else ExitCode.GOOD
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class TracedRequest:
         at: when it came, in units of the trace; None where a trace tells only that it
             came after the one before it in its session.
         units: of the trace in a second.
+        timed: whether ``at`` is of its line; else it is to become that of the line
+            before it in the file.
         session: that it is part of, after those of the lines before.
         id: by which others name it.
         follows: ``id`` of the request whose answer it goes on from, if it is known.
@@ -44,6 +46,7 @@ class TracedRequest:
     turn: Turn
     at: float | None = None
     units: int = 1
+    timed: bool = True
     session: str | None = None
     id: str | None = None
     follows: str | None = None
@@ -61,6 +64,7 @@ class TraceFormat:
         marks: fields of which each format has others: with one of them, a line is of
             this format, unless it is of one that stands before it in ``FORMATS``.
         read: makes a request of a line; its errors name the line and the field.
+        id_field: by which lines name each other; no two may have the same.
         ignored: fields that a line may have, and that do not matter here.
     """
 
@@ -70,6 +74,7 @@ class TraceFormat:
     marks: tuple[str, ...]
     read: Callable[[Line, ReadOptions], TracedRequest]
     ignored: tuple[str, ...] = ()
+    id_field: str = ""
 
     def sniff(self, line: Line) -> bool:
         """Return whether a line has a mark of this format."""

@@ -1,7 +1,6 @@
 """One line of a trace, and what may be asked of it."""
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,9 @@ MAX_TOKEN = (1 << 30) - 1
 
 MAX_OUTPUT_LENGTH = 1_000_000
 """The largest ``output_length``: beyond any model, and answers are kept in memory."""
+
+MAX_SECONDS = 1e12
+"""The largest time: a clock that counts further loses milliseconds."""
 
 
 class TraceError(ValueError):
@@ -105,11 +107,17 @@ class Line:
         return value
 
     def seconds(self, name: str, unit: str) -> float:
-        """Return a time, as it stands."""
-        allowed = f"a finite number of {unit}, 0 or more"
+        """Return a time, as it stands.
+
+        Args:
+            name: of the field.
+            unit: of the time: seconds or milliseconds.
+        """
+        most = MAX_SECONDS * (1000 if unit == "milliseconds" else 1)
+        allowed = f"a finite number of {unit}, 0 or more, up to {most:g}"
         value = self._get(name, allowed)
         try:
-            good = type(value) in (int, float) and 0 <= float(value) < math.inf
+            good = type(value) in (int, float) and 0 <= float(value) <= most
         except OverflowError:
             good = False
         if not good:

@@ -24,6 +24,7 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
     """
     requests: list[TracedRequest] = []
     first: TraceFormat | None = None
+    ids: set[str] = set()
     for line in lines_of(path):
         this = format_of(line)
         first = first or this
@@ -32,7 +33,12 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
                 f"the format is {this.name}, that of the first line is {first.name}",
                 "one format in a file",
             )
-        requests.append(this.read(line, options))
+        request = this.read(line, options)
+        if request.id is not None:
+            if request.id in ids:
+                raise line.wrong(this.id_field, "one that no earlier line has")
+            ids.add(request.id)
+        requests.append(request)
         if len(requests) == limit:
             break
     if not requests:
@@ -40,6 +46,19 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
             f"{path}: holds no request; allowed: JSON lines, a request in each"
         )
     return requests
+
+
+def _set_missing_times(requests: list[TracedRequest]) -> None:
+    """Give requests without a time that of the line before.
+
+    Those before the first time in the file have that one; without any, all stay at 0.
+    """
+    latest = next((one for one in requests if one.timed and one.at is not None), None)
+    for request in requests:
+        if latest is not None and not request.timed:
+            request.at, request.units = latest.at, latest.units
+        elif request.at is not None:
+            latest = request
 
 
 def _in_order(requests: list[TracedRequest], rate: float) -> list[TracedRequest]:
@@ -137,6 +156,7 @@ def load(
     if limit is not None and limit < 1:
         raise TraceError(f"limit is {limit}; allowed: an integer of at least 1")
     requests = _read(path, ReadOptions(encode, encode_chat, output_length), limit)
+    _set_missing_times(requests)
     if len({one.units for one in requests if one.at}) > 1:
         raise TraceError(
             f"{path}: times are in seconds in some lines and in milliseconds in "

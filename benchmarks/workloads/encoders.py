@@ -14,6 +14,17 @@ EncodeChat = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None], list[
 """Returns the token ids of the prompt that messages and tools make."""
 
 
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff\u1950-\u19df"  # Burmese, Khmer, Tai
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""Scripts that put no spaces between words, as ranges of a regular expression."""
+
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+
+
 class TokenizerError(ValueError):
     """A model folder has no tokenizer that can be loaded; the message names it."""
 
@@ -21,9 +32,10 @@ class TokenizerError(ValueError):
 def words(text: str) -> list[int]:
     """Return a token for each word or mark of a text, without a tokenizer.
 
-    For a replay only which tokens are equal matters, and about how many there are.
+    For a replay only which tokens are equal matters, and about how many there are. In
+    scripts without spaces between words, a token is a character.
     """
-    return [zlib.crc32(word.encode()) >> 2 for word in re.findall(r"\w+|[^\w\s]", text)]
+    return [zlib.crc32(word.encode()) >> 2 for word in _WORDS.findall(text)]
 
 
 def load_encode(model: Path) -> Encode:
@@ -36,7 +48,10 @@ def load_encode(model: Path) -> Encode:
     if fast.exists():
         from tokenizers import Tokenizer
 
-        one = Tokenizer.from_file(str(fast))
+        try:
+            one = Tokenizer.from_file(str(fast))
+        except Exception as error:  # it has no class of its own
+            raise _no_tokenizer(model, error) from error
         return lambda text: list(one.encode(text, add_special_tokens=False).ids)
     other = _tokenizer(model)
     return lambda text: list(other(text, add_special_tokens=False).input_ids)
@@ -82,5 +97,16 @@ def _tokenizer(model: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{model}: no tokenizer to load ({error})") from error
+    except ImportError:
+        raise
+    except Exception as error:  # that of a broken file has no class of its own
+        raise _no_tokenizer(model, error) from error
+
+
+def _no_tokenizer(model: Path, error: Exception) -> TokenizerError:
+    if not model.exists():
+        return TokenizerError(f"{model}: no such folder, and not found on the hub")
+    if not model.is_dir():
+        return TokenizerError(f"{model}: is a file, not a model folder")
+    reason = " ".join(str(error).split())
+    return TokenizerError(f"{model}: no tokenizer to load ({reason})")

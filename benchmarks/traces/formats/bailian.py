@@ -1,7 +1,7 @@
 """Qwen-Bailian's: lengths, and an id for each 16 tokens of a prompt; times in seconds.
 
 In a closed loop a line goes on from that of ``parent_chat_id``; -1, or a parent that is
-not in the file, begins a session. Its prompt is the whole one.
+not in the file or comes later, begins a session. Its prompt is the whole one.
 """
 
 from vllm_radix_bench.traces.format import ReadOptions, TracedRequest, TraceFormat
@@ -45,4 +45,5 @@ BAILIAN = TraceFormat(
     marks=("chat_id",),
     read=_read,
     ignored=("type", "turn"),
+    id_field="chat_id",
 )

@@ -2,7 +2,7 @@
 
 ``messages`` are all that were said. ``arrival`` is in seconds; ``timestamp``, and
 ``delay`` after the answer before it in its session, are in milliseconds, as AIPerf has
-them.
+them. A line without any of them comes at the time of the line before it.
 """
 
 from vllm_radix_bench.traces import fields
@@ -26,11 +26,12 @@ def _read(line: Line, options: ReadOptions) -> TracedRequest:
         unit, units = _TIMES[name]
         at = line.seconds(name, unit)
     if "delay" not in line:
-        return TracedRequest(turn, at, units, session)
+        timed = name is not None
+        return TracedRequest(turn, at, units, timed, session)
     turn.delay = line.seconds("delay", "milliseconds") / 1000
     if session is None:
         raise line.missing(fields.SESSION[1], "a string, in lines with delay")
-    return TracedRequest(turn, None if name is None else at, units, session)
+    return TracedRequest(turn, None if name is None else at, units, session=session)
 
 
 CHAT = TraceFormat(

@@ -27,7 +27,7 @@ def _read(line: Line, options: ReadOptions) -> TracedRequest:
     at = None
     if "timestamp" in line or of is None:
         at = line.seconds("timestamp", "milliseconds")
-    return TracedRequest(turn, at, 1000, of, may_add=of is not None)
+    return TracedRequest(turn, at, 1000, session=of, may_add=of is not None)
 
 
 MOONCAKE = TraceFormat(

@@ -1,6 +1,6 @@
 """Ours, and vLLM's custom datasets: prompts as text or tokens.
 
-``arrival`` is in seconds.
+``arrival`` is in seconds; a line without it comes at the time of the line before it.
 """
 
 from vllm_radix_bench.traces import fields
@@ -14,8 +14,9 @@ def _read(line: Line, options: ReadOptions) -> TracedRequest:
     tokens = fields.prompt_tokens(line, options)
     turn = Turn(tokens, fields.output_length(line, options))
     fields.set_request_fields(line, turn)
-    at = line.seconds("arrival", "seconds") if "arrival" in line else 0.0
-    return TracedRequest(turn, at, session=fields.session(line))
+    timed = "arrival" in line
+    at = line.seconds("arrival", "seconds") if timed else 0.0
+    return TracedRequest(turn, at, timed=timed, session=fields.session(line))
 
 
 PLAIN = TraceFormat(

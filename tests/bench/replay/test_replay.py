@@ -127,6 +127,15 @@ def test_bad_input_is_named_and_nothing_is_written(words, message, tmp_path, cap
     assert not output.parent.exists()
 
 
+def test_a_class_that_cannot_be_made_is_no_arm(tmp_path, monkeypatch):
+    (tmp_path / "ends_at_import.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    abstract = "vllm.v1.core.sched.interface.SchedulerInterface"
+    for arm in ("ends_at_import.Mine", abstract):
+        with pytest.raises(ValueError, match=f"--arms: '{arm}' is none of .*abstract"):
+            runner.parse_arm(arm)
+
+
 def test_an_infinite_cache_computes_what_is_new():
     shared = tokens(1, 100)
     roots = [
@@ -169,6 +178,13 @@ def test_times_overtakes_and_tenants_are_those_of_the_run():
     assert outcome.computed_prompt_tokens == 100 + 4 + 4
     assert runner.summary(outcome)["overtaken_most"] == 0
     assert runner.jain([1, 1, 1]) == 1 and runner.jain([1, 0]) == 0.5
+
+
+def test_a_first_token_that_takes_no_time_on_the_clock_is_summed_up():
+    cost = CostModel(flops_per_second=9e29, bytes_per_second=9e29, seconds_per_step=0)
+    roots = [Turn(tokens(i, 64), 1, arrival=1e6, tenant=str(i)) for i in range(2)]
+    total = runner.summary(run(roots, "stock", cost=cost))
+    assert total["ttft"]["mean"] == 0 and total["jain"] == 1
 
 
 def test_a_turn_waits_for_its_answer_and_its_time():

@@ -150,6 +150,16 @@ def test_a_folder_is_no_output(words, tmp_path, capsys):
         assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("length", [300, 250, 246])
+def test_a_name_that_is_too_long_is_no_output(length, words, tmp_path, capsys):
+    path = tmp_path / "made" / ("x" * length)
+    assert main([*words, "--output", str(path)]) == ExitCode.OUTPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vllm-radix replay: --output: {path} cannot ")
+    assert "File name too long" in line
+    assert not list(tmp_path.glob("made/*"))
+
+
 def test_too_much_load_is_told_with_a_rate_that_is_not(words, trace, output, capsys):
     """The rate that is proposed is a load that the modelled GPU can serve."""
     trace.write_text("\n".join(map(json.dumps, lines(60, 0.005))))
@@ -208,6 +218,13 @@ def test_an_arm_that_alone_is_overloaded_is_named():
         "cache; try --rate 0.33."
     )
     assert not verdict(result(made("stock", 9_000, 1.0)))
+
+
+@pytest.mark.parametrize(("last", "end"), [(3e-4, "; try --rate 1e-06."), (2e-4, ".")])
+def test_no_rate_is_proposed_that_the_command_does_not_take(last, end):
+    stock = made("stock", 9_000, 1.0, overloaded=True)
+    (said,) = verdict({**result(stock), "last_arrival": last})
+    assert said.endswith(f"order matters more than the cache{end}")
 
 
 def test_the_cache_is_told_in_gb_where_the_cost_model_knows():

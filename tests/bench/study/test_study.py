@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from vllm_radix.config import RadixConfig
+from vllm_radix.exits import ExitCode
 from vllm_radix.policy import ORDERS
 from vllm_radix_bench.replay import runner
 from vllm_radix_bench.report.columns import records
@@ -75,6 +76,57 @@ def test_a_study_is_run_and_written(tmp_path, monkeypatch, capsys):
     assert output.with_suffix(".csv").read_text().splitlines()[1].startswith("chat,0.5")
     assert "0.50 / 0.75 (0.75)" in capsys.readouterr().out
     assert {path.suffix for path in output.parent.iterdir()} == {".json", ".csv"}
+
+
+@pytest.mark.parametrize(
+    ("study", "suffix"), [(small, ".csv"), (small, ".png"), (large, ".csv")]
+)
+def test_an_output_is_not_one_of_the_files_beside_it(study, suffix, tmp_path, capsys):
+    path = tmp_path / "made" / f"x{suffix}"
+    with pytest.raises(SystemExit) as stop:
+        study.main(["--output", str(path)])
+    assert stop.value.code == ExitCode.INPUT
+    assert f"error: --output: {path} is also where" in capsys.readouterr().err
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("study", [small, large])
+def test_what_cannot_be_written_ends_a_study_before_its_work(
+    study, tmp_path, monkeypatch, capsys
+):
+    def no_work(*anything):
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(study, "collect", no_work)
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        study.main(["--output", str(tmp_path / "x.json")])
+    assert stop.value.code == ExitCode.OUTPUT
+    said = f": --output: {tmp_path / 'x.csv'} is a folder, not a file\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
+@pytest.mark.parametrize("lost", [".json", ".csv"])
+def test_a_result_that_went_elsewhere_is_told_by_the_exit_code(
+    lost, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "large.json"
+
+    def run_load(task):
+        output.with_suffix(lost).mkdir()
+        return RUNS[0]
+
+    monkeypatch.setattr(large, "run_load", run_load)
+    monkeypatch.setattr(
+        "vllm_radix_bench.study.results.ProcessPoolExecutor", InThisProcess
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    words = ["--loads", "few-shot at once", "--arms", "prefix", "--seeds", "5"]
+    assert large.main([*words, "--output", str(output)]) == ExitCode.OUTPUT
+    said = f"--output: {output.with_suffix(lost)} cannot be written"
+    assert said in capsys.readouterr().err
+    assert len(list(tmp_path.glob(f"large-*{lost}"))) == 1
 
 
 class InThisProcess:

@@ -69,9 +69,26 @@ def test_plain(write):
     )
     assert load(path, encode) == [
         Turn(encode("two words"), 1),
-        Turn([5, 6], 4, arrival=1.5, tenant="t", priority=-2, salt="x"),
-        Turn([0, MAX_TOKEN], 4, arrival=2.0),
+        Turn([5, 6], 4, tenant="t", priority=-2, salt="x"),
+        Turn([0, MAX_TOKEN], 4, arrival=0.5),
     ]
+
+
+@pytest.mark.parametrize("start", [0, 1_700_000_000])
+def test_a_line_without_a_time_comes_at_that_of_the_line_before(write, start):
+    times = [None, start + 2, None, start + 1, None, None, start + 4]
+    given = [{} if at is None else {"arrival": at} for at in times]
+    path = write(*(plain(token_ids=[i], **one) for i, one in enumerate(given)))
+    turns = load(path, encode)
+    assert [(turn.tokens[0], turn.arrival) for turn in turns] == [
+        (3, 0), (4, 0), (5, 0), (0, 1), (1, 1), (2, 1), (6, 3),
+    ]  # fmt: skip
+    said = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    chat = [said, {**said, "timestamp": start * 1000 + 500}, said,
+            {**said, "session_id": "s", "delay": 9}, said,
+            {**said, "timestamp": start * 1000 + 2000}]  # fmt: skip
+    turns = load(write(*chat), encode, encode_chat=lambda messages, tools: [1])
+    assert [turn.arrival for turn in turns] == [0, 0, 0, 0, 0, 1.5]
 
 
 @pytest.mark.parametrize("length", [1, 511, 512, 513, 1500, 1536])
@@ -201,6 +218,11 @@ WRONG = [
         for line, name in ((mooncake, "timestamp"), (plain, "arrival"))
         for value in (-1, -0.5, True, "0", None, float("nan"), float("inf"), BIG)
     ],
+    (
+        plain(arrival=1.1e16),
+        ["arrival is 1.1e+16", "of seconds, 0 or more, up to 1e+12"],
+    ),
+    (mooncake(timestamp=1.1e16), ["timestamp is 1.1e+16", "up to 1e+15"]),
     *[
         (without(MOONCAKE, name), [f"{name} is missing", "allowed: "])
         for name in ("timestamp", "input_length", "output_length")
@@ -276,7 +298,7 @@ def test_files_that_are_none(tmp_path):
     ],
 )
 def test_wrong_arguments_are_refused(write, options, words):
-    path = write(PLAIN, plain(arrival=1e300))
+    path = write(plain(arrival=0), plain(arrival=1e12))
     with pytest.raises(TraceError, match=words):
         load(path, encode, **options)
 
@@ -344,6 +366,19 @@ def test_bailian(write):
     assert [child.arrival for child in root.children] == [2.5, 3.5]
     assert all(child.whole for child in root.children)
     assert orphan.arrival == 1.5 and not orphan.children
+
+
+def test_a_bailian_line_has_an_id_of_its_own(write):
+    path = write(bailian(5, -1, 0, [1]), bailian(6, -1, 1, [1]), bailian(5, 6, 2, [1]))
+    with pytest.raises(TraceError, match=r"line 3: chat_id is 5; allowed: one that no"):
+        load(path, encode)
+
+
+def test_a_bailian_line_whose_parent_comes_later_begins_a_session(write):
+    path = write(bailian(1, 2, 0, [1]), bailian(2, 1, 1, [1]), bailian(3, 3, 2, [1]))
+    first, alone = load(path, encode, closed_loop=True)
+    assert [child.arrival for child in first.children] == [1]
+    assert (alone.arrival, alone.children) == (2, [])
 
 
 def in_session(at=None, session="a", **fields):
