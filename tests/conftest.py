@@ -17,6 +17,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 # Threads that wait for each other by spinning take most of a busy machine's time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+# Set in parallel workers, where no terminal is.
+os.environ.pop("COLUMNS", None)
 # The command `replay` would silence it for all who come after.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
 
