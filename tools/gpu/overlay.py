@@ -7,6 +7,7 @@ bundle (``bundle.py``), the tests that pretend a GPU in a cache
 (``tests/support/pretended_gpu``).
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import shutil
@@ -66,11 +67,17 @@ def make_overlay(target: Path) -> None:
 
 
 def cached_overlay(folder: Path) -> Path:
-    """Return an overlay in ``folder``, made if it is missing or out of date."""
+    """Return an overlay in ``folder``, made if it is missing or out of date.
+
+    One process makes it; others that ask meanwhile, parallel tests, wait.
+    """
     target, stamp = folder / "overlay", folder / "overlay.key"
     wanted = key()
-    if not (stamp.exists() and stamp.read_text() == wanted and target.is_dir()):
-        stamp.unlink(missing_ok=True)
-        make_overlay(target)
-        stamp.write_text(wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "overlay.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (stamp.exists() and stamp.read_text() == wanted and target.is_dir()):
+            stamp.unlink(missing_ok=True)
+            make_overlay(target)
+            stamp.write_text(wanted)
     return target
