@@ -26,7 +26,7 @@ docs:  ## Write the generated tables anew, build docs/ into build/site
 	$(BIN)/cog -r --verbosity=1 -I tools docs/*.md
 	$(BIN)/mkdocs build --strict --quiet
 
-fast:  ## The tests of tree and order alone (20 s)
+fast:  ## The tests of tree and order alone (half a minute)
 	$(BIN)/pytest -q $(PARALLEL) tests/tree tests/policy vllm_radix/tree
 
 unit: lint  ## Linters and the tests that start no engine, interpret no kernel
