@@ -16,7 +16,7 @@ from vllm_radix_bench.report.cli_types import (
     refuse_same_file,
     whole,
 )
-from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.report.output import OutputFile, all_written
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.workloads.builders import SERVED
 
@@ -191,6 +191,6 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     fine = report.show(result, out)
     say_where(out, "Every request", output, csv)
     say(out, report.headline(rows, result["texts"]))
-    if output.failed or (csv and csv.failed):
+    if not all_written(output, csv):
         return ExitCode.OUTPUT
     return ExitCode.GOOD if fine else ExitCode.VERDICT

@@ -8,7 +8,13 @@ import numpy as np
 from rich.console import Console
 
 from vllm_radix_bench.ab.runner import ARMS, GAP
-from vllm_radix_bench.report.columns import Column, PairColumn, Value, change
+from vllm_radix_bench.report.columns import (
+    NOTEWORTHY,
+    Column,
+    PairColumn,
+    Value,
+    change,
+)
 from vllm_radix_bench.report.tables import print_table, say
 
 Cell = dict[str, Any]
@@ -26,9 +32,6 @@ def ttfts(run: Cell) -> list[float]:
     """Return the times to first token of a run, in seconds."""
     return [record["ttft"] for record in run["records"]]
 
-
-_NOTEWORTHY = 1.005
-"""Factor from which a wait got worse, not only other."""
 
 MEASURES: dict[str, Any] = {
     "TTFT mean": lambda run: sum(ttfts(run)) / len(ttfts(run)),
@@ -255,7 +258,7 @@ def _worse(rows: list[Cell]) -> Iterator[str]:
     for cell in rows:
         where = f"{cell['workload']} at {cell['asked']:g}x"
         stock, radix = (percentile(steps(_first(cell, arm)), 0.99) for arm in ARMS)
-        if radix > _NOTEWORTHY * stock:
+        if radix > NOTEWORTHY * stock:
             yield f"{where} ({stock:,.0f} → {radix:,.0f} steps)"
         slower = has_times(cell) and min(ratios(cell, "TTFT p99")) > 1
         if slower and cell["noise"]["TTFT p99"] is False:

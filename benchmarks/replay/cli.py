@@ -22,7 +22,7 @@ from vllm_radix_bench.report.cli_types import (
     refuse_same_file,
     whole,
 )
-from vllm_radix_bench.report.output import OutputFile, Rows
+from vllm_radix_bench.report.output import OutputFile, Rows, all_written
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.traces.format import DEFAULT_OUTPUT_LENGTH
@@ -346,5 +346,4 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     say_where(out, "Every request", output, csv)
     for sentence in verdict(result):
         say(out, sentence)
-    failed = output.failed or (csv and csv.failed)
-    return ExitCode.OUTPUT if failed else ExitCode.GOOD
+    return ExitCode.GOOD if all_written(output, csv) else ExitCode.OUTPUT

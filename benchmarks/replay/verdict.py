@@ -5,10 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vllm_radix_bench.report.cli_types import LEAST_FACTOR
-from vllm_radix_bench.report.columns import change
-
-_NOTEWORTHY = 1.005
-"""Factor from which a figure got worse, not only other."""
+from vllm_radix_bench.report.columns import NOTEWORTHY, change
 
 
 def verdict(result: dict[str, Any]) -> list[str]:
@@ -49,7 +46,7 @@ def _compared(result: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def _worse(stock: dict[str, Any], radix: dict[str, Any]) -> Iterator[str]:
     before, after = (arm["ttft"]["p99"] for arm in (stock, radix))
-    if after > _NOTEWORTHY * before:
+    if after > NOTEWORTHY * before:
         yield f"TTFT p99 {before:.3f} → {after:.3f} s"
     before, after = (arm["preemptions"] for arm in (stock, radix))
     if after > before:

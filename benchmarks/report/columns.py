@@ -87,6 +87,10 @@ class PairColumn(Column):
         return first, second, self.note(value)
 
 
+NOTEWORTHY = 1.005
+"""Factor from which a figure got worse, not only other."""
+
+
 def change(before: float, after: float) -> str:
     """Return how many fewer or more there are, in words: 35 % fewer."""
     if before == after:

@@ -97,6 +97,11 @@ class OutputFile:
         print(f"{sentence}going on in {made}", file=sys.stderr)
 
 
+def all_written(*files: OutputFile | None) -> bool:
+    """Return whether all files, but those that are None, are where they were to be."""
+    return not any(file is not None and file.failed for file in files)
+
+
 def _unwritable(option: str, path: Path, error: OSError) -> OutputError:
     is_file = isinstance(error, (FileExistsError, NotADirectoryError))
     why = "its folder is a file" if is_file else error.strerror

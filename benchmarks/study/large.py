@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.report.columns import Column, csv_text
+from vllm_radix_bench.report.output import all_written
 from vllm_radix_bench.report.tables import console, say_where, table
 from vllm_radix_bench.study.results import (
     LOAD,
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = console(200)
     out.print(table(title, columns(arms), rows))
     say_where(out, "Every run", output, csv)
-    return ExitCode.OUTPUT if output.failed or csv.failed else ExitCode.GOOD
+    return ExitCode.GOOD if all_written(output, csv) else ExitCode.OUTPUT
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.report.columns import Column, csv_text
+from vllm_radix_bench.report.output import all_written
 from vllm_radix_bench.report.tables import console, say_where, table
 from vllm_radix_bench.study.results import (
     LOAD,
@@ -248,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--output: {png.path} cannot be written ({error.strerror})",
             file=sys.stderr,
         )
-    failed = output.failed or csv.failed or png.failed
-    return ExitCode.OUTPUT if failed else ExitCode.GOOD
+    return ExitCode.GOOD if all_written(output, csv, png) else ExitCode.OUTPUT
 
 
 if __name__ == "__main__":
