@@ -94,12 +94,16 @@ class GroupedWorker:
         self, kv_cache_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Make the caches; leave attention to vLLM if their layout is not supported."""
-        from vllm_radix.engine.support import layout_problem
+        from vllm_radix.engine.support import is_one_full_group
 
         # Builders of a profiling run are not used any more.
         self._radix_batch.builders.clear()
-        problem = layout_problem(kv_cache_config)
-        if problem is not None:
+        if not is_one_full_group(kv_cache_config):
+            problem = not_grouped(
+                "a model with several kinds of cached layers",
+                "start with --disable-hybrid-kv-cache-manager where it makes one of "
+                "them",
+            )
             if self._radix_strict:
                 raise ValueError(problem)
             # As the scheduler does: it is stock's, and so is attention.

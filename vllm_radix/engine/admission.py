@@ -14,6 +14,7 @@ from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
 from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.grammar_waits import GrammarWaits
 from vllm_radix.engine.holds import Holds
+from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.miss_log import Placement
@@ -61,7 +62,7 @@ class AdmissionController:
 
     def __init__(
         self,
-        manager: RadixKVCacheManager,
+        manager: RadixKVCacheManager | HybridKVCacheManager,
         config: RadixConfig,
         computing: set[Request],
         clock: Callable[[], float],
@@ -69,7 +70,7 @@ class AdmissionController:
         self._manager = manager
         self._pool = manager.block_pool
         self._tree = manager.block_pool.tree
-        self._size = self._pool.hash_block_size
+        self._size = self._tree.block_size
         self._config = config
         self._clock = clock
         self._prefilling = computing
@@ -98,13 +99,15 @@ class AdmissionController:
         bounds = OvertakingBounds(
             config.max_overtakes, config.max_extra_wait, config.patience
         )
-        blocks = self._pool.num_gpu_blocks
+        blocks = manager.units(self._pool.num_gpu_blocks)
         self._planner = AdmissionPlanner(self._order, bounds, blocks)
         # While everything fits but fairness is asked for.
         self._in_turn = AdmissionPlanner(FirstCome(), bounds, blocks)
         self._holds = Holds(
             self._waiting_tree, self._waiting, self._may_be_held, self._size
         )
+        if manager.plans is not None:
+            manager.plans.waiting = self._waiting_tree
         self._follow_ups = FollowUps(self._size)
         self._taken: dict[Node, int] = {}
         self._tokens_saved: dict[str, int] = {}
@@ -248,13 +251,21 @@ class AdmissionController:
 
     # -- before a step ---------------------------------------------------------
 
-    def skip_step(self) -> None:
-        """Note that a step admits no request: all holds are released."""
+    def skip_step(self, now: float) -> None:
+        """Note that a step is to admit no request.
+
+        All are released that are held for blocks; not those that are held for a resume
+        point, should the step have room for them after all.
+        """
         self._begin_step()
-        self.queue.set_plan()
+        plans, held = self._manager.plans, set[str]()
+        if plans is not None and self._config.hold:
+            held = self._holds.behind_plans(plans, now)
+        self.queue.set_plan([], held)
         self._tokens_saved = {}
-        if self._holds.held:
-            self._holds.settle(set(), self._clock())
+        if self._holds.held or held:
+            self._holds.settle(held, now)
+        self.blocked_this_step = set(held)
 
     def _begin_step(self) -> None:
         self.blocked_this_step = set()
@@ -276,9 +287,9 @@ class AdmissionController:
         """
         self._begin_step()
         self._catch_up()
-        protects = self._order.protects_needed
-        needed = self._tree.num_pinned_idle if protects else 0
-        capacity = replace(capacity, needed=needed)
+        protects, units = self._order.protects_needed, self._manager.units
+        needed = units(self._tree.num_pinned_idle) if protects else 0
+        capacity = replace(capacity, blocks=units(capacity.blocks), needed=needed)
         if self._stuck is not None and self._stuck.holds(
             capacity, self._changes, self._rate.work
         ):
@@ -295,7 +306,7 @@ class AdmissionController:
         fits = self._everything_fits(capacity)
         if not fits or over_quota:
             picks = self._plan(capacity, now, blocked, over_quota, fits)
-        if capacity.chunk and self._config.hold:
+        if self._config.hold and (capacity.chunk or self._manager.plans):
             held |= self._hold_behind_starting(picks, blocked, capacity, now)
             blocked |= held
         self._holds.settle(held, now)
@@ -314,6 +325,7 @@ class AdmissionController:
         unused = capacity.blocks - capacity.needed
         if not self._order.protects_needed:
             unused = self._pool.num_blank_blocks + self._tree.num_unhit
+            unused = self._manager.units(unused)
         return self._uncached_blocks <= unused
 
     def _plan(
@@ -357,7 +369,9 @@ class AdmissionController:
     def _idle_cached(self, entry: WaitingRequest, take: bool) -> int:
         """Return the idle blocks of a request's cached prefix."""
         end = self._lookups.end_block(entry)
-        return 0 if end is None else self._tree.idle_on_path(end, self._taken, take)
+        if end is None:
+            return 0
+        return self._manager.units(self._tree.idle_on_path(end, self._taken, take))
 
     def _note_stuck(
         self, pick: PlannedAdmission, capacity: StepCapacity, plan: list[str]
@@ -373,7 +387,12 @@ class AdmissionController:
             )
 
     def _hold_behind_running(self, capacity: StepCapacity, now: float) -> set[str]:
-        if not (self._computing and self._config.hold):
+        if not self._config.hold:
+            return set()
+        plans = self._manager.plans
+        if plans is not None:
+            return self._holds.behind_plans(plans, now)
+        if not self._computing:
             return set()
         leaders = []
         for request in self._prefilling:
@@ -391,6 +410,9 @@ class AdmissionController:
         capacity: StepCapacity,
         now: float,
     ) -> set[str]:
+        plans = self._manager.plans
+        if plans is not None and not self._num_sharing:
+            return set()
         planned = {pick.entry.id for pick in picks}
 
         def order() -> Iterator[WaitingRequest]:
@@ -399,6 +421,11 @@ class AdmissionController:
                 if entry.id not in self._new:
                     yield entry
 
+        if plans is not None:
+            least = plans.min_gap
+            return self._holds.behind_junctions(
+                order(), capacity.slots, blocked, least, now
+            )
         return self._holds.behind_starting(order(), capacity, blocked, now)
 
     def _within_bounds(self, entry: WaitingRequest, now: float) -> bool:

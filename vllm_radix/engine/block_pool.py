@@ -13,16 +13,15 @@ Blocks let go with ``unpin_blocks`` (HiSparse) are the exception vLLM makes: bla
 ones among them stay at the tail, to be reused last.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 from vllm_radix.engine.compat import (
-    BlockHashWithGroupId,
     BlockPool,
     KVCacheBlock,
     Request,
 )
+from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.open_tails import OpenBlocks
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.tree import (
@@ -122,11 +121,7 @@ class RadixBlockPool(BlockPool):
         self.mirror = (
             mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
         )
-        # Unlike each other; 4 bytes at the end are a group, as in vLLM's hashes.
-        self._marks = [
-            BlockHashWithGroupId(b"radix " + i.to_bytes(8, "big") + bytes(4))
-            for i in range(self.num_gpu_blocks)
-        ]
+        self._marks = make_marks(self.num_gpu_blocks)
         self.open_tails = OpenBlocks()
         # Blocks that this step fills, and how many tokens earlier steps wrote into
         # them: more cannot be copied, for a step copies before it writes.
@@ -321,13 +316,14 @@ class RadixBlockPool(BlockPool):
         for block_id in block_ids:
             doomed.update(self.tree.below(block_id))
         super().evict_blocks(doomed)
-        self._put_first(
+        put_first(
+            self,
             [
                 block_id
                 for block_id in doomed
                 if not self.blocks[block_id].ref_cnt
                 and not self.blocks[block_id].is_null
-            ]
+            ],
         )
 
     def reset_prefix_cache(self) -> bool:
@@ -355,18 +351,8 @@ class RadixBlockPool(BlockPool):
 
     def _release(self, blocks: list[KVCacheBlock]) -> None:
         """Tell the tree which of the blocks nobody will use any more."""
-        idle = [
-            block.block_id
-            for block in blocks
-            if block.ref_cnt == 1 and block.pool is self and not block.is_null
-        ]
-        shared = [block for block in blocks if block.ref_cnt > 1]
-        if shared:
-            # The source of several copies is let go several times at once.
-            again = Counter(block.block_id for block in shared)
-            idle += [i for i, n in again.items() if n == self.blocks[i].ref_cnt]
         # Before vLLM files them: without a hash they go to the head.
-        freed = self.tree.release(idle)
+        freed = self.tree.release(ids_to_be_free(self, blocks))
         if freed:
             self._retire(freed)
 
@@ -391,7 +377,7 @@ class RadixBlockPool(BlockPool):
         """Take idle blocks that went blank, to be reused first."""
         if block_ids:
             self._retire(block_ids)
-            self._put_first(block_ids)
+            put_first(self, block_ids)
 
     def _put_next(self, block_ids: list[int], blank: int) -> None:
         """Move free blocks to where they are reused after ``blank`` others.
@@ -408,17 +394,9 @@ class RadixBlockPool(BlockPool):
         for index, block_id in enumerate(block_ids):
             if block is None or block.block_id != block_id:
                 # The order among those that are reused now is of no account.
-                self._put_first(block_ids[index:])
+                put_first(self, block_ids[index:])
                 return
             block = block.next_free_block
-
-    def _put_first(self, block_ids: list[int]) -> None:
-        """Move free blocks to the head of the list, to be reused in this order."""
-        queue = self.free_block_queue
-        blocks = [self.blocks[block_id] for block_id in block_ids]
-        for block in blocks:
-            queue.remove(block)
-        queue.prepend_n(blocks)
 
     # -- proof -----------------------------------------------------------------
 

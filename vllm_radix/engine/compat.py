@@ -7,6 +7,7 @@ read. What is relied upon beyond names is in ``tests/engine/test_compat.py``.
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import (
@@ -31,6 +32,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import (
     ChunkedLocalAttentionManager,
     FullAttentionManager,
+    MambaManager,
+    SingleTypeKVCacheManager,
     SlidingWindowManager,
 )
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
@@ -55,6 +58,8 @@ __all__ = [
     "KVCacheConfig",
     "KVCacheManager",
     "KVCacheSpecRegistry",
+    "MambaAttentionBackendEnum",
+    "MambaManager",
     "PauseState",
     "Request",
     "RequestQueue",
@@ -62,6 +67,7 @@ __all__ = [
     "Scheduler",
     "SchedulerOutput",
     "SchedulingPolicy",
+    "SingleTypeKVCacheManager",
     "SlidingWindowManager",
     "UniformTypeKVCacheSpecs",
     "VllmConfig",

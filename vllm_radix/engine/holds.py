@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from vllm_radix.engine.compat import Request, RequestStatus
+from vllm_radix.engine.resume_plans import ResumePlans
 from vllm_radix.policy import StepCapacity, WaitingRequest, WaitingTree
 
 _LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
@@ -101,6 +102,60 @@ class Holds:
             for entry in self._tree.uncached_sharers(leader, done // self._size):
                 free = entry.id in self._waiting and entry.id not in admitted
                 if free and entry.id not in late and self._hold(entry, now):
+                    late.add(entry.id)
+        return late
+
+    def behind_plans(self, plans: ResumePlans, now: float) -> set[str]:
+        """Return the requests to hold until they can go on where one leaves a point.
+
+        O(open junctions log n), and those returned.
+
+        Args:
+            plans: of the requests that run.
+            now: the time, in seconds.
+        """
+        held: set[str] = set()
+        for place, key, namespace in plans.open_junctions():
+            for entry in self._tree.under(key, namespace):
+                waits = entry.id in self._waiting and entry.cached < place
+                if waits and entry.id not in held and self._hold(entry, now):
+                    held.add(entry.id)
+        return held
+
+    def behind_junctions(
+        self,
+        order: Iterable[WaitingRequest],
+        slots: int,
+        unavailable: set[str],
+        least: int,
+        now: float,
+    ) -> set[str]:
+        """Return the requests to hold because one that starts shares more with them.
+
+        It leaves a resume point there, which others can use in later steps only.
+        O(slots), and those returned.
+
+        Args:
+            order: requests, as they are to be admitted.
+            slots: how many can be.
+            unavailable: ids of requests that cannot go.
+            least: fewest tokens that are worth it.
+            now: the time, in seconds.
+        """
+        late: set[str] = set()
+        admitted: set[str] = set()
+        for leader in order:
+            if len(admitted) == slots:
+                break
+            if leader.id in late or leader.id in unavailable:
+                continue
+            admitted.add(leader.id)
+            for entry, shared in self._tree.sharing_at_least(
+                leader, leader.cached + least
+            ):
+                free = entry.id in self._waiting and entry.id not in admitted
+                gains = free and shared - entry.cached >= least
+                if gains and entry.id not in late and self._hold(entry, now):
                     late.add(entry.id)
         return late
 

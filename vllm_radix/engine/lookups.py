@@ -1,9 +1,12 @@
 """How much of each waiting request is cached, kept up to date from the tree's news."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 from vllm_radix.policy import WaitingRequest
 from vllm_radix.tree import ChangeLog, RadixTree
+from vllm_radix.tree.resume import ResumeTree
 
 _MAX_NEWS = 10_000
 """Changes of the tree after which all is looked up again instead."""
@@ -28,7 +31,7 @@ class PrefixLookups:
 
     def __init__(
         self,
-        tree: RadixTree,
+        tree: RadixTree | ResumeTree,
         pin: bool,
         on_change: Callable[[WaitingRequest, int], None],
     ) -> None:
@@ -38,6 +41,9 @@ class PrefixLookups:
         self._on_change = on_change
         self._ends: dict[Hashable, dict[bytes, set[WaitingRequest]]] = {}
         self._end_of: dict[str, tuple[Hashable, bytes]] = {}
+        # The block, or point, that each needs, and how many need it.
+        self._needed: dict[str, int] = {}
+        self._users: dict[int, int] = {}
         self.num_warm = 0
         self.warm_blocks = 0
 
@@ -50,22 +56,24 @@ class PrefixLookups:
     def look_up(self, entry: WaitingRequest) -> None:
         """Look up a request, and file it where its cached prefix ends."""
         tree, before = self._tree, entry.own_uncached
-        entry.probe = tree.probe(entry.key, entry.namespace, None, entry.probe)
-        entry.cached = entry.probe.num_blocks if entry.probe else 0
+        last: Any = entry.probe
+        probe = entry.probe = tree.probe(entry.key, entry.namespace, None, last)
+        entry.cached = probe.num_blocks if probe else 0
         if entry.cached:
             self.num_warm += 1
             self.warm_blocks += entry.uncached
-        last = entry.probe.last_block if entry.probe else None
-        end = ChangeLog.root(entry.namespace) if last is None else last
-        at = entry.cached * tree.block_bytes
+        anchor, depth = probe.anchor if probe else (None, 0)
+        end = ChangeLog.root(entry.namespace) if anchor is None else anchor
+        at = depth * tree.block_bytes
         following = entry.key[at : at + tree.block_bytes]
-        here = self._ends.get(end)
-        if here is None:
-            here = self._ends[end] = {}
-            if last is not None and self._pin:
-                tree.pin(last)
-        here.setdefault(following, set()).add(entry)
+        self._ends.setdefault(end, {}).setdefault(following, set()).add(entry)
         self._end_of[entry.id] = end, following
+        needed = probe.last_block if probe else None
+        if needed is not None:
+            self._needed[entry.id] = needed
+            users = self._users[needed] = self._users.get(needed, 0) + 1
+            if users == 1 and self._pin:
+                tree.pin(needed)
         self._on_change(entry, before)
 
     def forget(self, entry: WaitingRequest) -> bool:
@@ -83,14 +91,18 @@ class PrefixLookups:
             del here[following]
             if not here:
                 del self._ends[end]
-                if self._pin and isinstance(end, int):
-                    self._tree.unpin(end)
+        needed = self._needed.pop(entry.id, None)
+        if needed is not None:
+            self._users[needed] -= 1
+            if not self._users[needed]:
+                del self._users[needed]
+                if self._pin:
+                    self._tree.unpin(needed)
         return True
 
     def end_block(self, entry: WaitingRequest) -> int | None:
         """Return the block that a request's cached prefix ends with, if any."""
-        end, _ = self._end_of.get(entry.id, (None, b""))
-        return end if isinstance(end, int) else None
+        return self._needed.get(entry.id)
 
     def last_sharer_before(self, entry: WaitingRequest) -> int:
         """Return the arrival of the last older request with the same cached prefix.
@@ -179,5 +191,5 @@ class PrefixLookups:
             probe = self._tree.probe(entry.key, entry.namespace)
             assert entry.cached == (probe.num_blocks if probe else 0), "old news"
         if self._pin:
-            ends = {end for end in self._ends if isinstance(end, int)}
-            assert ends == self._tree.pinned_blocks(), "pins and needs differ"
+            assert self._users.keys() == self._tree.pinned_blocks(), "pins differ"
+        assert Counter(self._needed.values()) == self._users, "needs are miscounted"

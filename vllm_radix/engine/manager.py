@@ -26,10 +26,12 @@ class RadixKVCacheManager(KVCacheManager):
     Attributes:
         min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
             a copy of the block; None looks at block boundaries only.
+        plans: None; nobody has to plan where such models can go on.
         miss_log: says why prefixes were missed, if wanted.
     """
 
     block_pool: RadixBlockPool
+    plans: None = None
     min_sub_block_tokens: int | None
     miss_log: MissLog | None
 
@@ -72,6 +74,11 @@ class RadixKVCacheManager(KVCacheManager):
         # The block that the request looked up last is to copy from.
         self._hit: KVCacheBlock | None = None
         self.miss_log = MissLog(self.block_pool) if explain else None
+
+    @staticmethod
+    def units(blocks: int) -> int:
+        """Return blocks in what the tree counts prefixes in: blocks."""
+        return blocks
 
     def new_step_starts(self) -> None:
         """Note that the blocks of the step before are written by now."""

@@ -25,10 +25,13 @@ from vllm_radix.engine.compat import (
     VllmConfig,
     logger,
 )
+from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.support import (
     config_problem,
+    feature_problem,
     install_problem,
+    is_one_full_group,
     layout_problem,
     stock_scheduler_cls,
 )
@@ -51,7 +54,7 @@ class RadixScheduler(Scheduler):
             supported; the message is one sentence that names the fix.
     """
 
-    kv_cache_manager: RadixKVCacheManager
+    kv_cache_manager: RadixKVCacheManager | HybridKVCacheManager
     waiting: RequestQueue
 
     def __new__(
@@ -67,6 +70,7 @@ class RadixScheduler(Scheduler):
             install_problem()
             or config_problem(vllm_config)
             or layout_problem(kv_cache_config)
+            or feature_problem(vllm_config, kv_cache_config)
         )
         if problem is not None:
             if config.on_unsupported == "error":
@@ -95,14 +99,20 @@ class RadixScheduler(Scheduler):
         # Whoever reads block hashes gets vLLM's own map; nobody else pays for it.
         connected = self.connector is not None
         mirror = connected or self.aux_output_connector is not None
-        RadixKVCacheManager.adopt(
-            self.kv_cache_manager,
-            POLICIES[config.eviction](),
-            mirror=mirror,
-            min_sub_block_tokens=self._min_sub_block_tokens(config),
-            explain=config.explain,
-            num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
-        )
+        least = self._min_sub_block_tokens(config)
+        if is_one_full_group(self.kv_cache_config):
+            RadixKVCacheManager.adopt(
+                self.kv_cache_manager,
+                POLICIES[config.eviction](),
+                mirror=mirror,
+                min_sub_block_tokens=least,
+                explain=config.explain,
+                num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
+            )
+        else:
+            HybridKVCacheManager.adopt(self.kv_cache_manager, mirror, least)
+            if config.explain:
+                self._left_to_stock.append("explanations (a model with several groups)")
         self._clock: Callable[[], float] = time.monotonic
         self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.
@@ -183,7 +193,7 @@ class RadixScheduler(Scheduler):
         now = self._clock()
         capacity = None if throttle_prefills else self._capacity()
         if capacity is None:
-            admission.skip_step()
+            admission.skip_step(now)
         else:
             admission.plan_step(capacity, now)
         output = super().schedule(throttle_prefills, *args, **kwargs)
@@ -196,6 +206,27 @@ class RadixScheduler(Scheduler):
         if done and self.admission is not None:
             self.admission.forget_rates()
         return done
+
+    def _mamba_block_aligned_split(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_local_computed_tokens: int = 0,
+        num_external_computed_tokens: int = 0,
+    ) -> int:
+        """End a step where a state is to be kept, if vLLM does not end it before."""
+        tokens: int = super()._mamba_block_aligned_split(
+            request,
+            num_new_tokens,
+            num_new_local_computed_tokens,
+            num_external_computed_tokens,
+        )
+        manager = self.kv_cache_manager
+        if isinstance(manager, HybridKVCacheManager):
+            start = request.num_computed_tokens + num_new_local_computed_tokens
+            start += num_external_computed_tokens
+            return manager.next_stop(request, start, start + tokens) - start
+        return tokens
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
@@ -226,7 +257,10 @@ class RadixScheduler(Scheduler):
         for request in self._inflight_prefills:
             if request.status == RequestStatus.RUNNING:
                 rest = request.num_tokens - request.num_computed_tokens - 1
-                tokens -= max(0, min(rest, chunk - 1) if chunk else rest)
+                rest = max(0, min(rest, chunk - 1) if chunk else rest)
+                if rest and self.need_mamba_block_aligned_split:
+                    rest = self._mamba_block_aligned_split(request, rest)
+                tokens -= rest
         blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         if self.running:
             blocks -= self.kv_cache_manager.watermark_blocks

@@ -6,23 +6,18 @@ from packaging.requirements import Requirement
 
 from vllm_radix.engine.compat import (
     AsyncScheduler,
-    ChunkedLocalAttentionManager,
     DiffusionAsyncScheduler,
     DiffusionScheduler,
     FullAttentionManager,
     KVCacheConfig,
     KVCacheSpecRegistry,
     Scheduler,
-    SlidingWindowManager,
     UniformTypeKVCacheSpecs,
     VllmConfig,
 )
+from vllm_radix.engine.groups import GROUP_TYPES
 
 _FIX = 'start without radix, or with the option on_unsupported="stock"'
-
-# vLLM can keep all tokens of these beside full attention.
-_LOCAL = {FullAttentionManager, SlidingWindowManager, ChunkedLocalAttentionManager}
-
 
 _registration_problem: str | None = None
 
@@ -78,9 +73,7 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
     if model.is_encoder_decoder:
         kind = "an encoder-decoder model (cross-attention cache)"
     elif model.is_attention_free:
-        kind = "a model without attention (state-space cache)"
-    elif model.is_hybrid:
-        kind = "a hybrid model (attention and state-space caches)"
+        kind = "a model without attention (states alone, of which vLLM caches none)"
     elif model.is_diffusion:
         kind = "a diffusion model"
     elif vllm_config.is_mm_encoder_only:
@@ -90,7 +83,7 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
         what = "an encoder-only" if model.attn_type == "encoder_only" else "a pooling"
         kind = f"{what} model, of which vLLM caches no prefixes"
     if kind is not None:
-        return f"radix serves full-attention models, and this is {kind}: {_FIX}."
+        return f"radix serves models with attention, and this is {kind}: {_FIX}."
     if not vllm_config.cache_config.enable_prefix_caching:
         return (
             "radix re-uses prefixes, and prefix caching is off: drop "
@@ -99,29 +92,67 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
     return None
 
 
+def is_one_full_group(kv_cache_config: KVCacheConfig) -> bool:
+    """Return whether all layers of a model keep every token's KV, in one group."""
+    return _managers(kv_cache_config) == [FullAttentionManager]
+
+
+def _managers(kv_cache_config: KVCacheConfig) -> list[type | None]:
+    return [
+        KVCacheSpecRegistry.get_manager_class(group.kv_cache_spec, group.role)
+        for group in kv_cache_config.kv_cache_groups
+    ]
+
+
 def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
     """Return why a model's cache layout is not supported, or None.
 
-    Supported is one group of layers that keep every token's KV.
+    Supported are groups of the types in ``GROUP_TYPES``.
     """
     groups = kv_cache_config.kv_cache_groups
-    managers = [
-        KVCacheSpecRegistry.get_manager_class(group.kv_cache_spec, group.role)
-        for group in groups
-    ]
-    if managers == [FullAttentionManager]:
+    managers = _managers(kv_cache_config)
+    bad = []
+    for group, manager in zip(groups, managers, strict=True):
+        known = GROUP_TYPES.get(manager) if manager else None
+        if known is None or not group.kv_cache_spec.prefix_cacheable:
+            bad.append(_name(group))
+            continue
+        problem = known.problem(group.kv_cache_spec)
+        if problem is not None:
+            bad.append(problem)
+    if groups and not bad:
         return None
-    names = ", ".join(map(_name, groups)) or "no cache at all"
-    fix = _FIX
-    kinds = set(managers)
-    if FullAttentionManager in kinds and len(kinds) > 1 and kinds <= _LOCAL:
-        fix = (
-            "start with --disable-hybrid-kv-cache-manager, which makes the local "
-            f"layers keep every token's KV as well, {_FIX}"
-        )
+    what = ", ".join(bad) or "no cache at all"
+    return f"radix does not serve this model's cache, which has {what}: {_FIX}."
+
+
+def feature_problem(
+    vllm_config: VllmConfig, kv_cache_config: KVCacheConfig
+) -> str | None:
+    """Return why a model with several kinds of layers cannot be served so, or None."""
+    if is_one_full_group(kv_cache_config):
+        return None
+    reason = None
+    speculative = vllm_config.speculative_config
+    if vllm_config.kv_transfer_config is not None:
+        reason = "a KV connector"
+    elif speculative is not None and speculative.uses_draft_kv_cache():
+        reason = "a draft model with KV of its own"
+    elif speculative is not None and kv_cache_config.has_mamba_layers:
+        reason = "speculative decoding beside states"
+    elif vllm_config.parallel_config.decode_context_parallel_size > 1:
+        reason = "decode context parallelism"
+    elif vllm_config.parallel_config.prefill_context_parallel_size > 1:
+        reason = "prefill context parallelism"
+    elif vllm_config.cache_config.use_replayssm:
+        reason = "--use-replayssm"
+    elif str(vllm_config.parallel_config.worker_cls).startswith("vllm_radix.attention"):
+        reason = "grouped attention (--radix.attention)"
+    if reason is None:
+        return None
     return (
-        "radix serves models with one full-attention cache group, and this model "
-        f"has: {names}; {fix}."
+        "radix serves models with several kinds of cached layers without "
+        f"{reason}: leave it out, {_FIX}."
     )
 
 
@@ -130,5 +161,4 @@ def _name(group: object) -> str:
     layers = len(group.layer_names)  # type: ignore[attr-defined]
     if isinstance(spec, UniformTypeKVCacheSpecs):
         spec = next(iter(spec.kv_cache_specs.values()))
-    window = getattr(spec, "sliding_window", None)
-    return f"{type(spec).__name__}{f' of {window}' if window else ''} x {layers} layers"
+    return f"{type(spec).__name__} x {layers} layers"

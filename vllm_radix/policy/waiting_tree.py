@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from vllm_radix.tree import Namespace, Probe, common_units
+from vllm_radix.tree.resume import ResumeProbe
 
 _UNKNOWN = -1
 
@@ -67,7 +68,7 @@ class WaitingRequest:
     shared_before: int = 0
     tenant: str = ""
     adapter: int = 0
-    probe: Probe | None = None
+    probe: Probe | ResumeProbe | None = None
     waits: bool = True
     computing: bool = False
     held_since: float | None = None
@@ -227,6 +228,16 @@ class WaitingTree:
                     break
                 yield other, common
 
+    def sharing_at_least(
+        self, entry: WaitingRequest, least: int
+    ) -> Iterator[tuple[WaitingRequest, int]]:
+        """Yield the requests that share so many blocks with one: O(what is yielded).
+
+        Yields:
+            A request, and the blocks that it shares with ``entry``.
+        """
+        return self.sharing_more(entry, lambda other: least - 1)
+
     def uncached_sharers(
         self, entry: WaitingRequest, published: int
     ) -> list[WaitingRequest]:
@@ -245,6 +256,58 @@ class WaitingTree:
             for other, common in others
             if not other.computing and other.cached < common
         ]
+
+    def branches(
+        self, key: bytes, namespace: Namespace, above: int, present: bool = False
+    ) -> Iterator[int]:
+        """Yield where other requests part from a key, the deepest place first.
+
+        O(log n) comparisons of keys for each place.
+
+        Args:
+            key: of a request.
+            namespace: of the request.
+            above: places must be deeper, in blocks.
+            present: whether the request is in the tree itself.
+        """
+        level = self._levels.get(namespace)
+        if level is None:
+            return
+        size, keys = self._block_bytes, level.keys
+        before = bisect_left(keys, key)
+        after = bisect_right(keys, key, before)
+        whole = len(key) // size
+        if after - before > present and whole > above:
+            yield whole
+        last = whole
+        while True:
+            left = common_units(keys[before - 1], 0, key, 0, size) if before else 0
+            right = 0
+            if after < len(keys):
+                right = common_units(keys[after], 0, key, 0, size)
+            place = max(left, right)
+            if place <= above:
+                return
+            if place < last:
+                yield place
+                last = place
+            prefix = key[: place * size]
+            if left == place:
+                before = bisect_left(keys, prefix, 0, before)
+            if right == place:
+                after = bisect_right(
+                    keys, prefix, after, key=lambda other: other[: len(prefix)]
+                )
+
+    def under(self, prefix: bytes, namespace: Namespace) -> Iterator[WaitingRequest]:
+        """Yield the requests whose keys begin with a prefix: O(log n, and those)."""
+        level = self._levels.get(namespace)
+        if level is not None:
+            first = bisect_left(level.keys, prefix)
+            for at in range(first, len(level.keys)):
+                if not level.keys[at].startswith(prefix):
+                    break
+                yield level.entries[at]
 
     def _shared(self, level: _Level, at: int) -> int:
         """Return the blocks shared with the request before."""

@@ -22,6 +22,11 @@ class Probe:
         self.epoch = epoch
 
     @property
+    def anchor(self) -> tuple[int | None, int]:
+        """The block behind which a change may alter the answer, and its depth."""
+        return self.last_block, self.num_blocks
+
+    @property
     def last_block(self) -> int | None:
         """The block that the prefix ends with, asked before the tree changes again.
 

@@ -10,6 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm_radix.engine.compat import FullAttentionManager, KVCacheBlock
+from vllm_radix.engine.groups.base import GroupType
+from vllm_radix.tree.resume import Dense
+
+
+class FullAttentionGroup(GroupType):
+    """Layers that read all tokens, beside groups of other types.
+
+    A group of its own is served by ``RadixFullAttentionManager``.
+    """
+
+    manager = FullAttentionManager
+
+    @classmethod
+    def component(cls, manager: Any) -> Dense:
+        """Return the component that needs all blocks."""
+        return Dense(manager.block_size)
 
 
 class RadixFullAttentionManager(FullAttentionManager):

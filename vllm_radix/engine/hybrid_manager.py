@@ -1,0 +1,433 @@
+"""The KV cache manager of models with several kinds of layers.
+
+vLLM's own, with its look-up replaced by a tree of resume points. vLLM allocates,
+slides windows, moves states and copies blocks as always; this class says where a
+request goes on, and which of its blocks stay for others::
+
+    look-up      the deepest point of the tree on the request's path
+    admission    a plan: where others will part from this request
+    each step    points at what the plan names and the step has reached
+    end          a point where the request stops
+"""
+
+from itertools import islice
+from typing import Any
+
+from vllm_radix.engine.compat import (
+    KVCacheBlock,
+    KVCacheBlocks,
+    KVCacheManager,
+    Request,
+)
+from vllm_radix.engine.groups import GROUP_TYPES
+from vllm_radix.engine.groups.mamba import keep_state
+from vllm_radix.engine.hybrid_pool import HybridBlockPool
+from vllm_radix.engine.miss_log import MissLog
+from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
+from vllm_radix.tree import HOLE
+from vllm_radix.tree.resume import Dense, Resume, ResumePoint, State
+
+_MAX_PLACES = 64
+"""Places looked at where a request may go on, before it computes more instead."""
+
+_ROOM = 2
+"""Blocks left free beyond what a request needs before some are spent on copies."""
+
+MIN_TOKENS_PER_STATE = 32
+"""Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
+
+
+class HybridKVCacheManager(KVCacheManager):
+    """A ``KVCacheManager`` over a tree of resume points, for any cache groups.
+
+    ``adopt`` turns an existing manager into one.
+
+    Attributes:
+        plans: where running requests leave resume points.
+        align: resume points lie at multiples of so many tokens.
+        miss_log: None; misses are not explained here.
+    """
+
+    block_pool: HybridBlockPool
+    plans: ResumePlans
+    align: int
+    miss_log: MissLog | None
+
+    @classmethod
+    def adopt(
+        cls,
+        manager: KVCacheManager,
+        mirror: bool = False,
+        min_sub_block_tokens: int | None = None,
+    ) -> "HybridKVCacheManager":
+        """Turn an unused manager, and its pool, into hybrid ones, in place.
+
+        Args:
+            manager: vLLM's.
+            mirror: keep vLLM's map of hashes as well.
+            min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
+                copies of blocks; None for hits that end with blocks only.
+        """
+        manager.__class__ = cls
+        manager._adopt(mirror, min_sub_block_tokens)
+        return manager
+
+    def _adopt(self, mirror: bool, min_sub_block_tokens: int | None) -> None:
+        self._groups = self.coordinator.single_type_managers
+        self._components = [
+            GROUP_TYPES[type(group)].component(group) for group in self._groups
+        ]
+        HybridBlockPool.adopt(self.block_pool, self._components, mirror)
+        self.miss_log = None
+        self._min_sub_block_tokens = min_sub_block_tokens
+        self._states = [
+            group
+            for group, component in enumerate(self._components)
+            if isinstance(component, State)
+        ]
+        whole = self.coordinator.scheduler_block_size
+        grain = max(component.grain for component in self._components)
+        self.align = grain if min_sub_block_tokens is not None else whole
+        gap = min_sub_block_tokens or 1
+        if self._states:
+            gap = max(gap, MIN_TOKENS_PER_STATE)
+        dense = [c.block_size for c in self._components if isinstance(c, Dense)]
+        # What a block more is worth to a long prompt.
+        self._tokens_per_block = (
+            min(dense) / len(dense) if dense else self._components[0].block_size
+        )
+        self.plans = ResumePlans(self.align, gap, 2 * self.units(self._num_blocks))
+        self._whole = whole
+        self._interval = self.coordinator.retention_interval
+        # What the request looked up last is to go on from, and its plan.
+        self._looked_up: tuple[str, int | None, ResumePlan] | None = None
+
+    @property
+    def _num_blocks(self) -> int:
+        return self.block_pool.num_gpu_blocks
+
+    def units(self, blocks: int) -> int:
+        """Return how many tokens of a long prompt blocks have room for."""
+        return int(blocks * self._tokens_per_block)
+
+    def new_step_starts(self) -> None:
+        """Note that what the step before wrote can be read."""
+        super().new_step_starts()
+        for plan in self.plans.open():
+            plan.open.difference_update(
+                point.num_tokens for point in plan.unwritten if point.alive
+            )
+        self.block_pool.new_step_starts()
+
+    # -- looking up ------------------------------------------------------------
+
+    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+        """Return the blocks with which a request can go on as late as possible.
+
+        Returns:
+            As vLLM's: the blocks of each group, the tokens that need not be
+            computed, and 0 (junctions are planned here).
+        """
+        if not self.prefix_cache_lookup_enabled(request):
+            self._look_up_nothing(request)
+            return self.empty_kv_cache_blocks, 0, 0
+        limit = request.num_tokens - 1
+        found = self._place(request, limit)
+        cached = 0 if found is None else found.num_tokens
+        plan = self._plan(request, limit, cached)
+        self._looked_up = request.request_id, found.point if found else None, plan
+        if found is None:
+            return self.empty_kv_cache_blocks, 0, 0
+        pool = self.block_pool
+        blocks: list[list[KVCacheBlock]] = []
+        for run in found.runs:
+            kept = [pool.blocks[block_id] for block_id in run.blocks]
+            blocks.append([pool.null_block] * run.first + kept)
+        if (
+            self.enable_kv_cache_events
+            and not cached % self._whole
+            and getattr(request, "kv_cache_report_mode", "incremental") == "full"
+        ):
+            self.coordinator.emit_cached_block_events(request, tuple(blocks))
+        return self.create_kv_cache_blocks(tuple(blocks)), cached, 0
+
+    def _look_up_nothing(self, request: Request) -> None:
+        limit = request.num_tokens - 1
+        plan = self._plan(request, limit, 0) if self.enable_caching else None
+        self._looked_up = (request.request_id, None, plan) if plan else None
+
+    def _place(self, request: Request, limit: int) -> Resume | None:
+        """Return where a request is to go on: the latest place that fits."""
+        least = self._min_sub_block_tokens or 1
+        plain = self.block_pool.keys.is_plain(request)
+        found: dict[int, ResumePoint] = {}
+        for point, tokens in islice(
+            self.block_pool.places(request, limit), _MAX_PLACES
+        ):
+            whole = tokens // self._whole * self._whole
+            place = tokens // self.align * self.align
+            few = place - whole < least and place < point.num_tokens
+            if plain and not few and (place == tokens or not self._states):
+                found.setdefault(place, point)
+            if whole == tokens or not self._states:
+                found.setdefault(whole, point)
+        for place in sorted(found, reverse=True):
+            resume = self.block_pool.tree.resume(found[place], place)
+            if place and resume is not None and self._fits(request, resume):
+                return resume
+        return None
+
+    def _fits(self, request: Request, found: Resume) -> bool:
+        """Return whether a request may go on at a place.
+
+        Where blocks are to be copied, both are in use for a step: a request that fits
+        without must not wait for that.
+        """
+        tokens = found.num_tokens
+        copies = sum(tokens % c.block_size > 0 for c in self._components)
+        if not copies:
+            return True
+        pool = self.block_pool
+        needed = (
+            copies
+            + sum(
+                pool.tree.is_idle(block) for run in found.runs for block in run.blocks
+            )
+            + _ROOM
+        )
+        for component, group in zip(self._components, self._groups, strict=True):
+            end = component.end_block(request.num_tokens)
+            if isinstance(component, State):
+                end = min(end, component.end_block(tokens) + 1)
+            have = component.end_block(tokens)
+            more = end - have
+            cap = group.max_admission_blocks_per_request
+            needed += more if cap is None else min(more, cap)
+        return needed + self.watermark_blocks < pool.get_num_free_blocks()
+
+    def _plan(self, request: Request, limit: int, cached: int) -> ResumePlan:
+        """Return where a request that goes on at ``cached`` leaves resume points."""
+        plan = ResumePlan(request)
+        if request.resumable:
+            return plan
+        pool = self.block_pool
+        key = pool.keys.key(request, limit)[: limit * pool.tree.block_bytes]
+        plan.key, plan.namespace = bytes(key), pool.keys.namespace(request)
+        places = self.plans.junctions(plan, limit, cached)
+        if not self.block_pool.keys.is_plain(request):
+            places = [n for n in places if n % self._whole == 0]
+        plan.junctions = places
+        plan.open = set(places)
+        boundary = (request.num_prompt_tokens - 1) // self._whole * self._whole
+        if boundary > cached and not self._states:
+            plan.boundary = boundary
+        return plan
+
+    def record_prefix_cache_stats(
+        self, request: Request, *args: Any, **kwargs: Any
+    ) -> None:
+        """Record a look-up; its request is admitted now, and computes from there."""
+        super().record_prefix_cache_stats(request, *args, **kwargs)
+        if self._looked_up is not None and self._looked_up[1] is not None:
+            self.block_pool.tree.note_hit(self._looked_up[1])
+
+    # -- computing -------------------------------------------------------------
+
+    def next_stop(self, request: Request, start: int, end: int) -> int:
+        """Return where a step is to end that would compute from start to end.
+
+        States can be kept only where a step ends.
+        """
+        plan = self._plan_of(request)
+        if plan is not None and self._states:
+            for place in plan.junctions:
+                if start < place < end:
+                    return place
+        return end
+
+    def _plan_of(self, request: Request) -> ResumePlan | None:
+        """Return the plan of a request that runs, or was looked up just now."""
+        plan = self.plans.get(request.request_id)
+        if plan is None and self._looked_up is not None:
+            request_id, _, looked_up = self._looked_up
+            if request_id == request.request_id:
+                return looked_up
+        return plan
+
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_computed_tokens: int = 0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> KVCacheBlocks | None:
+        """Add slots for a step, and resume points at what it reaches."""
+        blocks = super().allocate_slots(
+            request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
+        )
+        if blocks is None or not self.enable_caching or request.resumable:
+            return blocks
+        plan = self._plan_of(request)
+        if plan is None:
+            return blocks
+        if self.plans.get(request.request_id) is None:
+            self.plans.start(plan)
+        done = request.num_computed_tokens + num_new_computed_tokens
+        self._publish(plan, done, done + num_new_tokens)
+        return blocks
+
+    def _publish(self, plan: ResumePlan, start: int, end: int) -> None:
+        """Add the points that a step from start to end makes possible."""
+        request = plan.request
+        done = request.num_computed_tokens
+        plan.unwritten = [p for p in plan.unwritten if p.num_tokens > done]
+        known = min(end, request.num_tokens)
+        if plan.copied_at:
+            self._publish_copy(plan)
+        if self._states:
+            self._publish_states(plan, start, end, known)
+            return
+        while plan.junctions and plan.junctions[0] <= known:
+            self._add(plan, plan.junctions.pop(0), shared=True)
+        if plan.boundary and plan.boundary <= known:
+            self._add(plan, plan.boundary)
+            plan.boundary = 0
+        if self._interval != 0:
+            step = self._interval or self._whole
+            for place in range((start // step + 1) * step, known + 1, step):
+                self._add(plan, place)
+
+    def _publish_states(
+        self, plan: ResumePlan, start: int, end: int, known: int
+    ) -> None:
+        """Add points where this step, or the one before, leaves a state."""
+        while plan.junctions and plan.junctions[0] <= end:
+            place = plan.junctions.pop(0)
+            if place != end or place > known:
+                plan.open.discard(place)  # it went past
+            elif all(place % self._groups[g].block_size == 0 for g in self._states):
+                self._add(plan, place, shared=True)
+            else:
+                self._keep_states(plan, place)
+        request_id = plan.request.request_id
+        for group in self._states:
+            # Kernels of a GPU can hand out a state from inside a step.
+            place, index = self._groups[group]._checkpoints.get(request_id, (0, 0))
+            if place and index == self._components[group].first_block(place):
+                self._add(plan, place)
+        if not end % self._whole:
+            plan.state_at = end
+        if plan.state_at and plan.state_at <= known:
+            self._add(plan, plan.state_at)
+            plan.state_at = 0
+
+    def _keep_states(self, plan: ResumePlan, place: int) -> None:
+        """Have the next step copy the states that this one ends with."""
+        for group in self._states:
+            manager = self._groups[group]
+            if place % manager.block_size == 0:
+                continue
+            block = keep_state(manager, plan.request.request_id, place)
+            if block is None:
+                plan.open.discard(place)
+                return
+            plan.copied[group] = block
+        plan.copied_at = place
+
+    def _publish_copy(self, plan: ResumePlan) -> None:
+        """Add the point whose states this step copies before it goes on."""
+        moved = self.block_pool.moved
+        place, sources = plan.copied_at, plan.copied
+        copies = {g: moved.get(block.block_id) for g, block in sources.items()}
+        plan.copied_at, plan.copied = 0, {}
+        added = None
+        if all(copies.values()):
+            ids = {g: block.block_id for g, block in copies.items() if block}
+            added = self._add(plan, place, shared=True, copies=ids)
+        if added is None:
+            plan.open.discard(place)
+
+    def _add(
+        self,
+        plan: ResumePlan,
+        place: int,
+        shared: bool = False,
+        copies: dict[int, int] | None = None,
+    ) -> ResumePoint | None:
+        """Add a resume point of a running request."""
+        request = plan.request
+        if place % self.align:
+            return None
+        written = place <= request.num_computed_tokens and not copies
+        point = self.block_pool.add_point(
+            request,
+            place,
+            self._block_at(request, copies),
+            shared=shared,
+            written=written,
+        )
+        if point is None or written:
+            plan.open.discard(place)
+        if point is not None and not written:
+            plan.unwritten.append(point)
+        return point
+
+    def _block_at(self, request: Request, copies: dict[int, int] | None = None) -> Any:
+        """Return what tells a request's blocks, by group and index."""
+        tables = [
+            group.req_to_blocks.get(request.request_id) or () for group in self._groups
+        ]
+
+        def block_at(group: int, index: int) -> int:
+            if copies and group in copies:
+                return copies[group]
+            table = tables[group]
+            if index >= len(table) or table[index].is_null:
+                return HOLE
+            block_id: int = table[index].block_id
+            return block_id
+
+        return block_at
+
+    # -- leaving ---------------------------------------------------------------
+
+    def free(self, request: Request) -> None:
+        """Free a request's blocks; others can go on where it stops."""
+        self._leave(request)
+        super().free(request)
+
+    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
+        """Return a request's blocks, to be freed later."""
+        self._leave(request)
+        return super().pop_blocks_for_free(request)
+
+    def _leave(self, request: Request) -> None:
+        """Add a point where an ending or preempted request stops, and no further."""
+        plan = self.plans.pop(request.request_id)
+        if plan is None:
+            return
+        done = request.num_computed_tokens
+        for point in plan.unwritten:
+            if point.num_tokens > done:
+                self.block_pool.remove_point(point)  # and will never be written
+        # A state has seen every token up to here, those of a step under way included:
+        # where they are not known yet, nobody can ask for it.
+        if self._states and done > request.num_tokens:
+            return
+        place = min(done, request.num_tokens)
+        if not self._states:
+            place -= place % self.align
+        if place and place % self.align == 0:
+            self.block_pool.add_point(request, place, self._block_at(request))
+
+    def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
+        """Return none: answers are not told apart by their blocks here."""
+        return []
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all that is cached, and the prompts that came before."""
+        if not super().reset_prefix_cache():
+            return False
+        self.plans.forget_prompts()
+        return True

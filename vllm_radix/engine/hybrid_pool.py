@@ -1,0 +1,242 @@
+"""The block pool of models with several kinds of layers: a tree of resume points.
+
+One pool holds the blocks of all cache groups. The tree decides which are found and
+which go; reference counts, the free list, metrics and events stay vLLM's::
+
+    head [ blank blocks | cached, idle blocks ] tail
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vllm_radix.engine.compat import BlockPool, KVCacheBlock, Request
+from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
+from vllm_radix.engine.request_keys import RequestKeys
+from vllm_radix.tree.resume import Component, ResumePoint, ResumeTree
+from vllm_radix.tree.resume.resume_tree import BlockAt
+
+
+class HybridBlockPool(BlockPool):
+    """A ``BlockPool`` whose prefix cache is a tree of resume points.
+
+    Attributes:
+        tree: the prefix cache.
+        keys: the keys of requests in it: a letter is a token.
+        mirror: whether vLLM's map of hashes is kept beside the tree, for KV events.
+            It knows what stock would have cached, and of it what the tree has kept.
+        moved: copies that vLLM is to make of blocks in this step, by the block's id.
+    """
+
+    tree: ResumeTree
+    keys: RequestKeys
+    mirror: bool
+
+    @classmethod
+    def adopt(
+        cls, pool: BlockPool, components: Sequence[Component], mirror: bool = False
+    ) -> "HybridBlockPool":
+        """Turn an unused pool into a hybrid one, in place.
+
+        Args:
+            pool: vLLM's.
+            components: of the cache groups.
+            mirror: keep the map of hashes though nobody reads it.
+
+        Raises:
+            RuntimeError: blocks are in use or cached already.
+        """
+        used = pool.num_gpu_blocks - pool.get_num_free_blocks()
+        if used != 1 or len(pool.cached_block_hash_to_block):
+            raise RuntimeError("radix: the block pool is in use already")
+        pool.__class__ = cls
+        pool.tree = ResumeTree(components)
+        pool.keys = RequestKeys(1, pool.num_gpu_blocks)
+        pool.mirror = mirror or bool(pool.enable_kv_cache_events)
+        pool.moved = {}
+        pool._marks = make_marks(pool.num_gpu_blocks)
+        # Points whose blocks this step and its copies write.
+        pool._being_written = []
+        return pool
+
+    moved: dict[int, KVCacheBlock]
+    _being_written: list[ResumePoint]
+
+    # -- what the manager calls ------------------------------------------------
+
+    def new_step_starts(self) -> None:
+        """Note that what was added in the step before is written by now."""
+        for point in self._being_written:
+            self.tree.make_ready(point)
+        self._being_written.clear()
+        self.moved.clear()
+
+    def places(self, request: Request, limit: int) -> Iterable[tuple[ResumePoint, int]]:
+        """Yield where a request can go on, the latest first; see ``ResumeTree``."""
+        key = self.keys.key(request, limit)
+        return self.tree.places(key, self.keys.namespace(request), limit)
+
+    def add_point(
+        self,
+        request: Request,
+        num_tokens: int,
+        block_at: BlockAt,
+        *,
+        shared: bool = False,
+        written: bool = True,
+    ) -> ResumePoint | None:
+        """Add a resume point; return it, or None if it is there or cannot be.
+
+        Args:
+            request: that has computed it.
+            num_tokens: after which it lies.
+            block_at: the request's blocks.
+            shared: whether several requests are known to go on from it.
+            written: whether steps before this one have written all of it.
+        """
+        added = self.tree.add(
+            self.keys.key(request, num_tokens),
+            self.keys.namespace(request),
+            num_tokens,
+            block_at,
+            shared=shared,
+            ready=written,
+        )
+        if added is None:
+            return None
+        point, new = added
+        for block_id in new:
+            block = self.blocks[block_id]
+            if block.block_hash is None:
+                block.set_block_hash(self._marks[block_id], num_tokens)
+        if not written:
+            self._being_written.append(point)
+        return point
+
+    def remove_point(self, point: ResumePoint) -> None:
+        """Remove a point that will not be written."""
+        self._reuse(self.tree.remove(point))
+
+    @property
+    def num_blank_blocks(self) -> int:
+        """Free blocks that hold nothing cached."""
+        return self.free_block_queue.num_free_blocks - self.tree.num_idle
+
+    # -- what vLLM calls -------------------------------------------------------
+
+    def cache_full_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Note blocks in vLLM's map, if it is kept; the tree takes points instead."""
+        if self.mirror:
+            super().cache_full_blocks(*args, **kwargs)
+
+    def cache_partial_block(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: points lie at any token."""
+
+    def move_block_hashes(
+        self, src_block: KVCacheBlock, dst_block: KVCacheBlock
+    ) -> None:
+        """Note that a step copies a block before it writes to it."""
+        self.moved[src_block.block_id] = dst_block
+
+    def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
+        """Take blank blocks, then what the tree lets go of."""
+        if num_blocks <= self.free_block_queue.num_free_blocks:
+            blank = self.num_blank_blocks
+            if num_blocks > blank:
+                self._reuse(self.tree.evict(num_blocks - blank))
+        return super().get_new_blocks(num_blocks)
+
+    def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
+        """Hold blocks that were hit."""
+        self.tree.acquire([block.block_id for block in blocks if not block.ref_cnt])
+        super().touch(blocks)
+
+    def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
+        """Let go of blocks."""
+        blocks = list(ordered_blocks)
+        self._release(blocks)
+        super().free_blocks(blocks)
+
+    def unpin_blocks(
+        self, blocks: Iterable[KVCacheBlock], *args: Any, **kwargs: Any
+    ) -> None:
+        """Let go of blocks that stay readable until they are reused."""
+        blocks = list(blocks)
+        self._release(blocks)
+        super().unpin_blocks(blocks, *args, **kwargs)
+
+    def evict_blocks(self, block_ids: set[int]) -> None:
+        """Drop blocks and all that needs them."""
+        for block_id in block_ids:
+            self._reuse(self.tree.discard(block_id))
+        super().evict_blocks(block_ids)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks, if none is in use."""
+        if not super().reset_prefix_cache():
+            return False
+        self.tree.reset()
+        self._being_written.clear()
+        return True
+
+    def _maybe_evict_cached_block(self, block: KVCacheBlock) -> bool:
+        if block.block_hash is None:
+            if self.metrics_collector:
+                self.metrics_collector.on_block_evicted(block)
+            return False
+        if block.block_id in self.tree:
+            self._reuse(self.tree.discard(block.block_id))
+        return self._forget(block)
+
+    # -- between tree and list -------------------------------------------------
+
+    def _forget(self, block: KVCacheBlock) -> bool:
+        """Take a block's mark, or its hashes out of vLLM's map, and say so."""
+        if self.mirror:
+            return super()._maybe_evict_cached_block(block)
+        if self.metrics_collector:
+            self.metrics_collector.on_block_evicted(block)
+        block.reset_hash()
+        return True
+
+    def _release(self, blocks: list[KVCacheBlock]) -> None:
+        """Tell the tree which of the blocks no request will use any more."""
+        free = ids_to_be_free(self, blocks)
+        self.tree.release(free)
+        for block_id in free:
+            # Before vLLM files it: without a hash it goes to the head.
+            if block_id not in self.tree:
+                block = self.blocks[block_id]
+                if block.block_hash is not None:
+                    self._forget(block)
+
+    def _reuse(self, block_ids: list[int]) -> None:
+        """Take idle blocks that went blank, to be reused first."""
+        for block_id in block_ids:
+            if self.blocks[block_id].block_hash is not None:
+                self._forget(self.blocks[block_id])
+        put_first(self, (i for i in block_ids if not self.blocks[i].ref_cnt))
+
+    # -- proof -----------------------------------------------------------------
+
+    def check(self) -> None:
+        """Verify the tree, and that pool and tree agree: O(everything).
+
+        Raises:
+            AssertionError: an invariant is broken.
+        """
+        self.tree.check()
+        free = {block.block_id for block in self.free_block_queue.get_all_free_blocks()}
+        assert len(free) == self.get_num_free_blocks(), "the free list is miscounted"
+        for block in self.blocks:
+            if block.is_null:
+                continue
+            block_id = block.block_id
+            cached = block_id in self.tree
+            assert (block_id in free) == (block.ref_cnt == 0), f"{block!r} is misfiled"
+            assert self.tree.is_idle(block_id) == (cached and not block.ref_cnt), (
+                f"{block!r}: tree and list disagree on whether it is idle"
+            )
+            if cached:
+                assert block.block_hash is not None, f"{block!r} is cached, unmarked"
+            elif not block.ref_cnt:
+                assert block.block_hash is None, f"{block!r} is marked, not cached"

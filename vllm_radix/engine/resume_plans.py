@@ -1,0 +1,172 @@
+"""Where requests are to leave resume points while they compute their prompts.
+
+A window or a state is kept only where somebody is to go on from it. Those places are
+known before a request computes them: where its tokens part from those of requests that
+wait, and from those of requests that came before.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vllm_radix.engine.compat import KVCacheBlock, Request
+from vllm_radix.policy import WaitingRequest, WaitingTree
+from vllm_radix.tree import BYTES_PER_TOKEN, Namespace
+from vllm_radix.tree.resume import ResumePoint
+
+MAX_JUNCTIONS = 4
+"""Junctions of one request that get a resume point: the deepest ones."""
+
+_MAX_SEEN = 4096
+_MIN_TOKENS_SEEN = 1 << 20
+
+
+@dataclass
+class ResumePlan:
+    """Where one request leaves resume points, and how far it is.
+
+    Attributes:
+        request: that computes.
+        key: its tokens that others may find cached.
+        namespace: of the key.
+        junctions: where others part from it, in tokens; those to come, in order.
+        open: those of them that nobody can go on from yet.
+        boundary: where an identical prompt goes on, if it lies before the end; the
+            place where stock would keep a window or a state.
+        state_at: a place at the end of a block where its state lies until the blocks
+            after it are full; its tokens may not be known yet.
+        copied_at: a place inside a block whose state the next step copies.
+        copied: the blocks that hold that state, by group.
+        unwritten: points that this step writes.
+    """
+
+    request: Request
+    key: bytes = b""
+    namespace: Namespace = None
+    junctions: list[int] = field(default_factory=list)
+    open: set[int] = field(default_factory=set)
+    boundary: int = 0
+    state_at: int = 0
+    copied_at: int = 0
+    copied: dict[int, KVCacheBlock] = field(default_factory=dict)
+    unwritten: list[ResumePoint] = field(default_factory=list)
+
+
+class SeenPrompts:
+    """The prompts of requests that came before: bounded, the oldest go first.
+
+    Args:
+        max_tokens: of all of them.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max(max_tokens, _MIN_TOKENS_SEEN)
+        self._tree = WaitingTree(BYTES_PER_TOKEN)
+        self._entries: deque[WaitingRequest] = deque()
+        self._tokens = 0
+        self._number = 0
+
+    def add(self, key: bytes, namespace: Namespace) -> None:
+        """Note a prompt: O(log n) comparisons of keys, and O(n) in memmove."""
+        entry = WaitingRequest(
+            "", self._number, key=key, namespace=namespace, tokens=len(key)
+        )
+        self._number += 1
+        self._tree.add(entry)
+        self._entries.append(entry)
+        self._tokens += len(key) // BYTES_PER_TOKEN
+        while self._tokens > self._max_tokens or len(self._entries) > _MAX_SEEN:
+            old = self._entries.popleft()
+            self._tree.remove(old)
+            self._tokens -= len(old.key) // BYTES_PER_TOKEN
+
+    def deepest_branch(self, key: bytes, namespace: Namespace, above: int) -> int:
+        """Return how many tokens a prompt shares with some other one.
+
+        0 if those are not more than ``above``. O(log n) comparisons of keys.
+        """
+        return next(self._tree.branches(key, namespace, above), 0)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._tree = WaitingTree(BYTES_PER_TOKEN)
+        self._entries.clear()
+        self._tokens = 0
+
+
+class ResumePlans:
+    """The plans of the requests that run.
+
+    Args:
+        grain: junctions lie at multiples of so many tokens.
+        min_gap: fewest tokens that a junction must save, for a point to be worth it.
+        max_tokens: of the prompts that are remembered.
+
+    Attributes:
+        min_gap: as given.
+        waiting: the requests that wait, if somebody orders them.
+    """
+
+    def __init__(self, grain: int, min_gap: int, max_tokens: int) -> None:
+        self._grain = grain
+        self.min_gap = min_gap
+        self._seen = SeenPrompts(max_tokens)
+        self._plans: dict[str, ResumePlan] = {}
+        self.waiting: WaitingTree | None = None
+
+    def junctions(self, plan: ResumePlan, limit: int, cached: int) -> list[int]:
+        """Return where a request is to leave resume points for others, in order.
+
+        O(log n) comparisons of keys for each place where waiting ones part from it.
+
+        Args:
+            plan: of the request; its key and namespace count.
+            limit: most tokens that another can have cached of it.
+            cached: tokens that it finds cached itself.
+        """
+        key, namespace = plan.key, plan.namespace
+        places = [self._seen.deepest_branch(key, namespace, cached)]
+        if self.waiting is not None:
+            places += self.waiting.branches(key, namespace, cached, present=True)
+        kept: list[int] = []
+        for place in sorted(places, reverse=True):
+            place = min(place, limit) // self._grain * self._grain
+            if place - cached < self.min_gap:
+                break
+            if not kept or kept[-1] - place >= self.min_gap:
+                kept.append(place)
+        return kept[MAX_JUNCTIONS - 1 :: -1]
+
+    def get(self, request_id: str) -> ResumePlan | None:
+        """Return the plan of a request that runs; None for others."""
+        return self._plans.get(request_id)
+
+    def start(self, plan: ResumePlan) -> None:
+        """Note that a request runs by a plan, and remember its prompt."""
+        self._plans[plan.request.request_id] = plan
+        self._seen.add(plan.key, plan.namespace)
+
+    def pop(self, request_id: str) -> ResumePlan | None:
+        """Return the plan of a request that leaves, and forget it."""
+        return self._plans.pop(request_id, None)
+
+    def open(self) -> Iterator[ResumePlan]:
+        """Yield the plans with junctions that others may wait for: O(running)."""
+        for plan in self._plans.values():
+            if plan.open:
+                yield plan
+
+    def open_junctions(self) -> Iterator[tuple[int, bytes, Namespace]]:
+        """Yield the places that others may wait for: O(running, and their tokens).
+
+        Yields:
+            How many tokens come before, which they are, and of which namespace.
+        """
+        for plan in self.open():
+            for place in plan.open:
+                key = plan.key[: place * BYTES_PER_TOKEN]
+                yield place, key, plan.namespace
+
+    def forget_prompts(self) -> None:
+        """Forget the prompts that came before: the cache was reset."""
+        self._seen.clear()

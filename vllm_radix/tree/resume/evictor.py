@@ -1,0 +1,83 @@
+"""Which resume point goes next: the one that saves least for each block it frees.
+
+A point is worth the tokens that a request saves by going on there and not at the next
+point above, for each block that is free when it goes. Points that were used lately
+are worth more, by a clock that shows the worth of what went last: that is GreedyDual-
+Size (Cao and Irani, 1997), with tokens for cost and blocks for size.
+
+Where one path leads on from a point to another, requests go on from the deeper one:
+the point above is *superseded*, and counts for a fraction.
+"""
+
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+from vllm_radix.tree.resume.point import ResumePoint
+
+SUPERSEDED = 1 / 16
+"""What part of its worth is left to a superseded point."""
+
+Rank = tuple[bool, float]
+"""Whether a point is protected, and its worth: the lowest goes first."""
+
+
+class ResumeEvictor:
+    """A queue of points in the order of eviction, put right when they are taken.
+
+    Args:
+        worth: returns what a point saves for each block it frees; 0 blocks: None.
+
+    Attributes:
+        clock: the worth of what went last.
+    """
+
+    def __init__(self, worth: Callable[[ResumePoint], float | None]) -> None:
+        self._worth = worth
+        self._queue: list[tuple[Rank, int, ResumePoint]] = []
+        self._numbers = count()
+        # Points that would free nothing, as of when they were looked at.
+        self._parked: list[ResumePoint] = []
+        self._released = False
+        self.clock = 0.0
+
+    def offer(self, point: ResumePoint) -> None:
+        """Queue a point that may be worth less than before: O(log n)."""
+        rank = False, point.base
+        if point.offered is None or rank < point.offered:
+            self._push(point, rank)
+
+    def note_released(self) -> None:
+        """Note that blocks were released: points that freed nothing may free some."""
+        self._released = True
+
+    def take(self) -> ResumePoint | None:
+        """Return the point to go next, or None: O(log n) for each looked at."""
+        if self._released:
+            self._released = False
+            parked, self._parked = self._parked, []
+            for point in parked:
+                if point.alive and point.offered is None:
+                    self._push(point, (False, point.base))
+        queue = self._queue
+        while queue:
+            rank, _, point = heapq.heappop(queue)
+            if not point.alive or rank != point.offered:
+                continue
+            point.offered = None
+            worth = self._worth(point)
+            if worth is None:
+                self._parked.append(point)
+                continue
+            now = point.protected, point.base + worth
+            if queue and now > queue[0][0]:
+                self._push(point, now)
+                continue
+            if not point.protected:
+                self.clock = max(self.clock, now[1])
+            return point
+        return None
+
+    def _push(self, point: ResumePoint, rank: Rank) -> None:
+        point.offered = rank
+        heapq.heappush(self._queue, (rank, next(self._numbers), point))
