@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import lcm
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheSpec
@@ -49,6 +49,42 @@ class Group:
     def is_dense(self) -> bool:
         """Whether stock caches every block of it."""
         return self.kind in ("full", "chunked")
+
+    def spec(self, head_size: int) -> "KVCacheSpec":
+        """Return vLLM's spec of the group.
+
+        Args:
+            head_size: of one head of float32; a state takes as much as its block's
+                tokens would.
+        """
+        import torch
+        from vllm.v1.kv_cache_interface import (
+            ChunkedLocalAttentionSpec,
+            FullAttentionSpec,
+            MambaSpec,
+            SlidingWindowSpec,
+        )
+
+        sizes: dict[str, Any] = {
+            "block_size": self.block_size,
+            "num_kv_heads": 1,
+            "head_size": head_size,
+            "dtype": torch.float32,
+        }
+        if self.kind == "swa":
+            return SlidingWindowSpec(**sizes, sliding_window=self.tokens)
+        if self.kind == "chunked":
+            return ChunkedLocalAttentionSpec(**sizes, attention_chunk_size=self.tokens)
+        full = FullAttentionSpec(**sizes)
+        if self.kind == "full":
+            return full
+        floats = full.page_size_bytes // torch.float32.itemsize
+        return MambaSpec(
+            block_size=self.block_size,
+            shapes=((floats,),),
+            dtypes=(torch.float32,),
+            mamba_cache_mode="align",
+        )
 
     def __str__(self) -> str:
         tokens = f":{self.tokens}" if self.tokens else ""
@@ -111,6 +147,21 @@ class Layout:
         first = max(self.groups, key=lambda group: group.is_dense)
         return first.block_size or block_size
 
+    def blocks_to_keep(self, tokens: int) -> int:
+        """Return the blocks that keep a path so that a request can go on at its end.
+
+        Args:
+            tokens: of the path; every group names the tokens of its blocks.
+        """
+
+        def blocks(group: Group) -> int:
+            if group.kind == "mamba":
+                return 1
+            reach = group.tokens if group.kind == "swa" else tokens
+            return -(-min(reach, tokens) // group.block_size)
+
+        return sum(map(blocks, self.groups))
+
     def specs(self, block_size: int) -> "list[KVCacheSpec]":
         """Return vLLM's specs, one a group; their blocks have the same bytes.
 
@@ -120,47 +171,10 @@ class Layout:
         Raises:
             ValueError: vLLM has no cache with these sizes of blocks.
         """
-        import torch
-        from vllm.v1.kv_cache_interface import (
-            ChunkedLocalAttentionSpec,
-            FullAttentionSpec,
-            MambaSpec,
-            SlidingWindowSpec,
-        )
-
         groups = self.at(block_size).groups
         whole = lcm(*(group.block_size for group in groups))
-
-        def spec(group: Group) -> "KVCacheSpec":
-            size = group.block_size
-            full = FullAttentionSpec(
-                block_size=size,
-                num_kv_heads=1,
-                # Smaller blocks have larger heads, and so all pages are alike.
-                head_size=_HEAD_SIZE * whole // size,
-                dtype=torch.float32,
-            )
-            common = {
-                name: getattr(full, name)
-                for name in ("block_size", "num_kv_heads", "head_size", "dtype")
-            }
-            if group.kind == "swa":
-                return SlidingWindowSpec(**common, sliding_window=group.tokens)
-            if group.kind == "chunked":
-                return ChunkedLocalAttentionSpec(
-                    **common, attention_chunk_size=group.tokens
-                )
-            if group.kind == "mamba":
-                floats = full.page_size_bytes // torch.float32.itemsize
-                return MambaSpec(
-                    block_size=size,
-                    shapes=((floats,),),
-                    dtypes=(torch.float32,),
-                    mamba_cache_mode="align",
-                )
-            return full
-
-        return [spec(group) for group in groups]
+        # Smaller blocks have larger heads, and so all pages are alike.
+        return [group.spec(_HEAD_SIZE * whole // group.block_size) for group in groups]
 
     def __str__(self) -> str:
         counts = [(group, len(list(same))) for group, same in groupby(self.groups)]
