@@ -98,6 +98,10 @@ class Arm:
             "scheduler": type(self._scheduler).__name__,
             "manager": type(self._scheduler.kv_cache_manager).__name__,
             "plugin_imported": "vllm_radix" in sys.modules,
+            "groups": [
+                (type(group.kv_cache_spec).__name__, group.kv_cache_spec.block_size)
+                for group in self._scheduler.kv_cache_config.kv_cache_groups
+            ],
         }
 
     def run(self, roots: list[dict[str, Any]], top_logprobs: int) -> dict[str, Any]:

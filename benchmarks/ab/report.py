@@ -284,6 +284,26 @@ def _show_times(rows: list[Cell], out: Console) -> None:
         say(out, "noise: the control, which shares nothing, shows a difference too.")
 
 
+def groups_of(result: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each model whose cache is not what pressures count with.
+
+    The groups of a hybrid model share the blocks, and vLLM makes blocks larger where a
+    state has to fit into one.
+    """
+    block_size = result["options"]["block_size"]
+    for part in ("counts", "texts"):
+        runs = [run for cell in result[part] for run in cell["runs"]["stock"]]
+        # Pieces that an earlier version kept do not tell.
+        groups = runs[0]["engine"].get("groups", ()) if runs else ()
+        if len(groups) > 1 or any(size != block_size for _, size in groups):
+            names = ", ".join(f"{name} of {size}" for name, size in groups)
+            yield (
+                f"In the {part} the model's cache has groups of blocks ({names} "
+                "tokens); working sets are reckoned with one group of blocks of "
+                f"{block_size}."
+            )
+
+
 def show(result: dict[str, Any], out: Console) -> bool:
     """Print a result, but for its sentence.
 
@@ -305,6 +325,8 @@ def show(result: dict[str, Any], out: Console) -> bool:
             )
     if not result["texts"]:
         say(out, "No texts were compared.")
+    for sentence in groups_of(result):
+        say(out, sentence)
     checks = verdicts(result)
     for fine, text in checks:
         say(out, f"  {'ok  ' if fine else 'MISS'}  {text}")

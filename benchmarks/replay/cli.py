@@ -25,6 +25,7 @@ from vllm_radix_bench.report.cli_types import (
 from vllm_radix_bench.report.output import OutputFile, Rows, all_written
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
+from vllm_radix_bench.sim.layouts import FORMS, Layout
 from vllm_radix_bench.traces.format import DEFAULT_OUTPUT_LENGTH
 from vllm_radix_bench.traces.formats import FORMATS
 from vllm_radix_bench.traces.load import load
@@ -129,8 +130,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="blocks of the cache; several are run one after the other. 25000 of 16 "
         "tokens are 52 GB of an 8B model's KV cache",
     )
+    add(
+        "--layout",
+        metavar="TEXT",
+        help="groups of a hybrid model's cache, such as full+swa:1024 or "
+        f"full/528+mamba/528x3: {FORMS}; or model:FOLDER, what vLLM makes of a "
+        "model's config.json (default: one group of full attention). Blocks count "
+        "for all groups, --pressure counts those that keep all tokens, and seconds "
+        "stay those of a full-attention model",
+    )
     for flag, default, what in (
-        ("block-size", 16, "tokens in a block"),
+        ("block-size", 16, "tokens in a block, where the layout names no number"),
         ("max-num-seqs", 128, "requests running at once"),
         ("max-num-batched-tokens", 8192, "tokens in a step"),
     ):
@@ -219,21 +229,40 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
             limit=arguments.limit,
             rate=arguments.rate,
         )
-    tokens = options.blocks[0] * options.block_size
+    num_blocks, block_size = options.dense_cache()
     made = build(
         arguments.workload,
         encode,
-        num_blocks=options.blocks[0],
-        block_size=options.block_size,
+        num_blocks=num_blocks,
+        block_size=block_size,
         pressure=arguments.pressure,
         seed=arguments.seed,
         # Lengths do not grow with the cache, as those of the A/B do.
-        stretch=arguments.stretch * REFERENCE_CACHE / tokens,
+        stretch=arguments.stretch * REFERENCE_CACHE / (num_blocks * block_size),
     )
     runner.shuffle(made.roots, arguments.seed)
     if arguments.load:
         runner.send_at_load(made.roots, arguments.load, arguments.seed, options)
     return made.roots
+
+
+def _layout(text: str | None) -> str | None:
+    """Return the layout that an option names, written out.
+
+    Raises:
+        InputError: it names none.
+    """
+    if text is None:
+        return None
+    kind, _, folder = text.partition(":")
+    try:
+        if kind == "model":
+            from vllm_radix_bench.sim.model_layouts import layout_of_model
+
+            return str(layout_of_model(Path(folder)))
+        return str(Layout.parse(text))
+    except ValueError as error:
+        raise InputError(f"--layout: {error}") from error
 
 
 def _check_sizes(options: "Options") -> None:
@@ -300,6 +329,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             priorities=arguments.priority,
             cost=CostModel(**dict(arguments.cost)),
             known_in_advance=not arguments.no_oracle,
+            layout=_layout(arguments.layout),
         )
         refuse_same_file(
             {
@@ -311,6 +341,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         _check_sizes(options)
         for arm in options.arms:
             runner.parse_arm(arm)
+        runner.check_layout(options)
         roots = _requests(arguments, options)
         runner.check(roots, options)
         result = runner.new_result(roots, options)

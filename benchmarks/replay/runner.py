@@ -32,7 +32,8 @@ from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.report.progress import Progress, seconds_in_words
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
-from vllm_radix_bench.sim.engine import make_scheduler
+from vllm_radix_bench.sim.engine import blocks_for, make_scheduler
+from vllm_radix_bench.sim.layouts import Layout
 from vllm_radix_bench.workloads.turn import Turn, longest_path
 
 KNOWN_ARMS = ("stock", "radix", "apc-off")
@@ -68,6 +69,26 @@ class Options:
     priorities: bool = False
     cost: CostModel = field(default_factory=CostModel)
     known_in_advance: bool = True
+    layout: str | None = None
+
+    def dense_cache(self) -> tuple[int, int]:
+        """Return blocks and block size of the first cache for what keeps all tokens.
+
+        What has a window or a state is left out: at long prompts it needs little.
+        """
+        layout = self.parsed_layout()
+        if layout is None:
+            return self.blocks[0], self.block_size
+        blocks = max(1, self.blocks[0] // layout.dense_groups)
+        return blocks, layout.dense_block_size(self.block_size)
+
+    def parsed_layout(self) -> Layout | None:
+        """Return the layout; None is one group of full attention.
+
+        Raises:
+            ValueError: the text names none.
+        """
+        return None if self.layout is None else Layout.parse(self.layout)
 
 
 @dataclass
@@ -94,6 +115,11 @@ def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
         ValueError: an option is wrong.
     """
     return Arm(name, RadixScheduler, RadixConfig.resolve(options).to_dict())
+
+
+def best_order() -> Arm:
+    """Return the arm that runs all requests in the best order, known in advance."""
+    return Arm("", RadixScheduler, {"policy": "fcfs"})
 
 
 def parse_arm(text: str) -> Arm:
@@ -173,12 +199,23 @@ def run_arm(
     answers: dict[str, list[int]] | None = None,
 ) -> Outcome:
     """Run all requests on one arm."""
+    scheduler = scheduler_of(arm, blocks, options, longest)
+    return VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+
+
+def scheduler_of(arm: Arm, blocks: int, options: Options, longest: int) -> Any:
+    """Return a fresh scheduler of an arm.
+
+    Raises:
+        ValueError: it does not serve the layout.
+    """
     extra: dict[str, Any] = {}
     if options.priorities:
         extra["scheduling_policy"] = "priority"
-    scheduler = make_scheduler(
+    return make_scheduler(
         arm.cls,
         block_size=options.block_size,
+        layout=options.parsed_layout(),
         # One block is vLLM's own, the null block.
         num_blocks=blocks + 1,
         radix=arm.radix,
@@ -190,7 +227,32 @@ def run_arm(
         enable_prefix_caching=arm.caching,
         **extra,
     )
-    return VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+
+
+def check_layout(options: Options) -> None:
+    """Refuse a layout that an arm does not serve.
+
+    Raises:
+        InputError: one does not; the message is its own.
+    """
+    layout = options.parsed_layout()
+    if layout is None:
+        return
+    try:
+        layout.at(options.block_size)
+    except ValueError as error:
+        raise InputError(f"--layout: {error}") from error
+    arms = [(f"--arms: {name!r}", parse_arm(name)) for name in options.arms]
+    if options.known_in_advance:
+        skip = "the best order (--no-oracle skips it)"
+        arms.append((skip, best_order()))
+    for name, arm in arms:
+        try:
+            # Of any size: nothing is run.
+            scheduler_of(arm, 16, options, options.max_num_batched_tokens)
+        except ValueError as error:
+            where = f"{name} with the layout {options.layout}"
+            raise InputError(f"{where}: {error}") from error
 
 
 def jain(values: Sequence[float]) -> float:
@@ -242,6 +304,18 @@ def check(roots: Sequence[Turn], options: Options) -> int:
         InputError: it does not fit a cache.
     """
     longest = longest_path(roots)
+    layout = options.parsed_layout()
+    if layout is not None:
+        least = blocks_for(
+            layout, options.block_size, longest + 1, options.max_num_batched_tokens
+        )
+        for blocks in options.blocks:
+            if blocks < least:
+                raise InputError(
+                    f"--blocks: a request of {longest} tokens needs {least} blocks "
+                    f"in the layout {layout}, and a cache has {blocks}"
+                )
+        return longest
     for blocks in options.blocks:
         if longest > blocks * options.block_size:
             raise InputError(
@@ -361,7 +435,7 @@ def run(
         start = time.perf_counter()
         if name is None:
             flat, answers = known_in_advance(roots)
-            best = Arm("", RadixScheduler, {"policy": "fcfs"})
+            best = best_order()
             # All are there at once: priorities would undo the order.
             plain = replace(options, priorities=False)
             outcome = run_arm(

@@ -17,6 +17,8 @@ def verdict(result: dict[str, Any]) -> list[str]:
 def cache_size(result: dict[str, Any], blocks: int) -> str:
     """Return the size of a cache in words, in GB where the cost model knows."""
     options = result["options"]
+    if options["layout"] is not None:
+        return f"{blocks:,} blocks in the layout {options['layout']}"
     tokens = blocks * options["block_size"]
     per_token = options["cost"]["kv_bytes_per_token"]
     size = f", {tokens * per_token / 1e9:,.1f} GB" if per_token else ""

@@ -15,16 +15,23 @@ import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.hashing import get_hash_fn_by_name
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import (
+    get_request_block_hasher,
+    init_none_hash,
+    resolve_kv_cache_block_sizes,
+)
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
+    MambaSpec,
 )
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_radix.engine.lazy_hashes import LazyHasher
+from vllm_radix_bench.sim.layouts import Layout
 from vllm_radix_patches.registry import SMALLEST_MODEL
 
 VOCABULARY = 50
@@ -92,26 +99,81 @@ def make_scheduler(
     block_size: int = 32,
     num_blocks: int = 16,
     asynchronous: bool = False,
+    layout: Layout | None = None,
     **options: Any,
 ) -> Any:
     """Return a scheduler without an engine.
 
     Args:
         cls: its class, vLLM's or ours.
-        block_size: tokens in a block.
+        block_size: tokens in a block, where the layout names no number.
         num_blocks: blocks of the pool, with the null block.
         asynchronous: whether steps are scheduled ahead of their results.
+        layout: groups of the cache; None is one of full attention.
         options: ``radix``, and others of ``make_vllm_config``.
+
+    Raises:
+        ValueError: the scheduler, or vLLM, does not serve the layout.
     """
     config = make_vllm_config(block_size, num_blocks, **options)
     # The CPU platform turns it off; the scheduler does not mind.
     config.scheduler_config.async_scheduling = asynchronous
+    kv_cache_config = make_kv_cache_config(block_size, num_blocks)
+    sizes = {"block_size": block_size}
+    if layout is not None:
+        kv_cache_config = make_kv_cache_config(
+            num_blocks=num_blocks, specs=layout.specs(block_size)
+        )
+        sizes = _adopt(config, kv_cache_config)
     return cls(
         vllm_config=config,
-        kv_cache_config=make_kv_cache_config(block_size, num_blocks),
+        kv_cache_config=kv_cache_config,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=block_size,
         log_stats=True,
+        **sizes,
+    )
+
+
+def _adopt(config: Any, kv_cache_config: KVCacheConfig) -> dict[str, int]:
+    """Give two configurations what vLLM's engine core gives them for a layout.
+
+    Returns:
+        The scheduler's block sizes, by the names of its arguments.
+    """
+    cache = config.cache_config
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    cache.block_size = min(spec.block_size for spec in specs)
+    if any(isinstance(spec, MambaSpec) for spec in specs):
+        # A hybrid model's configuration says so by itself.
+        cache.mamba_cache_mode = "align"
+        cache.mamba_block_size = cache.block_size
+    kv_cache_config.prefix_cache_retention_interval = (
+        cache.prefix_cache_retention_interval
+    )
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache_config, config)
+    kv_cache_config.hash_block_size = hash_block_size
+    return {"block_size": block_size, "hash_block_size": hash_block_size}
+
+
+def blocks_for(
+    layout: Layout, block_size: int, longest: int, tokens_in_a_step: int
+) -> int:
+    """Return the blocks without which vLLM would not start.
+
+    Args:
+        layout: of the cache.
+        block_size: tokens in a block, where the layout names no number.
+        longest: request, in tokens.
+        tokens_in_a_step: at most.
+    """
+    config = make_vllm_config(
+        block_size, max_model_len=longest, max_num_batched_tokens=tokens_in_a_step
+    )
+    specs = layout.specs(block_size)
+    _adopt(config, make_kv_cache_config(specs=specs))
+    return sum(
+        cdiv(spec.max_memory_usage_bytes(config), spec.page_size_bytes)
+        for spec in specs
     )
 
 
@@ -128,7 +190,8 @@ class RequestMaker:
     def __init__(self, scheduler: Any) -> None:
         hash_fn = get_hash_fn_by_name("sha256")
         init_none_hash(hash_fn)
-        hasher = get_request_block_hasher(scheduler.block_size, hash_fn)
+        block_size = scheduler.hash_block_size
+        hasher = get_request_block_hasher(block_size, hash_fn)
         self.hashed = 0
 
         def counted(request: Request) -> Any:
@@ -140,7 +203,7 @@ class RequestMaker:
         if scheduler.kv_cache_manager.enable_caching:
             self._hasher = counted
         if getattr(scheduler, "wants_lazy_hashes", False):
-            self._hasher = LazyHasher(counted, scheduler.block_size)
+            self._hasher = LazyHasher(counted, block_size)
 
     def make(
         self,

@@ -36,6 +36,7 @@ def answer(name, request):
         "cached_tokens": tokens // 2 * shared,
         "computed_prompt_tokens": tokens - tokens // 2 * shared,
         "engine_steps": 7,
+        "engine": {"groups": [["FullAttentionSpec", 32]]},
         "preemptions": 0,
         "seconds": 2.0,
         "records": [

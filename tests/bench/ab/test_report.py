@@ -27,6 +27,7 @@ def run(computed, requests=2, outputs=None, tops=None, **fields):
         "cached_tokens": 100 - computed,
         "computed_prompt_tokens": computed,
         "engine_steps": 7,
+        "engine": {"groups": [["FullAttentionSpec", 32]]},
         "preemptions": 0,
         "seconds": 2.0,
         "records": records,
@@ -52,7 +53,7 @@ def records(ttft):
     ]
 
 
-OPTIONS = {"radix": {"policy": "prefix", "max_overtakes": 16}}
+OPTIONS = {"block_size": 32, "radix": {"policy": "prefix", "max_overtakes": 16}}
 
 
 def verdict(*counts, texts=(), options=OPTIONS):
@@ -149,6 +150,25 @@ def test_everything_is_printed():
     assert fine
     assert "chat texts: 2 of 2 equal to stock's" in text
     assert "90 → 45" in text and "0.500" in text
+
+
+HYBRID = [["MambaSpec", 528], ["FullAttentionSpec", 528]]
+
+
+def test_a_cache_of_several_groups_is_told():
+    plain = cell("chat", 4.0, 90, 80)
+    result = {"options": OPTIONS, "counts": [plain], "texts": []}
+    assert list(report.groups_of(result)) == []
+    first = plain["runs"]["stock"][0]
+    first["engine"] = {}
+    assert list(report.groups_of(result)) == [], "of an earlier version"
+    first["engine"] = {"groups": [["FullAttentionSpec", 64]]}
+    assert len(list(report.groups_of(result))) == 1
+    first["engine"] = {"groups": HYBRID}
+    (sentence,) = report.groups_of(result)
+    assert "MambaSpec of 528, FullAttentionSpec of 528 tokens" in sentence
+    assert sentence.endswith("one group of blocks of 32.")
+    assert sentence in " ".join(shown([plain], width=400)[1].split())
 
 
 PAIRS = ((2.0, 1.0), (2.0, 1.5), (2.0, 1.8))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix.cli import main
 from vllm_radix_bench.replay import oracles, runner
@@ -116,6 +117,12 @@ def test_messages_without_a_tokenizer_are_refused(tmp_path, capsys):
         (["--workload", "chat", "--closed-loop"], "--closed-loop is of a trace"),
         (["--workload", "chat", "--blocks", "9"], "does not fit a cache of 9 blocks"),
         (["--workload", "chat", "--load", "-1"], "'-1' is not a number from 0"),
+        (["--workload", "chat", "--layout", "swa"], "--layout: layout 'swa': 'swa'"),
+        (["--workload", "chat", "--layout", "model:."], "no config.json is in that"),
+        (
+            ["--workload", "chat", "--layout", "full/8+mamba/9"],
+            "--layout: layout 'full/8+mamba/9' has blocks of 8 and 9 tokens",
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(words, message, tmp_path, capsys):
@@ -207,3 +214,79 @@ def test_other_schedulers_and_priorities_can_be_run():
     outcome = run(roots, "stock", priorities=True)
     by_finish = sorted(outcome.records, key=lambda record: record.finished)
     assert int(by_finish[0].id) > 4
+
+
+HYBRID = ["--layout", "full+mambax3", "--arms", "stock", "apc-off", "--no-oracle"]
+
+
+def test_a_layout_is_that_of_every_arm(tmp_path, capsys):
+    output = tmp_path / "out.json"
+    words = ["replay", "--workload", "chat", *SMALL[:2], "--blocks", "400"]
+    sizes = ["--pressure", "1.5", "--output", str(output)]
+    assert main([*words, *sizes, *HYBRID]) == 0
+    result = json.loads(output.read_text())
+    assert result["options"]["layout"] == "full+mambax3"
+    (cell,) = result["cells"]
+    assert 0 < cell["arms"]["stock"]["hit_rate"] < 0.9
+    assert cell["arms"]["apc-off"]["hit_rate"] == 0
+    assert "400 blocks in the layout full+mambax3" in capsys.readouterr().out
+    assert main([*words, *sizes, "--layout", "full", *HYBRID[2:]]) == 0
+    (full,) = json.loads(output.read_text())["cells"]
+    assert full["arms"]["stock"]["hit_rate"] > cell["arms"]["stock"]["hit_rate"]
+
+
+def test_one_group_of_full_attention_is_the_layout_of_none():
+    work = build("chat", words, num_blocks=64, block_size=32, pressure=2, seed=0)
+    plain, named = (
+        runner.summary(run(work.roots, "stock", layout=text)) for text in (None, "full")
+    )
+    assert plain == named
+
+
+def test_a_model_folder_names_a_layout(tmp_path, tiny):
+    output = tmp_path / "out.json"
+    words = ["replay", "--workload", "chat", *SMALL[:8], "--output", str(output)]
+    layout = ["--layout", f"model:{tiny}", "--arms", "stock", "--no-oracle"]
+    assert main([*words, *layout]) == 0
+    assert json.loads(output.read_text())["options"]["layout"] == "full/16"
+
+
+def test_pressure_counts_what_keeps_all_tokens():
+    made = options(layout="full/32x2+swa:64/16x5")
+    assert made.dense_cache() == (32, 32)
+    assert options(layout="swa:64/16x5").dense_cache() == (64, 16)
+    assert options(layout="swa:64+chunked:128").dense_cache() == (64, 32)
+    assert options().dense_cache() == (64, 32)
+
+
+def test_a_request_must_fit_the_layout():
+    roots = [Turn(tokens(1, 1500), 4)]
+    assert runner.check(roots, options()) == 1504
+    assert runner.check(roots, options(layout="full/32+mamba/32")) == 1504
+    with pytest.raises(ValueError, match="1504 tokens needs 96 blocks in the layout"):
+        runner.check(roots, options(layout="full/32x2"))
+
+
+class Refusing(Scheduler):
+    """Serves no layout of several groups."""
+
+    def __init__(self, *, kv_cache_config, **options):
+        if len(kv_cache_config.kv_cache_groups) > 1:
+            raise ValueError("mine has one group.")
+        super().__init__(kv_cache_config=kv_cache_config, **options)
+
+
+def test_an_arm_that_refuses_a_layout_is_bad_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "RadixScheduler", Refusing)
+    output = tmp_path / "out" / "a.json"
+    words = ["replay", "--workload", "chat", *SMALL, "--output", str(output)]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *HYBRID[:2]])
+    assert stop.value.code == 2
+    said = "replay: --arms: 'radix' with the layout full+mambax3: mine has one group.\n"
+    assert capsys.readouterr().err.endswith(said)
+    with pytest.raises(SystemExit):
+        main([*words, *HYBRID[:2], "--arms", "stock"])
+    said = "the best order (--no-oracle skips it) with the layout full+mambax3: mine"
+    assert said in capsys.readouterr().err
+    assert not output.parent.exists()

@@ -190,7 +190,11 @@ def result(*cells):
         "cells": [{"blocks": 25_000 + i, "arms": cell} for i, cell in enumerate(cells)],
         "last_arrival": 100.0,
         "input": {"rate": 1.0},
-        "options": {"block_size": 16, "cost": {"kv_bytes_per_token": 131072}},
+        "options": {
+            "block_size": 16,
+            "layout": None,
+            "cost": {"kv_bytes_per_token": 131072},
+        },
     }
 
 
@@ -233,6 +237,8 @@ def test_the_cache_is_told_in_gb_where_the_cost_model_knows():
     assert cache_size(about, 25_000) == said
     about["options"]["cost"]["kv_bytes_per_token"] = 0
     assert cache_size(about, 25_000) == "25,000 blocks of 16 tokens (400,000 tokens)"
+    about["options"]["layout"] = "full+swa:64"
+    assert cache_size(about, 25_000) == "25,000 blocks in the layout full+swa:64"
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,9 @@ class InThisProcess:
     map = staticmethod(map)
 
 
-@pytest.mark.parametrize("name", ["small", "large"])
+@pytest.mark.parametrize("name", ["small", "large", "hybrid"])
 @pytest.mark.parametrize("command", ["study {}", "study.{}"])
-def test_both_are_commands(name, command):
+def test_all_are_commands(name, command):
     words = command.format(name).split()
     done = subprocess.run(
         [sys.executable, "-m", f"vllm_radix_bench.{words[0]}", *words[1:], "--help"],
