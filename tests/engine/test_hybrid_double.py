@@ -6,11 +6,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.single_type_kv_cache_manager import MambaManager
 
 from support.engine_double import WrongReadError
-from support.hybrid_double import (
-    STATE,
-    HybridDouble,
-    make_hybrid_scheduler,
-)
+from support.hybrid_double import STATE, HybridDouble, make_hybrid_scheduler
 from support.prompts import prompt
 from support.traffic import hybrid_traffic
 

@@ -142,6 +142,8 @@ def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
         3 if isinstance(spec, MambaSpec) else -(-190 // spec.block_size)
         for spec in parse_layout(layout)
     )
+    if "swa" in layout or "mamba" in layout:
+        options.setdefault("prefix_cache_retention_interval", rng.choice([0, 64, None]))
     scheduler = make_hybrid_scheduler(
         cls,
         layout,
