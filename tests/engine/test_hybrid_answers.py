@@ -23,8 +23,8 @@ ENGINE = {
 WINDOWS = {"block_size": 32}
 # With pools in which some hits are evicted and some requests are preempted.
 ENGINES = {
-    "gemma3": {**WINDOWS, "num_gpu_blocks_override": 56},
-    "gpt_oss": {**WINDOWS, "num_gpu_blocks_override": 40},
+    "gemma3": {**WINDOWS, "num_gpu_blocks_override": 48},
+    "gpt_oss": {**WINDOWS, "num_gpu_blocks_override": 30},
     "llama4": {**WINDOWS, "num_gpu_blocks_override": 52},
     "gemma4": {**WINDOWS, "num_gpu_blocks_override": 44},
     "mistral_swa": {**WINDOWS, "num_gpu_blocks_override": 17},
@@ -55,20 +55,22 @@ class HybridMix(RequestMix):
         # As the first, but for one early block.
         first = self.requests[0]["tokens"]
         assert self.ask(first[:64] + self.words(32) + first[96:]) == CHANGED
-        # They grow over the end of a block.
+        # They grow over the ends of blocks.
         for _ in range(5):
-            self.ask(self.words(245))
-        stem, last = self.words(300), None
+            last = self.ask(self.words(245), max_tokens=50)
+        # When there is room again.
+        stem = self.words(300)
         for _ in range(4):
             last = self.ask(stem + self.words(40), after=last, fresh=True)
-        said, last = [], None
-        for length in (250, 30, 30):
-            words = self.words(length)
+        said = self.words(250)
+        last = self.ask(said, after=last, fresh=True)
+        for _ in range(2):
+            words = self.words(30)
             said = words if continued else said + words
             last = self.ask(said, after=last, fresh=not continued)
 
     def ask(self, tokens, **fields):
-        return self.add(tokens, max_tokens=16, **fields)
+        return self.add(tokens, **{"max_tokens": 16, **fields})
 
 
 def distance(one, other):
