@@ -4,8 +4,10 @@ Reads jobs from the standard input, a line of JSON each, and prints the status o
 as it ends. A job names the model, the engine's arguments and the requests, and where
 to write its log and its result: answers with the top two log-probabilities of each
 token, and what the engine counted. It sends requests in closed loops: a request names
-the one after whose answer it comes (its turn of a conversation, or nothing), and may be
-aborted some steps after it was sent.
+the one after whose answer it comes (its turn of a conversation, or nothing; a fresh one
+only waits for it, and has nothing of it in its prompt), and may be aborted some steps
+after it was sent. Then it answers them again, one by one and each with an empty cache,
+once for each bound of a step's tokens that the job names under "cold".
 
 Importing vLLM takes longer than most engines run, so it is imported once.
 """
@@ -45,23 +47,62 @@ def check_host_tables() -> list[int]:
     return checked
 
 
+def answer(output):
+    """Return what a finished output says, as a result holds it."""
+    return {
+        "cached": output.num_cached_tokens,
+        "outputs": [
+            {
+                "tokens": list(one.token_ids),
+                "top": [
+                    sorted((e.logprob for e in step.values()), reverse=True)[:2]
+                    for step in one.logprobs or ()
+                ],
+            }
+            for one in output.outputs
+        ],
+    }
+
+
+def answer_cold(engine, prompts, params, bound):
+    """Answer each prompt alone with an empty cache; return the answers.
+
+    Args:
+        engine: with nothing to do.
+        prompts: by the names of the requests.
+        params: to sample with, of each.
+        bound: most tokens in a step, at most as many as the engine was made for.
+    """
+    engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = bound
+    answers = {}
+    for name, tokens in prompts.items():
+        assert engine.reset_prefix_cache(), "blocks in use"
+        engine.add_request(name, {"prompt_token_ids": tokens}, params[name])
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                answers[name] = answer(output)
+    return answers
+
+
 def run(job):
     """Run a job in this process; return its result."""
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from support.toy_models import TOYS, give_weights
+    from support.toy_models import HYBRID_TOYS, prepare_engine
 
-    if Path(job["model"]).name in TOYS:
-        give_weights()
+    if Path(job["model"]).name in HYBRID_TOYS:
+        prepare_engine()
     engine = LLMEngine.from_engine_args(
         EngineArgs(
-            model=job["model"],
-            dtype="float32",
-            enforce_eager=True,
-            async_scheduling=False,
-            disable_log_stats=False,
-            **job["engine"],
+            **{
+                "model": job["model"],
+                "dtype": "float32",
+                "enforce_eager": True,
+                "async_scheduling": False,
+                "disable_log_stats": False,
+                **job["engine"],
+            }
         )
     )
     scheduler = engine.engine_core.engine_core.scheduler
@@ -76,12 +117,13 @@ def run(job):
         return output
 
     scheduler.schedule = counted
-    after, doomed, prompts, answers = {}, {}, {}, {}
+    after, doomed, prompts, sampling, answers = {}, {}, {}, {}, {}
     for request in job["requests"]:
         after.setdefault(request.get("after"), []).append(request)
 
     def send(request, before):
         name, several = request["id"], request.get("n", 1)
+        before = [] if request.get("fresh") else before
         prompts[name] = before + request["tokens"]
         params = SamplingParams(
             # Several greedy answers are refused: take the likeliest by chance.
@@ -93,6 +135,7 @@ def run(job):
             logprobs=2,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        sampling[name] = params
         engine.add_request(name, {"prompt_token_ids": prompts[name]}, params)
         if "abort_after" in request:
             doomed[name] = request["abort_after"]
@@ -109,19 +152,7 @@ def run(job):
             if not output.finished or output.request_id in answers:
                 continue
             doomed.pop(output.request_id, None)
-            answers[output.request_id] = {
-                "cached": output.num_cached_tokens,
-                "outputs": [
-                    {
-                        "tokens": list(one.token_ids),
-                        "top": [
-                            sorted((e.logprob for e in step.values()), reverse=True)[:2]
-                            for step in one.logprobs or ()
-                        ],
-                    }
-                    for one in output.outputs
-                ],
-            }
+            answers[output.request_id] = answer(output)
             said = prompts[output.request_id] + list(output.outputs[0].token_ids)
             for request in after.get(output.request_id, []):
                 send(request, said)
@@ -135,7 +166,17 @@ def run(job):
         counts |= engine.collective_rpc("radix_attention")[0]
         counts["checked_rows"] = checked[0]
     counts["scheduler"] = type(scheduler).__name__
-    return {"answers": answers, "counts": counts}
+    pool = scheduler.kv_cache_manager.block_pool
+    counts["groups"] = [
+        (type(group.kv_cache_spec).__name__, group.kv_cache_spec.block_size)
+        for group in scheduler.kv_cache_config.kv_cache_groups
+    ]
+    counts["lost_blocks"] = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+    served = dict(counts)
+    cold = [
+        answer_cold(engine, prompts, sampling, bound) for bound in job.get("cold", ())
+    ]
+    return {"answers": answers, "counts": served, "cold": cold}
 
 
 def fork(job):

@@ -49,11 +49,14 @@ class AnsweringProcess:
         self._process.stdin.flush()
         return files
 
-    def wait(self, files):
-        """Return the result of the engine that was started."""
-        status = self._process.stdout.readline().strip()
-        assert status == "0", Path(files["log"]).read_text()[-4000:]
-        return json.loads(Path(files["result"]).read_text())
+    def wait(self):
+        """Wait for the engine that was started; return its exit status."""
+        return self._process.stdout.readline().strip()
+
+
+def _result(status, files):
+    assert status == "0", Path(files["log"]).read_text()[-4000:]
+    return json.loads(Path(files["result"]).read_text())
 
 
 @functools.cache
@@ -62,7 +65,7 @@ def process(plugins):
     return AnsweringProcess(plugins)
 
 
-def answers(model, requests, engines, metrics=()):
+def answers(model, requests, engines, metrics=(), cold=()):
     """Return what the engines answered and counted; they run at the same time.
 
     Args:
@@ -71,22 +74,26 @@ def answers(model, requests, engines, metrics=()):
         engines: arguments of each engine, at most one of them a stock one, and at most
             one of radix.
         metrics: names of vLLM's counters to return.
+        cold: bounds of a step's tokens; see ``answering_engine``.
     """
     started = []
     for engine in engines:
         options = engine.get("additional_config", {}).get("radix", {})
         job = {"model": model, "requests": requests, "engine": engine}
-        job |= {"metrics": metrics, "grouped": options.get("attention") == "grouped"}
+        job |= {"metrics": metrics, "cold": cold}
+        job |= {"grouped": options.get("attention") == "grouped"}
         one = process("radix" if "scheduler_cls" in engine else "")
         started.append((one, one.start(job)))
-    return [one.wait(files) for one, files in started]
+    # For all of them, before one fails: the next job's status comes after.
+    ended = [(one.wait(), files) for one, files in started]
+    return [_result(status, files) for status, files in ended]
 
 
-def both(model, requests, engine, metrics=(), **radix):
+def both(model, requests, engine, metrics=(), cold=(), **radix):
     """Return the results of stock and of radix."""
     ours = {"scheduler_cls": "vllm_radix.RadixScheduler"}
     ours["additional_config"] = {"radix": radix}
-    return answers(model, requests, [engine, {**engine, **ours}], metrics)
+    return answers(model, requests, [engine, {**engine, **ours}], metrics, cold)
 
 
 def compare(theirs, ours, requests):

@@ -144,7 +144,7 @@ class EngineDouble:
             request_id = new.req_id
             self.admitted.append(request_id)
             self.cached[request_id] = new.num_computed_tokens
-            self.tables[request_id] = list(new.block_ids[0])
+            self._set_table(request_id, new.block_ids)
             self.tokens[request_id] = list(new.prompt_token_ids)
             self.chains[request_id] = [self._root(self.scheduler.requests[request_id])]
             starts[request_id] = new.num_computed_tokens
@@ -153,15 +153,16 @@ class EngineDouble:
             blocks = cached.new_block_ids[i]
             if request_id in cached.resumed_req_ids:
                 self.resumed.append(request_id)
-                self.tables[request_id] = list(blocks[0])
+                self._set_table(request_id, blocks)
                 # Its known tokens go along; those in flight were dropped.
                 known = self.scheduler.requests[request_id].num_tokens
                 del self.tokens[request_id][known:]
                 del self.chains[request_id][known + 1 :]
             elif blocks is not None:
-                self.tables[request_id] += blocks[0]
+                self._extend_table(request_id, blocks)
             starts[request_id] = cached.num_computed_tokens[i]
         self._prepare_blocks(output)
+        self._prepare_states(output, starts)
         for request_id, count in output.num_scheduled_tokens.items():
             self._write(request_id, starts[request_id], count)
         sampled = []
@@ -183,6 +184,12 @@ class EngineDouble:
             sampled_token_ids=sampled,
         )
 
+    def _set_table(self, request_id, blocks):
+        self.tables[request_id] = list(blocks[0])
+
+    def _extend_table(self, request_id, blocks):
+        self.tables[request_id] += blocks[0]
+
     def _prepare_blocks(self, output):
         """Zero and copy blocks, before anything of this step is written."""
         for block in output.new_block_ids_to_zero or ():
@@ -198,6 +205,9 @@ class EngineDouble:
         }
         self.slots.update(read)
         self.copied += len(copies)
+
+    def _prepare_states(self, output, starts):
+        """Move running states; full attention has none."""
 
     def _chain_to(self, request_id, length):
         chain, tokens = self.chains[request_id], self.tokens[request_id]

@@ -1,4 +1,4 @@
-"""Toy models of kinds that mix local and full attention, with weights that matter.
+"""Toy models of kinds that mix layers, with weights that matter.
 
 A folder holds a configuration and a tokenizer; weights are made when an engine loads
 it, the same ones in each. vLLM's own dummy weights lie within 0.001: with them no
@@ -6,78 +6,27 @@ layer has a say, and a wrong block would not show.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 
-VOCABULARY = 49152
-_COMMON = {
-    "vocab_size": VOCABULARY,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 8192,
-}
-TOYS = {
-    # Two layers with a window of 128 for each with full attention.
-    "gemma3": (
-        "Gemma3TextConfig",
-        "Gemma3ForCausalLM",
-        {
-            "num_hidden_layers": 6,
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 128,
-            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
-        },
-    ),
-    # Every other layer, with sinks and experts.
-    "gpt_oss": (
-        "GptOssConfig",
-        "GptOssForCausalLM",
-        {
-            "num_hidden_layers": 4,
-            "head_dim": 64,
-            "intermediate_size": 128,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "sliding_window": 128,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
-        },
-    ),
-    # Three of four layers attend within chunks of 256.
-    "llama4": (
-        "Llama4TextConfig",
-        "Llama4ForCausalLM",
-        {
-            "num_hidden_layers": 4,
-            "head_dim": 32,
-            "intermediate_size_mlp": 256,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 1,
-            "interleave_moe_layer_step": 1,
-            "attention_chunk_size": 256,
-            "no_rope_layers": [1, 1, 1, 0],
-        },
-    ),
-}
+from support.toy_configs import COMMON, HYBRID_TOYS, TOYS
+
+__all__ = ["HYBRID_TOYS", "TOYS", "make_toy", "prepare_engine"]
 
 
 def make_toy(name, folder, tokenizer):
     """Write a toy's folder; return its path.
 
     Args:
-        name: of ``TOYS``.
+        name: of ``HYBRID_TOYS``.
         folder: where to write it.
         tokenizer: a model's folder whose tokenizer it gets.
     """
-    kind, architecture, sizes = TOYS[name]
-    config = getattr(transformers, kind)(**{**_COMMON, **sizes})
+    kind, architecture, sizes = HYBRID_TOYS[name]
+    config = getattr(transformers, kind)(**{**COMMON, **sizes})
     config.architectures = [architecture]
     config.dtype = "float32"
     folder = Path(folder) / name
@@ -87,12 +36,28 @@ def make_toy(name, folder, tokenizer):
     return str(folder)
 
 
-def give_weights():
-    """Make vLLM's dummy loader give weights with which every layer has a say."""
+def prepare_engine():
+    """Prepare vLLM in this process for the engine of a toy."""
+    from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
     from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+    from vllm.model_executor.models import registry
 
     # Before the CPU packs them: afterwards it would be too late.
     DummyModelLoader.load_weights = lambda loader, model, config: fill(model)
+    # It asks what a class can do in a process of its own, once per machine.
+    registry._run_in_subprocess = lambda ask: ask()
+    spec_of = MambaMixer2.get_kv_cache_spec
+
+    def without_checkpoints(layer, config):
+        # vLLM 0.32's kernel for the CPU returns no states from inside a chunk,
+        # and the layer ends in an IndexError when it looks for one.
+        return replace(
+            spec_of(layer, config),
+            num_prefill_checkpoint_blocks=0,
+            prefill_checkpoint_alignment=None,
+        )
+
+    MambaMixer2.get_kv_cache_spec = without_checkpoints
 
 
 def fill(model):
@@ -102,13 +67,19 @@ def fill(model):
         if not weights.is_floating_point():
             continue
         values = torch.randn(weights.shape, generator=random)
-        if weights.dim() == 1:
+        if "A_log" in name or name.endswith(".A"):
+            # Decays so slowly that a state remembers some hundred tokens.
+            rate = torch.rand(weights.shape, generator=random) * 0.02 + 0.002
+            values = torch.log(rate) if "A_log" in name else -rate
+        elif "dt_bias" in name:
+            values = torch.rand(weights.shape, generator=random) - 0.5
+        elif weights.dim() == 1:
             values = torch.ones_like(values) if "norm" in name else values * 0.02
         elif "embed" in name:
             values *= 0.02  # the layers decide, not the last token
         else:
             values *= weights.shape[-1] ** -0.5
-        if "qkv" in name:
+        if "qkv" in name or "q_proj" in name or "k_proj" in name:
             values *= 2.5  # few keys get most of the attention
         with torch.no_grad():
             weights.copy_(values.to(weights.dtype))

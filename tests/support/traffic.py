@@ -3,8 +3,14 @@
 import random
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.kv_cache_interface import MambaSpec
 
 from support.engine_double import EngineDouble, make_scheduler
+from support.hybrid_double import (
+    HybridDouble,
+    make_hybrid_scheduler,
+    parse_layout,
+)
 from support.prompts import prompt
 from vllm_radix import RadixScheduler
 
@@ -62,6 +68,23 @@ def traffic(
     )
     if made is not None:
         made(engine)
+    drive(engine, rng, seed, requests, faults, priority)
+    return engine
+
+
+def drive(engine, rng, seed, requests, faults, priority, longest=150, **fields):
+    """Send random requests to an engine and serve them all.
+
+    Args:
+        engine: an engine double.
+        rng: the source of what happens when.
+        seed: of the prompts.
+        requests: how many.
+        faults: drop cached blocks, as a failed KV load does, and reset the cache.
+        priority: give requests priorities.
+        longest: the longest prompt.
+        fields: of every request, as for the engine's ``add``.
+    """
     pool = engine.scheduler.kv_cache_manager.block_pool
     known = [prompt((seed, i), rng.randrange(40, 130)) for i in range(4)]
     alive = {}
@@ -70,7 +93,7 @@ def traffic(
         stem = rng.choice(known)
         if rng.random() < 0.7:
             stem = stem[: rng.randrange(1, len(stem))]
-        tokens = (stem + prompt((seed, name), rng.randrange(1, 30)))[:150]
+        tokens = (stem + prompt((seed, name), rng.randrange(1, 30)))[:longest]
         alive[name] = tokens
         engine.add(
             name,
@@ -79,6 +102,7 @@ def traffic(
             cache_salt=rng.choice([None, None, None, "salt"]),
             prompt_logprobs=1 if rng.random() < 0.15 else None,
             priority=rng.randrange(3) if priority else 0,
+            **fields,
         )
         for _ in range(rng.randrange(4)):
             engine.step()
@@ -89,7 +113,7 @@ def traffic(
         if faults and rng.random() < 0.1:
             doomed = {rng.randrange(1, pool.num_gpu_blocks) for _ in range(3)}
             engine.scheduler.kv_cache_manager.evict_blocks(doomed)
-        if faults and not lag and rng.random() < 0.04:
+        if faults and not engine.lag and rng.random() < 0.04:
             engine.scheduler.reset_prefix_cache(reset_running_requests=True)
         if rng.random() < 0.1:
             engine.run()
@@ -97,4 +121,40 @@ def traffic(
                 known.append(alive.pop(other) + engine.outputs[other])
     engine.run()
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks are lost"
+
+
+def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
+    """Serve random requests over several KV cache groups, in a pool that is small.
+
+    Args:
+        layout: as for ``make_hybrid_scheduler``.
+        seed: of everything random.
+        cls: the scheduler, ours or vLLM's.
+        lag: steps scheduled ahead of their results.
+        options: as for ``make_hybrid_scheduler``.
+
+    Returns:
+        The engine, with nothing left to do.
+    """
+    rng = random.Random(seed)
+    # What the longest request needs: 190 tokens, or the states of three places.
+    least = sum(
+        3 if isinstance(spec, MambaSpec) else -(-190 // spec.block_size)
+        for spec in parse_layout(layout)
+    )
+    if "swa" in layout or "mamba" in layout:
+        options.setdefault("prefix_cache_retention_interval", rng.choice([0, 64, None]))
+    scheduler = make_hybrid_scheduler(
+        cls,
+        layout,
+        num_blocks=1 + least + rng.randrange(6),
+        asynchronous=bool(lag),
+        max_num_seqs=rng.randrange(2, 6),
+        max_num_batched_tokens=rng.choice([64, 128, 512]),
+        scheduler_reserve_full_isl=False,
+        **options,
+    )
+    engine = HybridDouble(scheduler, lag)
+    # Some stop at a token that was not known when the next step was scheduled.
+    drive(engine, rng, seed, 30, faults=True, priority=False, stop=(5, 6))
     return engine

@@ -1,0 +1,276 @@
+"""A model-free engine over several KV cache groups, which checks reads.
+
+As in vLLM, all groups share one space of block ids: a block holds what was written
+to it last, a group's keys and values or a group's state, and nothing of what another
+group had there. The worker is ``EngineDouble``'s; what it reads depends on the group:
+
+- full attention: all positions before a token;
+- a sliding window of W: the last W positions, its own among them;
+- chunked local attention: the positions of its own chunk of C;
+- a state (``align``): what the block of the request's last computed token holds. It is
+  the state after all tokens before the step; the step overwrites it, and with the
+  step's last token in another column of the table, it is copied there first.
+"""
+
+import re
+
+import torch
+from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+)
+from vllm.v1.structured_output import StructuredOutputManager
+
+from support.engine_double import EngineDouble, WrongReadError, make_vllm_config
+from vllm_radix_bench.sim.engine import RequestMaker
+
+STATE = "state"
+"""Where a block holds a state; keys and values are held at their offsets."""
+
+
+def parse_layout(text):
+    """Return the specs of a layout like ``full/16+swa:64/16x2``.
+
+    A group is ``KIND[:TOKENS]/BLOCK[xCOUNT]``: ``full``, ``swa`` with its window,
+    ``chunked`` with its chunk, or ``mamba``. Pages of all groups have the same size.
+    """
+    pattern = r"(full|swa|chunked|mamba)(?::(\d+))?/(\d+)(?:x(\d+))?"
+    parts = [re.fullmatch(pattern, part).groups() for part in text.split("+")]
+    largest = max(int(block) for kind, _, block, _ in parts if kind != "mamba")
+    page = 2 * largest * 8 * torch.float32.itemsize
+    specs = []
+    for kind, tokens, block, count in parts:
+        attention = {
+            "block_size": int(block),
+            "num_kv_heads": 1,
+            "head_size": 8 * largest // int(block),
+            "dtype": torch.float32,
+        }
+        if kind == "full":
+            spec = FullAttentionSpec(**attention)
+        elif kind == "swa":
+            spec = SlidingWindowSpec(**attention, sliding_window=int(tokens))
+        elif kind == "chunked":
+            spec = ChunkedLocalAttentionSpec(
+                **attention, attention_chunk_size=int(tokens)
+            )
+        else:
+            spec = MambaSpec(
+                block_size=int(block),
+                shapes=((page // 4,),),
+                dtypes=(torch.float32,),
+                mamba_cache_mode="align",
+            )
+        specs += [spec] * int(count or 1)
+    assert len({spec.page_size_bytes for spec in specs}) == 1
+    return specs
+
+
+def make_hybrid_scheduler(cls, layout, num_blocks, asynchronous=False, **options):
+    """Return a scheduler over several groups, without an engine.
+
+    Args:
+        cls: its class, vLLM's or ours.
+        layout: specs of vLLM, one per group, or their text for ``parse_layout``.
+        num_blocks: blocks of the pool, with the null block.
+        asynchronous: whether steps are scheduled ahead of their results.
+        options: ``radix``, and others of ``make_vllm_config``.
+    """
+    specs = parse_layout(layout) if isinstance(layout, str) else layout
+    config = make_vllm_config(specs[0].block_size, num_blocks, **options)
+    # The CPU platform turns it off; the scheduler does not mind.
+    config.scheduler_config.async_scheduling = asynchronous
+    cache = config.cache_config
+    groups = [KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)]
+    layout = KVCacheConfig(
+        num_blocks=num_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=groups,
+        prefix_cache_retention_interval=cache.prefix_cache_retention_interval,
+    )
+    if layout.has_mamba_layers:
+        # What the configuration of such a model would have set.
+        cache.mamba_cache_mode = "align"
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(layout, config)
+    if layout.has_mamba_layers:
+        cache.block_size = block_size
+    return cls(
+        vllm_config=config,
+        kv_cache_config=layout,
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=block_size,
+        hash_block_size=hash_block_size,
+        log_stats=True,
+    )
+
+
+class _HashedFinely:
+    """A scheduler as a request maker sees it: hashes are of its hash blocks."""
+
+    def __init__(self, scheduler):
+        self.block_size = scheduler.hash_block_size
+        self.kv_cache_manager = scheduler.kv_cache_manager
+        self.wants_lazy_hashes = getattr(scheduler, "wants_lazy_hashes", False)
+
+
+class HybridDouble(EngineDouble):
+    """Runs a scheduler of several groups against the checking worker.
+
+    Args:
+        scheduler: vLLM's or ours.
+        lag: steps scheduled ahead of their results.
+        check: verify pool and tree after every step.
+
+    Attributes:
+        blocks: what each block holds: its group, and by offset (or ``STATE``) the
+            chain that this depends on.
+        tables: block ids by group, of each request; the worker only appends, and
+            knows nothing of the blocks that the scheduler has let go since.
+        moved: states moved to another column so far.
+    """
+
+    def __init__(self, scheduler, lag=0, check=True):
+        super().__init__(scheduler, lag, check)
+        groups = scheduler.kv_cache_config.kv_cache_groups
+        self.specs = [group.kv_cache_spec for group in groups]
+        known = FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec
+        for spec in self.specs:
+            assert isinstance(spec, known | MambaSpec), spec
+        self.states = [
+            group
+            for group, spec in enumerate(self.specs)
+            if isinstance(spec, MambaSpec)
+        ]
+        self.blocks = {}
+        self.moved = 0
+        self._columns = {}  # of a request: where its running states are
+        self._maker = RequestMaker(_HashedFinely(scheduler))
+
+    def add(self, request_id, prompt, max_tokens=4, stop=(), **fields):
+        """Add a request; it ends early after one of the tokens of ``stop``."""
+        request = super().add(request_id, prompt, max_tokens, **fields)
+        request.sampling_params.stop_token_ids = list(stop)
+        return request
+
+    # -- the worker ------------------------------------------------------------
+
+    def _set_table(self, request_id, blocks):
+        self.tables[request_id] = [list(group) for group in blocks]
+
+    def _extend_table(self, request_id, blocks):
+        for table, group in zip(self.tables[request_id], blocks, strict=True):
+            table += group
+
+    def _prepare_blocks(self, output):
+        # All of a block, whose group ever asked for it.
+        for block in output.new_block_ids_to_zero or ():
+            self.blocks.pop(block, None)
+        copies = output.kv_cache_block_copies or ()
+        self._copy([(copy.src_block_id, copy.dst_block_id) for copy in copies])
+        self.copied += len(copies)
+
+    def _copy(self, pairs):
+        """Copy blocks as a whole, all at once: every source is read first."""
+        targets = {target for _, target in pairs}
+        assert len(targets) == len(pairs), "two copies into one block"
+        assert 0 not in targets, "the null block is never written"
+        read = [(target, self.blocks.get(source)) for source, target in pairs]
+        for target, held in read:
+            if held is None:
+                self.blocks.pop(target, None)
+            else:
+                self.blocks[target] = held[0], dict(held[1])
+
+    def _prepare_states(self, output, starts):
+        cached = output.scheduled_cached_reqs
+        left = {*output.finished_req_ids, *(output.preempted_req_ids or ())}
+        for request_id in left | {*cached.resumed_req_ids}:
+            self._columns.pop(request_id, None)
+        if not self.states:
+            return
+        # The groups' states are of equal blocks, as the worker asserts.
+        (size,) = {self.specs[group].block_size for group in self.states}
+        pairs = []
+        for request_id, count in output.num_scheduled_tokens.items():
+            start = starts[request_id]
+            before = self._columns.get(request_id, (start - 1) // size)
+            now = (start + count - 1) // size
+            self._columns[request_id] = now
+            if before in (-1, now):
+                continue
+            tables = self.tables[request_id]
+            pairs += [
+                (tables[group][before], tables[group][now]) for group in self.states
+            ]
+        # One kernel does them all, in no order.
+        assert not {s for s, _ in pairs} & {t for _, t in pairs}, "copies race"
+        self._copy(pairs)
+        self.moved += len(pairs)
+
+    def _hold(self, block, group, place, chain):
+        """Write to a block; what another group had there is lost."""
+        assert block != 0, "the null block is never written"
+        held = self.blocks.get(block)
+        if held is None or held[0] != group:
+            held = self.blocks[block] = group, {}
+        held[1][place] = chain
+
+    def _expect(self, request_id, group, block, place, chain, what):
+        held = self.blocks.get(block, (None, {}))
+        if held[0] == group and held[1].get(place) == chain:
+            return
+        other = held[0] not in (None, group)
+        holds = f"group {held[0]}'s" if other else "something else"
+        raise WrongReadError(
+            f"{request_id} reads {what} of group {group} in block {block}, "
+            f"which holds {holds}"
+        )
+
+    def _write(self, request_id, start, count):
+        end = start + count
+        chain = self._chain_to(request_id, end)
+        for group, spec in enumerate(self.specs):
+            table, size = self.tables[request_id][group], spec.block_size
+            if group in self.states:
+                block = table[(end - 1) // size]
+                if start:
+                    # A step that starts at 0 does not read what is there.
+                    what = f"the state after {start}"
+                    self._expect(request_id, group, block, STATE, chain[start], what)
+                self._hold(block, group, STATE, chain[end])
+                continue
+            for position in range(start, end):
+                block = table[position // size]
+                self._hold(block, group, position % size, chain[position + 1])
+
+    def _read(self, request_id, start):
+        chain = self._chain_to(request_id, start)
+        for group, spec in enumerate(self.specs):
+            if group in self.states:
+                continue
+            table, size = self.tables[request_id][group], spec.block_size
+            # The step's first token reads furthest back.
+            for position in range(self._first_read(spec, start), start):
+                self._expect(
+                    request_id,
+                    group,
+                    table[position // size],
+                    position % size,
+                    chain[position + 1],
+                    f"position {position}",
+                )
+
+    @staticmethod
+    def _first_read(spec, position):
+        """Return the first position that the token at one reads."""
+        if isinstance(spec, SlidingWindowSpec):
+            return max(0, position - spec.sliding_window + 1)
+        if isinstance(spec, ChunkedLocalAttentionSpec):
+            chunk = spec.attention_chunk_size
+            return position // chunk * chunk
+        return 0
