@@ -27,7 +27,6 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.structured_output import StructuredOutputManager
 
 from support.engine_double import EngineDouble, WrongReadError, make_vllm_config
-from vllm_radix_bench.sim.engine import RequestMaker
 
 STATE = "state"
 """Where a block holds a state; keys and values are held at their offsets."""
@@ -109,15 +108,6 @@ def make_hybrid_scheduler(cls, layout, num_blocks, asynchronous=False, **options
     )
 
 
-class _HashedFinely:
-    """A scheduler as a request maker sees it: hashes are of its hash blocks."""
-
-    def __init__(self, scheduler):
-        self.block_size = scheduler.hash_block_size
-        self.kv_cache_manager = scheduler.kv_cache_manager
-        self.wants_lazy_hashes = getattr(scheduler, "wants_lazy_hashes", False)
-
-
 class HybridDouble(EngineDouble):
     """Runs a scheduler of several groups against the checking worker.
 
@@ -149,7 +139,6 @@ class HybridDouble(EngineDouble):
         self.blocks = {}
         self.moved = 0
         self._columns = {}  # of a request: where its running states are
-        self._maker = RequestMaker(_HashedFinely(scheduler))
 
     def add(self, request_id, prompt, max_tokens=4, stop=(), **fields):
         """Add a request; it ends early after one of the tokens of ``stop``."""

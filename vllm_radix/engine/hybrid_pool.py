@@ -214,7 +214,8 @@ class HybridBlockPool(BlockPool):
         for block_id in block_ids:
             if self.blocks[block_id].block_hash is not None:
                 self._forget(self.blocks[block_id])
-        put_first(self, (i for i in block_ids if not self.blocks[i].ref_cnt))
+        # Not those that were taken off the list just now.
+        put_first(self, (i for i in block_ids if self.blocks[i].prev_free_block))
 
     # -- proof -----------------------------------------------------------------
 

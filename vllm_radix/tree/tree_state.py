@@ -21,7 +21,12 @@ class TreeState(PrefixCache):
     Args:
         block_size: tokens in a block.
         policy: ranks idle blocks for eviction.
+
+    Attributes:
+        tells_all: ``changes`` has whatever may change a look-up's answer.
     """
+
+    tells_all = True
 
     def __init__(self, block_size: int, policy: EvictionPolicy | None = None) -> None:
         super().__init__(block_size)

@@ -78,6 +78,14 @@ class ResumeEvictor:
             return point
         return None
 
+    def take_parked(self) -> ResumePoint | None:
+        """Return a point none of whose blocks is idle, or None: O(1) amortized."""
+        while self._parked:
+            point = self._parked.pop()
+            if point.alive and point.offered is None:
+                return point
+        return None
+
     def _push(self, point: ResumePoint, rank: Rank) -> None:
         point.offered = rank
         heapq.heappush(self._queue, (rank, next(self._numbers), point))

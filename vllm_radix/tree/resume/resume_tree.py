@@ -57,6 +57,9 @@ class ResumeTree:
         components: as given.
         version: grows with every change of what ``find`` could answer.
         changes: log of what may change a look-up's answer, if somebody reads it.
+        tells_all: whether the log has every such change. Windows are put together
+            from what many points keep: that another place became, or is no more,
+            one to go on from is logged for places near the point only.
 
     >>> from vllm_radix.tree import encode
     >>> from vllm_radix.tree.resume import Dense, State
@@ -88,6 +91,7 @@ class ResumeTree:
             if c.positional and not isinstance(c, Dense)
         ]
         self._positional = all(c.positional for c in self.components)
+        self.tells_all = not self._windows
         # How far behind a point its coming or going may change what is found.
         self._reach = max(c.reach for c in self.components) if self._positional else 0
         self._start_empty()
@@ -447,6 +451,9 @@ class ResumeTree:
         freed: list[int] = []
         while len(freed) < count:
             point = self._evictor.take()
+            if point is None and self._uses.idle:
+                # What is idle lies before points whose own blocks are held.
+                point = self._evictor.take_parked()
             if point is None:
                 break
             freed += self.remove(point)
@@ -484,10 +491,11 @@ class ResumeTree:
         """Return the tokens that a point saves for each block that goes with it.
 
         None if none of them is idle. Those that are held count as well, so that the
-        worth does not change as they come and go. O(what the point needs alone).
+        worth does not change as they come and go; those that several points need
+        count in part. O(what the point needs besides those above it).
         """
         edge = point.edge
-        alone = [block for block in point.blocks if self._uses.count(block) == 1]
+        blocks = list(point.blocks)
         superseded = point is not edge.points[-1]
         above = self._paths.point_before(point)
         start = above.num_tokens if above is not None else 0
@@ -495,10 +503,12 @@ class ResumeTree:
             first = max(start, edge.start)
             for group, ids in zip(self._dense, edge.dense, strict=True):
                 size = self.components[group].block_size
-                alone += ids[first // size - edge.start // size :]
-        if not any(block in self._uses.idle for block in alone):
+                blocks += ids[first // size - edge.start // size :]
+        if not any(block in self._uses.idle for block in blocks):
             return None
-        worth = (point.num_tokens - start) / len(alone)
+        worth = (point.num_tokens - start) / sum(
+            1 / self._uses.count(block) for block in blocks
+        )
         return worth * SUPERSEDED if superseded and not point.shared else worth
 
     # -- keeping count ---------------------------------------------------------
