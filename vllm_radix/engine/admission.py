@@ -141,6 +141,7 @@ class AdmissionController:
         if before is not None:
             self._waiting_tree.remove(before)
         self._take(request.request_id)
+        self._manager.note_arrival(request.num_tokens)
         keys = self._pool.keys
         # At least one token is computed, for its logits.
         whole = (request.num_tokens - 1) // self._size
@@ -306,8 +307,11 @@ class AdmissionController:
         fits = self._everything_fits(capacity)
         if not fits or over_quota:
             picks = self._plan(capacity, now, blocked, over_quota, fits)
-        if self._config.hold and (capacity.chunk or self._manager.plans):
+        if self._config.hold and (capacity.chunk or self._manager.plans is not None):
             held |= self._hold_behind_starting(picks, blocked, capacity, now)
+            plans = self._manager.plans
+            if held and plans is not None:
+                held |= self._holds.leave_room(held, capacity, plans.dense, now)
             blocked |= held
         self._holds.settle(held, now)
         self.blocked_this_step = blocked

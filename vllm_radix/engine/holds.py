@@ -159,6 +159,43 @@ class Holds:
                     late.add(entry.id)
         return late
 
+    def leave_room(
+        self,
+        held: set[str],
+        capacity: StepCapacity,
+        dense: bool,
+        now: float,
+    ) -> set[str]:
+        """Return the requests to hold so that those held before them still fit.
+
+        A request that waits a few steps for a resume point must not lose its memory,
+        and the point, to one that came later and has nothing cached. O(waiting
+        requests).
+
+        Args:
+            held: ids of the requests that are held in this step.
+            capacity: what the step can admit.
+            dense: whether a request needs less memory for what is cached of it;
+                states are each request's own.
+            now: the time, in seconds.
+        """
+        room = capacity.blocks - capacity.needed
+        slots, behind = capacity.slots, False
+        late: set[str] = set()
+        for entry in self._waiting.values():
+            needed = entry.uncached if dense else entry.blocks
+            if entry.id in held:
+                behind = True
+                needed = entry.own_uncached if dense else entry.blocks
+            elif behind and not entry.cached:
+                short = needed > room or slots <= 0
+                if short and self._hold(entry, now):
+                    late.add(entry.id)
+                    continue
+            room -= needed
+            slots -= 1
+        return late
+
     def settle(self, held: set[str], now: float) -> None:
         """Release the requests that are not held any more.
 

@@ -25,13 +25,16 @@ from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.tree import HOLE
-from vllm_radix.tree.resume import Dense, Resume, ResumePoint, State
+from vllm_radix.tree.resume import Resume, ResumePoint, State
 
 _MAX_PLACES = 64
 """Places looked at where a request may go on, before it computes more instead."""
 
 _ROOM = 2
 """Blocks left free beyond what a request needs before some are spent on copies."""
+
+_TYPICAL_TOKENS = 1024
+"""Tokens of a request, before any came."""
 
 MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
@@ -91,12 +94,9 @@ class HybridKVCacheManager(KVCacheManager):
         gap = min_sub_block_tokens or 1
         if self._states:
             gap = max(gap, MIN_TOKENS_PER_STATE)
-        dense = [c.block_size for c in self._components if isinstance(c, Dense)]
-        # What a block more is worth to a long prompt.
-        self._tokens_per_block = (
-            min(dense) / len(dense) if dense else self._components[0].block_size
-        )
-        self.plans = ResumePlans(self.align, gap, 2 * self.units(self._num_blocks))
+        self._typical_tokens = 0.0
+        tokens = 2 * self.units(self._num_blocks)
+        self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
         self._whole = whole
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
@@ -106,9 +106,25 @@ class HybridKVCacheManager(KVCacheManager):
     def _num_blocks(self) -> int:
         return self.block_pool.num_gpu_blocks
 
+    def note_arrival(self, num_tokens: int) -> None:
+        """Note the length of a request that came, for ``units``."""
+        typical = self._typical_tokens or num_tokens
+        self._typical_tokens = typical + (num_tokens - typical) / 16
+
     def units(self, blocks: int) -> int:
-        """Return how many tokens of a long prompt blocks have room for."""
-        return int(blocks * self._tokens_per_block)
+        """Return how many tokens blocks have room for, in requests as they come."""
+        tokens = int(self._typical_tokens or _TYPICAL_TOKENS)
+        return int(blocks * tokens / self._blocks_for(tokens))
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks a request of so many tokens holds."""
+        needed = 0
+        for component in self._components:
+            end = component.end_block(num_tokens)
+            needed += end - component.first_block(num_tokens)
+            # The state that a step begins with, beside the one it ends with.
+            needed += isinstance(component, State) and end > 1
+        return needed
 
     def new_step_starts(self) -> None:
         """Note that what the step before wrote can be read."""
@@ -263,12 +279,18 @@ class HybridKVCacheManager(KVCacheManager):
         **kwargs: Any,
     ) -> KVCacheBlocks | None:
         """Add slots for a step, and resume points at what it reaches."""
+        plan = self._plan_of(request)
         blocks = super().allocate_slots(
             request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
         )
+        if blocks is None and plan is not None and plan.copied_at:
+            # Nobody is preempted for the sake of a copy.
+            self._copy_nothing(plan)
+            blocks = super().allocate_slots(
+                request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
+            )
         if blocks is None or not self.enable_caching or request.resumable:
             return blocks
-        plan = self._plan_of(request)
         if plan is None:
             return blocks
         if self.plans.get(request.request_id) is None:
@@ -334,6 +356,13 @@ class HybridKVCacheManager(KVCacheManager):
                 return
             plan.copied[group] = block
         plan.copied_at = place
+
+    def _copy_nothing(self, plan: ResumePlan) -> None:
+        """Take back that the next step is to copy states."""
+        for group in plan.copied:
+            self._groups[group]._partial_hit_reqs.pop(plan.request.request_id, None)
+        plan.open.discard(plan.copied_at)
+        plan.copied_at, plan.copied = 0, {}
 
     def _publish_copy(self, plan: ResumePlan) -> None:
         """Add the point whose states this step copies before it goes on."""

@@ -75,6 +75,9 @@ class RadixKVCacheManager(KVCacheManager):
         self._hit: KVCacheBlock | None = None
         self.miss_log = MissLog(self.block_pool) if explain else None
 
+    def note_arrival(self, num_tokens: int) -> None:
+        """Do nothing: a block has room for a block."""
+
     @staticmethod
     def units(blocks: int) -> int:
         """Return blocks in what the tree counts prefixes in: blocks."""

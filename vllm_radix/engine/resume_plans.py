@@ -101,15 +101,21 @@ class ResumePlans:
         grain: junctions lie at multiples of so many tokens.
         min_gap: fewest tokens that a junction must save, for a point to be worth it.
         max_tokens: of the prompts that are remembered.
+        dense: whether what is cached of a request is memory that it shares; a state
+            is not.
 
     Attributes:
         min_gap: as given.
+        dense: as given.
         waiting: the requests that wait, if somebody orders them.
     """
 
-    def __init__(self, grain: int, min_gap: int, max_tokens: int) -> None:
+    def __init__(
+        self, grain: int, min_gap: int, max_tokens: int, dense: bool = True
+    ) -> None:
         self._grain = grain
         self.min_gap = min_gap
+        self.dense = dense
         self._seen = SeenPrompts(max_tokens)
         self._plans: dict[str, ResumePlan] = {}
         self.waiting: WaitingTree | None = None
