@@ -447,8 +447,13 @@ class HybridKVCacheManager(KVCacheManager):
         place = min(done, request.num_tokens)
         if not self._states:
             place -= place % self.align
+        block_at = self._block_at(request)
+        whole = place // self._whole * self._whole
+        if not self._states and 0 < whole < place:
+            # What is left when the last blocks, partly filled, are to go.
+            self.block_pool.add_point(request, whole, block_at)
         if place and place % self.align == 0:
-            self.block_pool.add_point(request, place, self._block_at(request))
+            self.block_pool.add_point(request, place, block_at)
 
     def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
         """Return none: answers are not told apart by their blocks here."""

@@ -30,7 +30,7 @@ from vllm_radix.tree.node import HOLE
 from vllm_radix.tree.prefix_cache import Namespace
 from vllm_radix.tree.resume.check import check_tree, dump
 from vllm_radix.tree.resume.components import Component, Dense
-from vllm_radix.tree.resume.evictor import SUPERSEDED, ResumeEvictor
+from vllm_radix.tree.resume.evictor import ResumeEvictor
 from vllm_radix.tree.resume.paths import Paths
 from vllm_radix.tree.resume.point import (
     Edge,
@@ -491,11 +491,11 @@ class ResumeTree:
         """Return the tokens that a point saves for each block that goes with it.
 
         None if none of them is idle. Those that are held count as well, so that the
-        worth does not change as they come and go; those that several points need
-        count in part. O(what the point needs besides those above it).
+        worth does not change as they come and go. O(what the point needs besides those
+        above it).
         """
         edge = point.edge
-        blocks = list(point.blocks)
+        blocks = [block for block in point.blocks if self._uses.count(block) == 1]
         superseded = point is not edge.points[-1]
         above = self._paths.point_before(point)
         start = above.num_tokens if above is not None else 0
@@ -506,10 +506,9 @@ class ResumeTree:
                 blocks += ids[first // size - edge.start // size :]
         if not any(block in self._uses.idle for block in blocks):
             return None
-        worth = (point.num_tokens - start) / sum(
-            1 / self._uses.count(block) for block in blocks
-        )
-        return worth * SUPERSEDED if superseded and not point.shared else worth
+        if superseded and not point.shared:
+            return 0.0
+        return (point.num_tokens - start) / len(blocks)
 
     # -- keeping count ---------------------------------------------------------
 
