@@ -17,7 +17,6 @@ from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.lookups import PrefixLookups
 from vllm_radix.engine.manager import RadixKVCacheManager
-from vllm_radix.engine.miss_log import Placement
 from vllm_radix.engine.queue import PrefixQueue
 from vllm_radix.engine.stuck_plan import StuckPlan
 from vllm_radix.engine.tenants import Tenants
@@ -121,10 +120,7 @@ class AdmissionController:
         return len(self._waiting) + len(self._computing)
 
     def overtaken(self, request_id: str) -> int | None:
-        """Return how many later requests were admitted before a waiting one: O(n).
-
-        None if it does not wait.
-        """
+        """Return how often a waiting request was overtaken: O(n); None for others."""
         entry = self._waiting.get(request_id)
         return None if entry is None else self._overtaken(entry)
 
@@ -172,10 +168,7 @@ class AdmissionController:
         self._changes += 1
 
     def forget_rates(self) -> None:
-        """Reset the measured service rate and the counter of overtakes.
-
-        The waiting requests are kept.
-        """
+        """Reset the service rate and the counter of overtakes; keep the requests."""
         work = self._rate.work
         self._rate = ServiceRate()
         self._rate.work = work
@@ -217,12 +210,7 @@ class AdmissionController:
         self._turns.depart(now, count, arrival)
 
     def _on_look_up(self, entry: WaitingRequest, before: int) -> None:
-        """Note how much of a request is cached now.
-
-        Args:
-            entry: the request.
-            before: its ``own_uncached`` of the look-up before.
-        """
+        """Note how much of a request is cached, and its ``own_uncached`` before."""
         self._uncached_blocks += entry.own_uncached - before
         self._heap.push(entry)
 
@@ -255,13 +243,11 @@ class AdmissionController:
     def skip_step(self, now: float) -> None:
         """Note that a step is to admit no request.
 
-        All are released that are held for blocks; not those that are held for a resume
-        point, should the step have room for them after all.
+        Those held for blocks are released; not those for a resume point.
         """
         self._begin_step()
-        plans, held = self._manager.plans, set[str]()
-        if plans is not None and self._config.hold:
-            held = self._holds.behind_plans(plans, now)
+        plans = self._manager.plans if self._config.hold else None
+        held = set() if plans is None else self._holds.behind_plans(plans, now)
         self.queue.set_plan([], held)
         self._tokens_saved = {}
         if self._holds.held or held:
@@ -308,17 +294,15 @@ class AdmissionController:
         if not fits or over_quota:
             picks = self._plan(capacity, now, blocked, over_quota, fits)
         if self._config.hold and (capacity.chunk or self._manager.plans is not None):
-            held |= self._hold_behind_starting(picks, blocked, capacity, now)
-            plans = self._manager.plans
-            if held and plans is not None:
-                held |= self._holds.leave_room(held, capacity, plans.dense, now)
+            held |= self._hold_behind_starting(picks, held, blocked, capacity, now)
             blocked |= held
         self._holds.settle(held, now)
         self.blocked_this_step = blocked
         plan = [pick.entry.id for pick in picks if pick.entry.id not in held]
         self.queue.set_plan(plan, held)
         self._tokens_saved = {pick.entry.id: pick.tokens_saved for pick in picks}
-        self._explain(picks, now)
+        if self._manager.miss_log is not None:
+            self._manager.miss_log.record_plan(picks, now)
         if len(picks) == 1 and not (blocked or over_quota or fits):
             self._note_stuck(picks[0], capacity, plan)
 
@@ -410,12 +394,13 @@ class AdmissionController:
     def _hold_behind_starting(
         self,
         picks: list[PlannedAdmission],
+        held: set[str],
         blocked: set[str],
         capacity: StepCapacity,
         now: float,
     ) -> set[str]:
         plans = self._manager.plans
-        if plans is not None and not self._num_sharing:
+        if plans is not None and not (self._num_sharing or held):
             return set()
         planned = {pick.entry.id for pick in picks}
 
@@ -426,9 +411,8 @@ class AdmissionController:
                     yield entry
 
         if plans is not None:
-            least = plans.min_gap
-            return self._holds.behind_junctions(
-                order(), capacity.slots, blocked, least, now
+            return self._holds.behind_points(
+                order(), held, capacity, blocked, plans, now
             )
         return self._holds.behind_starting(order(), capacity, blocked, now)
 
@@ -444,18 +428,6 @@ class AdmissionController:
         if entry.held_for(now) > self._config.max_extra_wait:
             return False
         return self._overtaken(entry) < self._config.max_overtakes
-
-    def _explain(self, picks: list[PlannedAdmission], now: float) -> None:
-        """Record the reason for each request's place, if ``explain`` is on."""
-        miss_log = self._manager.miss_log
-        if miss_log is None:
-            return
-        miss_log.placements.clear()
-        for pick in picks:
-            entry = pick.entry
-            miss_log.placements[entry.id] = Placement(
-                pick.reason, entry.arrival, now - entry.arrived_at, entry.held_for(now)
-            )
 
     # -- after a step ----------------------------------------------------------
 

@@ -122,7 +122,33 @@ class Holds:
                     held.add(entry.id)
         return held
 
-    def behind_junctions(
+    def behind_points(
+        self,
+        order: Iterable[WaitingRequest],
+        held: set[str],
+        capacity: StepCapacity,
+        unavailable: set[str],
+        plans: ResumePlans,
+        now: float,
+    ) -> set[str]:
+        """Return the requests to hold behind those that start, and behind those held.
+
+        Args:
+            order: requests, as they are to be admitted.
+            held: ids of those that are held in this step already.
+            capacity: what the step can admit.
+            unavailable: ids of requests that cannot go.
+            plans: of the requests that run.
+            now: the time, in seconds.
+        """
+        late = self._behind_junctions(
+            order, capacity.slots, unavailable, plans.min_gap, now
+        )
+        if held or late:
+            late |= self._leave_room(held | late, capacity, plans.dense, now)
+        return late
+
+    def _behind_junctions(
         self,
         order: Iterable[WaitingRequest],
         slots: int,
@@ -159,7 +185,7 @@ class Holds:
                     late.add(entry.id)
         return late
 
-    def leave_room(
+    def _leave_room(
         self,
         held: set[str],
         capacity: StepCapacity,

@@ -2,11 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.compat import Request, logger
+from vllm_radix.policy import PlannedAdmission
 from vllm_radix.tree import BYTES_PER_TOKEN, EvictionHistory, Miss
 
 PENDING = "pending"
@@ -88,6 +89,15 @@ class MissLog:
     def new_step_starts(self) -> None:
         """Stamp what is evicted from now on."""
         self._history.now = self.clock()
+
+    def record_plan(self, picks: Iterable[PlannedAdmission], now: float) -> None:
+        """Record the reason for the place of each request in the plan of a step."""
+        self.placements.clear()
+        for pick in picks:
+            entry = pick.entry
+            self.placements[entry.id] = Placement(
+                pick.reason, entry.arrival, now - entry.arrived_at, entry.held_for(now)
+            )
 
     def record_lookup(self, request: Request, num_cached: int) -> None:
         """Find the reason, before the request's own blocks are in the tree.
