@@ -292,15 +292,9 @@ class ResumeTree:
             self._paths.append_dense(edge, group, ids)
             new += self._uses.add(ids)
         new += self._uses.add(point.blocks)
-        for which, group in enumerate(self._windows):
-            run = point.run(group)
-            if run is not None:
-                whole = num_tokens // self.components[group].block_size
-                blocks = run.blocks[: whole - run.first]
-                self._paths.append_window(edge, which, run.first, blocks)
         self._insert_point(edge, point)
         if ready:
-            self._announce(point)
+            self._publish(point)
         return point, new
 
     def make_ready(self, point: ResumePoint) -> None:
@@ -308,7 +302,17 @@ class ResumeTree:
         if point.alive and not point.ready:
             point.ready = True
             self._evictor.offer(point)
-            self._announce(point)
+            self._publish(point)
+
+    def _publish(self, point: ResumePoint) -> None:
+        """Let a point be found, and its windows from other points: O(d, blocks)."""
+        for which, group in enumerate(self._windows):
+            run = point.run(group)
+            if run is not None:
+                whole = point.num_tokens // self.components[group].block_size
+                blocks = run.blocks[: whole - run.first]
+                self._paths.append_window(point.edge, which, run.first, blocks)
+        self._announce(point)
 
     def remove(self, point: ResumePoint) -> list[int]:
         """Remove a point and what only it needed; return blocks that were idle.
