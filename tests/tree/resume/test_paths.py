@@ -126,6 +126,17 @@ def test_windows_that_are_being_written_are_not_put_together():
     assert small.find(third) == (8, [table[0][:4], other[1][2:4]])
 
 
+def test_the_point_at_a_place_comes_before_those_beyond_it():
+    """It has all that is needed, and the news of its going are told there."""
+    small = Small(Dense(2))
+    one = [*range(8)]
+    small.add(one)
+    exact = small.add(one[:5])
+    key = encode([*one[:5], 99])
+    assert [p.num_tokens for p, _ in small.tree.places(key, None, 6)] == [5, 8]
+    assert small.tree.probe(key).last_block == exact.id
+
+
 def test_a_state_is_found_at_its_place_only():
     small = Small(Dense(2), State(4, grain=2))
     one = [*range(16)]

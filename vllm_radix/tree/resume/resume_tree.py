@@ -125,11 +125,14 @@ class ResumeTree:
             ``resume`` says whether enough is kept for that.
         """
         for edge, end in reversed(self._paths.walk(key, namespace, limit)):
+            exact = self._point_at(edge, end)
+            if exact is not None and exact.ready:
+                yield exact, end
             if self._positional:
                 for point in self._paths.points_beyond(edge, end):
                     yield point, end
             for point in reversed(edge.points):
-                if point.num_tokens <= end and point.ready:
+                if point.num_tokens < end and point.ready:
                     yield point, point.num_tokens
 
     def find(self, key: bytes, namespace: Namespace, limit: int) -> Resume | None:
