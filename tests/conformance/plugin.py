@@ -7,6 +7,10 @@ Each test module takes the classes it tests from the vLLM modules that define
 them. So the names are bound to ours there and nowhere else, before any test
 module is imported and after all modules of vLLM that derive from them or build
 them: within vLLM, and within our own modules, the names stay vLLM's.
+
+Models with several cache groups are left to vLLM's classes: those tests look for
+blocks in its map of hashes, group by group, and at the pool before it is told what
+it is for. Ours has a tree of resume points there (tests/engine/test_hybrid_*.py).
 """
 
 import functools
@@ -59,7 +63,7 @@ def _bind(mirror: bool | None, caching: bool) -> None:
     from vllm_radix.engine.block_pool import RadixBlockPool
     from vllm_radix.engine.manager import RadixKVCacheManager
     from vllm_radix.engine.scheduler import AsyncRadixScheduler, RadixScheduler
-    from vllm_radix.engine.support import config_problem, layout_problem
+    from vllm_radix.engine.support import config_problem, is_one_full_group
 
     class LoneKVCacheManager(RadixKVCacheManager):
         """A manager without a scheduler, which would tell it of each step.
@@ -79,8 +83,8 @@ def _bind(mirror: bool | None, caching: bool) -> None:
     def serves_manager(
         kv_cache_config: Any, *args: Any, enable_caching: bool = True, **kwargs: Any
     ) -> bool:
-        refused = not enable_caching or layout_problem(kv_cache_config)
-        return mirror is not None and not refused
+        serves = enable_caching and is_one_full_group(kv_cache_config)
+        return mirror is not None and serves
 
     def serves_scheduler(
         vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any
@@ -88,10 +92,11 @@ def _bind(mirror: bool | None, caching: bool) -> None:
         cache_config = vllm_config.cache_config
         asked_for = cache_config.enable_prefix_caching
         cache_config.enable_prefix_caching = asked_for or caching
-        refused = config_problem(vllm_config) or layout_problem(kv_cache_config)
-        if refused:
+        refused = config_problem(vllm_config)
+        serves = not refused and is_one_full_group(kv_cache_config)
+        if not serves:
             cache_config.enable_prefix_caching = asked_for
-        return mirror is not None and not refused
+        return mirror is not None and serves
 
     if mirror is not None:
         RadixBlockPool.mirror_by_default = mirror
@@ -111,7 +116,7 @@ def _bind(mirror: bool | None, caching: bool) -> None:
 
 
 def _give_back_pools() -> None:
-    """Make a pool vLLM's again once it serves a layout that we refuse.
+    """Make a pool vLLM's again once it serves another layout than one full group.
 
     Tests build pools by themselves, and a pool is not told what it is for; the
     manager of a group of layers, built upon it next, is.

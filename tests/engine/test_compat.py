@@ -11,12 +11,16 @@ import pytest
 from vllm_radix.engine import compat
 from vllm_radix.engine.block_pool import RadixBlockPool
 from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
+from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
+from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.scheduler import RadixScheduler
 
 PAIRS = [
     (RadixBlockPool, compat.BlockPool),
     (RadixKVCacheManager, compat.KVCacheManager),
+    (HybridBlockPool, compat.BlockPool),
+    (HybridKVCacheManager, compat.KVCacheManager),
     (RadixFullAttentionManager, compat.FullAttentionManager),
     (RadixScheduler, compat.Scheduler),
 ]
@@ -31,6 +35,8 @@ OVERRIDES = [
 def test_there_are_overrides():
     assert {name for *_, name in OVERRIDES} == {
         "cache_full_blocks",
+        "cache_partial_block",
+        "move_block_hashes",
         "get_new_blocks",
         "touch",
         "free_blocks",
@@ -40,12 +46,14 @@ def test_there_are_overrides():
         "_maybe_evict_cached_block",
         "new_step_starts",
         "get_computed_blocks",
+        "allocate_slots",
         "record_prefix_cache_stats",
         "free",
         "pop_blocks_for_free",
         "_has_partial_local_hit",
         "add_local_computed_blocks",
         "schedule",
+        "_mamba_block_aligned_split",
         "_free_request",
     }
 

@@ -1,5 +1,6 @@
 """What is refused, in one sentence that names the fix, and what stock gets."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,17 +9,24 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
     FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
     MambaSpec,
     MLAAttentionSpec,
+    RSWASpec,
+    SinkFullAttentionSpec,
     SlidingWindowSpec,
 )
 from vllm.v1.structured_output import StructuredOutputManager
 
 from support.engine_double import make_kv_cache_config, make_vllm_config
 from vllm_radix import RadixScheduler
+from vllm_radix.engine.compat import MambaAttentionBackendEnum
 from vllm_radix.engine.support import (
     config_problem,
+    feature_problem,
     layout_problem,
     stock_scheduler_cls,
     version_problem,
@@ -28,11 +36,29 @@ SHAPE = {"block_size": 32, "num_kv_heads": 1, "head_size": 8, "dtype": torch.flo
 FULL = FullAttentionSpec(**SHAPE)
 WINDOW = SlidingWindowSpec(**SHAPE, sliding_window=64)
 CHUNKS = ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=64)
-STATES = MambaSpec(block_size=32, shapes=((8, 8),), dtypes=(torch.float32,))
+STATES = MambaSpec(
+    block_size=32,
+    shapes=((8, 8),),
+    dtypes=(torch.float32,),
+    mamba_cache_mode="align",
+)
+STATES_NOT_CACHED = replace(STATES, mamba_cache_mode="none")
+REFERENCE = RSWASpec(**SHAPE, rswa_window=64)
+CROSS = CrossAttentionSpec(**SHAPE)
+SINK = SinkFullAttentionSpec(**SHAPE, sink_len=4)
+FIX = 'start without radix, or with the option on_unsupported="stock".'
 
 
-def make(specs, asynchronous=False, **radix):
-    config = make_vllm_config(radix=radix)
+def change(config, changed):
+    """Set parts of a configuration, named as ``section__field``."""
+    for name, value in changed.items():
+        section, _, field = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, field, value)
+    return config
+
+
+def make(specs, asynchronous=False, changed=None, **radix):
+    config = change(make_vllm_config(radix=radix), changed or {})
     config.scheduler_config.async_scheduling = asynchronous
     return RadixScheduler(
         vllm_config=config,
@@ -49,48 +75,135 @@ def test_one_full_attention_group_is_supported():
 
 
 @pytest.mark.parametrize(
-    ("specs", "named"),
+    "specs",
     [
-        ([WINDOW], "SlidingWindowSpec of 64 x 1 layers"),
-        ([FULL, WINDOW], "FullAttentionSpec x 1 layers, SlidingWindowSpec of 64"),
-        ([FULL, FULL], "FullAttentionSpec x 1 layers, FullAttentionSpec x 1 layers"),
+        [WINDOW],
+        [FULL, FULL],
+        [FULL, WINDOW],
+        [WINDOW, FULL, CHUNKS, WINDOW],
+        [FULL, STATES],
+        [FULL, replace(STATES, mamba_type=MambaAttentionBackendEnum.GDN_ATTN)],
     ],
 )
-def test_other_layouts_are_refused_by_name_with_the_fix(specs, named):
-    with pytest.raises(ValueError, match=named) as refused:
-        make(specs)
-    assert 'on_unsupported="stock"' in str(refused.value)
-    assert str(refused.value).count(".") == 1, "one sentence"
+def test_layouts_of_several_groups_are_supported(specs):
+    layout = make_kv_cache_config(specs=specs)
+    assert layout_problem(layout) is None
+    assert feature_problem(make_vllm_config(), layout) is None
 
 
 @pytest.mark.parametrize(
-    ("specs", "promoted"),
+    ("specs", "named"),
     [
-        ([FULL, WINDOW], True),
-        ([WINDOW, FULL, CHUNKS, WINDOW], True),
-        # Without full attention beside it vLLM's flag changes nothing.
-        ([WINDOW], False),
-        ([FULL, FULL], False),
-        ([FULL, STATES], False),
+        ([REFERENCE], "RSWASpec x 1 layers"),
+        ([FULL, CROSS, WINDOW], "has CrossAttentionSpec x 1 layers:"),
+        ([FULL, SINK], "has SinkFullAttentionSpec x 1 layers:"),
+        ([REFERENCE, CROSS], "RSWASpec x 1 layers, CrossAttentionSpec x 1 layers"),
+        ([FULL, STATES_NOT_CACHED], "mode is not align"),
+        ([FULL, replace(STATES, mamba_cache_mode="all")], "mode is not align"),
+        (
+            [FULL, replace(STATES, num_speculative_blocks=1)],
+            "states beside speculative decoding",
+        ),
+        (
+            [FULL, replace(STATES, mamba_type=MambaAttentionBackendEnum.SHORT_CONV)],
+            "short convolutions, whose outputs depend on where prompts are cut",
+        ),
+        ([], "which has no cache at all"),
     ],
 )
-def test_the_flag_that_helps_is_named_where_it_helps(specs, promoted):
-    problem = layout_problem(make_kv_cache_config(specs=specs))
-    flag = "start with --disable-hybrid-kv-cache-manager, which makes"
-    assert (flag in problem) == promoted
-    assert ", start without radix, or with the option" in problem or not promoted
+def test_other_layouts_are_refused_by_name_with_the_fix(specs, named):
+    groups = [KVCacheGroupSpec(["layer"], spec) for spec in specs]
+    layout = KVCacheConfig(num_blocks=16, kv_cache_tensors=[], kv_cache_groups=groups)
+    problem = layout_problem(layout)
+    assert named in problem
+    assert problem.endswith(FIX)
     assert problem.count(".") == 1, "one sentence"
 
 
+def test_a_scheduler_of_another_layout_is_refused():
+    with pytest.raises(ValueError, match="which has RSWASpec x 1 layers"):
+        make([FULL, REFERENCE])
+
+
+def drafts(own_kv):
+    return SimpleNamespace(uses_draft_kv_cache=lambda: own_kv)
+
+
+@pytest.mark.parametrize(
+    ("specs", "changed", "reason"),
+    [
+        ([FULL, WINDOW], {"kv_transfer_config": object()}, "a KV connector"),
+        (
+            [FULL, WINDOW],
+            {"speculative_config": drafts(own_kv=True)},
+            "a draft model with KV of its own",
+        ),
+        (
+            [FULL, STATES],
+            {"speculative_config": drafts(own_kv=False)},
+            "speculative decoding beside states",
+        ),
+        (
+            [WINDOW],
+            {"parallel_config__decode_context_parallel_size": 2},
+            "decode context parallelism",
+        ),
+        (
+            [FULL, FULL],
+            {"parallel_config__prefill_context_parallel_size": 2},
+            "prefill context parallelism",
+        ),
+        ([FULL, STATES], {"cache_config__use_replayssm": True}, "--use-replayssm"),
+        (
+            [FULL, CHUNKS],
+            {"parallel_config__worker_cls": "vllm_radix.attention.gpu_worker.X"},
+            "grouped attention (--radix.attention)",
+        ),
+    ],
+)
+def test_a_feature_that_several_groups_lack_is_named_with_the_fix(
+    specs, changed, reason
+):
+    config = change(make_vllm_config(), changed)
+    problem = feature_problem(config, make_kv_cache_config(specs=specs))
+    assert problem == (
+        "radix serves models with several kinds of cached layers without "
+        f"{reason}: leave it out, {FIX}"
+    )
+    # One group of full attention has it.
+    assert feature_problem(config, make_kv_cache_config(specs=[FULL])) is None
+
+
+def test_drafts_without_kv_of_their_own_are_served_beside_windows():
+    config = change(make_vllm_config(), {"speculative_config": drafts(own_kv=False)})
+    layout = make_kv_cache_config(specs=[FULL, WINDOW])
+    assert feature_problem(config, layout) is None
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_stock_serves_them_when_asked_and_the_log_says_so(asynchronous, caplog):
+@pytest.mark.parametrize(
+    ("specs", "changed"),
+    [
+        ([FULL, STATES_NOT_CACHED], {}),
+        ([FULL, WINDOW], {"parallel_config__prefill_context_parallel_size": 2}),
+    ],
+)
+def test_stock_serves_them_when_asked_and_the_log_says_so(
+    specs, changed, asynchronous, caplog, monkeypatch
+):
+    made = []
+    for stock in (Scheduler, AsyncScheduler):
+        # Some of what is refused needs more of vLLM than a test has.
+        monkeypatch.setattr(stock, "__init__", lambda self, *a, **kw: made.append(self))
     logger = __import__("logging").getLogger("vllm")
     logger.propagate = True
     try:
-        made = make([WINDOW], asynchronous, on_unsupported="stock")
+        make(specs, asynchronous, changed, on_unsupported="stock")
     finally:
         logger.propagate = False
-    assert type(made) is (AsyncScheduler if asynchronous else Scheduler)
+    assert [type(one) for one in made] == [
+        AsyncScheduler if asynchronous else Scheduler
+    ]
     assert "Serving with stock vLLM, as asked" in caplog.text
 
 

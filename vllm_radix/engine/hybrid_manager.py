@@ -127,7 +127,8 @@ class HybridKVCacheManager(KVCacheManager):
             needed += end - component.first_block(num_tokens)
             # The state that a step begins with, beside the one it ends with.
             needed += isinstance(component, State) and end > 1
-        return needed
+        # Of chunks alone: none is held where one begins.
+        return max(1, needed)
 
     def new_step_starts(self) -> None:
         """Note that what the step before wrote can be read."""
@@ -179,7 +180,7 @@ class HybridKVCacheManager(KVCacheManager):
         """Return where a request is to go on: the latest place that fits."""
         least = self._min_sub_block_tokens or 1
         plain = self.block_pool.keys.is_plain(request)
-        found: dict[int, ResumePoint] = {}
+        found: dict[int, list[ResumePoint]] = {}
         for point, tokens in islice(
             self.block_pool.places(request, limit), _MAX_PLACES
         ):
@@ -187,13 +188,15 @@ class HybridKVCacheManager(KVCacheManager):
             place = tokens // self.align * self.align
             few = place - whole < least and place < point.num_tokens
             if plain and not few and (place == tokens or not self._states):
-                found.setdefault(place, point)
+                found.setdefault(place, []).append(point)
             if whole == tokens or not self._states:
-                found.setdefault(whole, point)
+                found.setdefault(whole, []).append(point)
         for place in sorted(found, reverse=True):
-            resume = self.block_pool.tree.resume(found[place], place)
-            if place and resume is not None and self._fits(request, resume):
-                return resume
+            # Windows of one may be gone where those of another are kept.
+            for point in found[place]:
+                resume = self.block_pool.tree.resume(point, place)
+                if place and resume is not None and self._fits(request, resume):
+                    return resume
         return None
 
     def _fits(self, request: Request, found: Resume) -> bool:

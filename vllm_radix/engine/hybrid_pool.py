@@ -107,7 +107,8 @@ class HybridBlockPool(BlockPool):
         for block_id in new:
             block = self.blocks[block_id]
             if block.block_hash is None:
-                block.set_block_hash(self._marks[block_id], num_tokens)
+                # Of no tokens, so that vLLM may give it a hash once it is full.
+                block.set_block_hash(self._marks[block_id], 0)
         if not written:
             self._being_written.append(point)
         return point

@@ -188,3 +188,10 @@ class Edge:
         """Return its tokens between two places of the path."""
         first = (start - self.start) * BYTES_PER_TOKEN
         return self.key[first : first + (end - start) * BYTES_PER_TOKEN]
+
+    def point_at(self, num_tokens: int) -> ResumePoint | None:
+        """Return its point after so many tokens; None if there is none: O(points)."""
+        for point in reversed(self.points):
+            if point.num_tokens <= num_tokens:
+                return point if point.num_tokens == num_tokens else None
+        return None

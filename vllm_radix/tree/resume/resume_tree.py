@@ -91,7 +91,7 @@ class ResumeTree(ResumeState):
         path = self._paths.walk(key, namespace, num_tokens)
         depth = path[-1][1] if path else 0
         if depth == num_tokens:
-            known = self._point_at(path[-1][0], num_tokens)
+            known = path[-1][0].point_at(num_tokens)
             if known is not None:
                 known.shared |= shared
                 known.base = self._evictor.clock
@@ -126,15 +126,9 @@ class ResumeTree(ResumeState):
             self._paths.append_dense(edge, group, ids)
             new += self._uses.add(ids)
         new += self._uses.add(point.blocks)
-        for which, group in enumerate(self._windows):
-            run = point.run(group)
-            if run is not None:
-                whole = num_tokens // self.components[group].block_size
-                blocks = run.blocks[: whole - run.first]
-                self._paths.append_window(edge, which, run.first, blocks)
         self._insert_point(edge, point)
         if ready:
-            self._announce(point)
+            self._publish(point)
         return point, new
 
     def make_ready(self, point: ResumePoint) -> None:
@@ -142,7 +136,17 @@ class ResumeTree(ResumeState):
         if point.alive and not point.ready:
             point.ready = True
             self._evictor.offer(point)
-            self._announce(point)
+            self._publish(point)
+
+    def _publish(self, point: ResumePoint) -> None:
+        """Let a point be found, and its windows from other points: O(d, blocks)."""
+        for which, group in enumerate(self._windows):
+            run = point.run(group)
+            if run is not None:
+                whole = point.num_tokens // self.components[group].block_size
+                blocks = run.blocks[: whole - run.first]
+                self._paths.append_window(point.edge, which, run.first, blocks)
+        self._announce(point)
 
     def remove(self, point: ResumePoint) -> list[int]:
         """Remove a point and what only it needed; return blocks that were idle.
@@ -341,13 +345,6 @@ class ResumeTree(ResumeState):
         return (point.num_tokens - start) / len(blocks)
 
     # -- keeping count ---------------------------------------------------------
-
-    @staticmethod
-    def _point_at(edge: Edge, num_tokens: int) -> ResumePoint | None:
-        for point in reversed(edge.points):
-            if point.num_tokens <= num_tokens:
-                return point if point.num_tokens == num_tokens else None
-        return None
 
     def _insert_point(self, edge: Edge, point: ResumePoint) -> None:
         at = len(edge.points)

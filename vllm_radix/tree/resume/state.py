@@ -99,11 +99,14 @@ class ResumeState:
             ``resume`` says whether enough is kept for that.
         """
         for edge, end in reversed(self._paths.walk(key, namespace, limit)):
+            exact = edge.point_at(end)
+            if exact is not None and exact.ready:
+                yield exact, end
             if self._positional:
                 for point in self._paths.points_beyond(edge, end):
                     yield point, end
             for point in reversed(edge.points):
-                if point.num_tokens <= end and point.ready:
+                if point.num_tokens < end and point.ready:
                     yield point, point.num_tokens
 
     def find(self, key: bytes, namespace: Namespace, limit: int) -> Resume | None:
