@@ -110,9 +110,10 @@ def test_the_grain_of_delta_nets_is_the_one_that_is_named():
         manager = SimpleNamespace(block_size=spec.block_size, kv_cache_spec=spec)
         return MambaGroup.component(manager).grain
 
-    assert f"multiples of {grain(DELTA)} tokens" in ROWS[
-        "gated delta nets beside full attention"
-    ]
+    assert (
+        f"multiples of {grain(DELTA)} tokens"
+        in ROWS["gated delta nets beside full attention"]
+    )
     assert grain(states()) == 1
 
 
@@ -148,7 +149,9 @@ FEATURES = {
     "a draft model with KV of its own": {"speculative_config": DRAFT},
     "speculative decoding of any kind beside states": {"speculative_config": NGRAM},
     "decode or": {"parallel_config__decode_context_parallel_size": 2},
-    "prefill context parallelism": {"parallel_config__prefill_context_parallel_size": 2},
+    "prefill context parallelism": {
+        "parallel_config__prefill_context_parallel_size": 2
+    },
     "`--use-replayssm`": {"cache_config__use_replayssm": True},
     "grouped attention": {
         "parallel_config__worker_cls": "vllm_radix.attention.worker.Worker"
