@@ -59,6 +59,7 @@ def test_windows_are_compared_with_hits_inside_blocks(out):
     [
         (("answers", "wrong"), ["original"]),
         (("distance",), 0.1),
+        (("effect of a block",), 0.001),
         (("radix", "held_blocks"), 1),
         (("radix", "copies"), 0),
         (("radix", "computed_prompt_tokens"), 10**6),

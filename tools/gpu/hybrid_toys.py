@@ -145,6 +145,9 @@ def distance(one: Json, other: Json) -> float:
 
 
 def effect_of_a_block(answers: Json) -> float:
-    """Return how far a changed early block moves the first token's log-probability."""
-    first = [answers[name]["outputs"][0]["top"][0][0] for name in (CHANGED, ORIGINAL)]
-    return float(abs(first[0] - first[1]))
+    """Return how far a changed early block moves log-probabilities at most."""
+    changed, original = (
+        [step[0] for step in answers[name]["outputs"][0]["top"]]
+        for name in (CHANGED, ORIGINAL)
+    )
+    return max(abs(a - b) for a, b in zip(changed, original, strict=True))

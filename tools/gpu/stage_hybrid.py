@@ -98,7 +98,7 @@ def is_right(toy: str, found: Json) -> bool:
     if toy in DELTA:
         return good and not any(n % GRAIN for n in found["cached"].values())
     good = good and not found["answers"]["wrong"] and radix["copies"] > 0
-    good = good and found["distance"] < CLOSE
+    good = good and found["distance"] < CLOSE < found["effect of a block"] / 10
     if toy == "windows":
         return bool(good)
     return bool(good and radix["checkpoints"] and found["cached"][AFTER_IT])
