@@ -25,7 +25,7 @@ from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.tree import HOLE
-from vllm_radix.tree.resume import Resume, ResumePoint, State
+from vllm_radix.tree.resume import Chunk, Resume, ResumePoint, State
 
 _MAX_PLACES = 64
 """Places looked at where a request may go on, before it computes more instead."""
@@ -89,6 +89,9 @@ class HybridKVCacheManager(KVCacheManager):
             if isinstance(component, State)
         ]
         whole = self.coordinator.scheduler_block_size
+        self._chunks = sorted(
+            {c.chunk for c in self._components if isinstance(c, Chunk)}
+        )
         grain = max(component.grain for component in self._components)
         self.align = grain if min_sub_block_tokens is not None else whole
         gap = min_sub_block_tokens or 1
@@ -299,17 +302,21 @@ class HybridKVCacheManager(KVCacheManager):
         self._publish(plan, done, done + num_new_tokens)
         return blocks
 
-    def _publish(self, plan: ResumePlan, start: int, end: int) -> None:
-        """Add the points that a step from start to end makes possible."""
+    def _publish(self, plan: ResumePlan, start: int, stop: int) -> None:
+        """Add the points that a step from start to stop makes possible."""
         request = plan.request
         done = request.num_computed_tokens
         plan.unwritten = [p for p in plan.unwritten if p.num_tokens > done]
-        known = min(end, request.num_tokens)
+        known = min(stop, request.num_tokens)
         if plan.copied_at:
             self._publish_copy(plan)
         if self._states:
-            self._publish_states(plan, start, end, known)
+            self._publish_states(plan, stop, known)
             return
+        for chunk in self._chunks:
+            # Chunks stay whole, as stock keeps them: a point at the last place in each.
+            for end in range((start // chunk + 1) * chunk, known + 1, chunk):
+                self._add(plan, (end - 1) // self.align * self.align)
         while plan.junctions and plan.junctions[0] <= known:
             self._add(plan, plan.junctions.pop(0), shared=True)
         if plan.boundary and plan.boundary <= known:
@@ -320,9 +327,7 @@ class HybridKVCacheManager(KVCacheManager):
             for place in range((start // step + 1) * step, known + 1, step):
                 self._add(plan, place)
 
-    def _publish_states(
-        self, plan: ResumePlan, start: int, end: int, known: int
-    ) -> None:
+    def _publish_states(self, plan: ResumePlan, end: int, known: int) -> None:
         """Add points where this step, or the one before, leaves a state."""
         while plan.junctions and plan.junctions[0] <= end:
             place = plan.junctions.pop(0)
@@ -447,8 +452,13 @@ class HybridKVCacheManager(KVCacheManager):
         place = min(done, request.num_tokens)
         if not self._states:
             place -= place % self.align
+        block_at = self._block_at(request)
+        whole = place // self._whole * self._whole
+        if not self._states and 0 < whole < place:
+            # What is left when the last blocks, partly filled, are to go.
+            self.block_pool.add_point(request, whole, block_at)
         if place and place % self.align == 0:
-            self.block_pool.add_point(request, place, self._block_at(request))
+            self.block_pool.add_point(request, place, block_at)
 
     def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
         """Return none: answers are not told apart by their blocks here."""

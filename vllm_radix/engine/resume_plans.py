@@ -81,11 +81,12 @@ class SeenPrompts:
             self._tokens -= len(old.key) // BYTES_PER_TOKEN
 
     def deepest_branch(self, key: bytes, namespace: Namespace, above: int) -> int:
-        """Return how many tokens a prompt shares with some other one.
+        """Return how many tokens a prompt shares with one that goes on otherwise.
 
-        0 if those are not more than ``above``. O(log n) comparisons of keys.
+        0 if those are not more than ``above``. A prompt that goes on from another, as
+        the next turn of a conversation, is no branch. O(log n) comparisons of keys.
         """
-        return next(self._tree.branches(key, namespace, above), 0)
+        return next(self._tree.branches(key, namespace, above, ended=False), 0)
 
     def clear(self) -> None:
         """Forget all of them."""

@@ -258,7 +258,12 @@ class WaitingTree:
         ]
 
     def branches(
-        self, key: bytes, namespace: Namespace, above: int, present: bool = False
+        self,
+        key: bytes,
+        namespace: Namespace,
+        above: int,
+        present: bool = False,
+        ended: bool = True,
     ) -> Iterator[int]:
         """Yield where other requests part from a key, the deepest place first.
 
@@ -269,6 +274,7 @@ class WaitingTree:
             namespace: of the request.
             above: places must be deeper, in blocks.
             present: whether the request is in the tree itself.
+            ended: yield places where the others end as well, though the key goes on.
         """
         level = self._levels.get(namespace)
         if level is None:
@@ -289,7 +295,10 @@ class WaitingTree:
             if place <= above:
                 return
             if place < last:
-                yield place
+                # Of all that end here the last one, in order, is the neighbour.
+                ends = right < place and len(keys[before - 1]) // size == place
+                if ended or not ends:
+                    yield place
                 last = place
             prefix = key[: place * size]
             if left == place:

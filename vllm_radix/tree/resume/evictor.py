@@ -6,7 +6,9 @@ are worth more, by a clock that shows the worth of what went last: that is Greed
 Size (Cao and Irani, 1997), with tokens for cost and blocks for size.
 
 Where one path leads on from a point to another, requests go on from the deeper one:
-the point above is *superseded*, and counts for a fraction.
+the point above is *superseded*, and is worth nothing but how lately it was used. One
+that shares all its blocks with the deeper one frees none, and stays: it is what is left
+of the path when the deeper one goes.
 """
 
 import heapq
@@ -14,9 +16,6 @@ from collections.abc import Callable
 from itertools import count
 
 from vllm_radix.tree.resume.point import ResumePoint
-
-SUPERSEDED = 1 / 16
-"""What part of its worth is left to a superseded point."""
 
 Rank = tuple[bool, float]
 """Whether a point is protected, and its worth: the lowest goes first."""
@@ -79,12 +78,16 @@ class ResumeEvictor:
         return None
 
     def take_parked(self) -> ResumePoint | None:
-        """Return a point none of whose blocks is idle, or None: O(1) amortized."""
-        while self._parked:
-            point = self._parked.pop()
-            if point.alive and point.offered is None:
-                return point
-        return None
+        """Return the point that was used longest ago of those that free nothing alone.
+
+        None if there is none. O(those).
+        """
+        parked = [p for p in self._parked if p.alive and p.offered is None]
+        if not parked:
+            return None
+        point = min(parked, key=lambda p: (p.protected, p.base))
+        self._parked = [other for other in parked if other is not point]
+        return point
 
     def _push(self, point: ResumePoint, rank: Rank) -> None:
         point.offered = rank

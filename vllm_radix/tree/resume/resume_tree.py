@@ -30,7 +30,7 @@ from vllm_radix.tree.node import HOLE
 from vllm_radix.tree.prefix_cache import Namespace
 from vllm_radix.tree.resume.check import check_tree, dump
 from vllm_radix.tree.resume.components import Component, Dense
-from vllm_radix.tree.resume.evictor import SUPERSEDED, ResumeEvictor
+from vllm_radix.tree.resume.evictor import ResumeEvictor
 from vllm_radix.tree.resume.paths import Paths
 from vllm_radix.tree.resume.point import (
     Edge,
@@ -152,18 +152,31 @@ class ResumeTree:
         Returns:
             The blocks; None if not all of them are kept.
         """
+        kept = self._kept_runs(point, num_tokens)
+        if kept is None:
+            return None
         runs = []
         for group, component in enumerate(self.components):
-            first = component.first_block(num_tokens)
-            end = component.end_block(num_tokens)
-            if group in self._dense:
-                blocks = tuple(self._dense_blocks(point, group)[:end])
-            else:
-                blocks = tuple(self._kept(point, group, first, end))
-            if len(blocks) < end - first:
-                return None
-            runs.append(Run(group, first, blocks))
+            run = kept.get(group)
+            if run is None:
+                end = component.end_block(num_tokens)
+                blocks = self._dense_blocks(point, group)[:end]
+                run = Run(group, 0, tuple(blocks))
+            runs.append(run)
         return Resume(point.id, num_tokens, tuple(runs))
+
+    def _kept_runs(self, point: ResumePoint, num_tokens: int) -> dict[int, Run] | None:
+        """Return the blocks of all groups but dense ones; None if some lack."""
+        runs = {}
+        for group, component in enumerate(self.components):
+            if group not in self._dense:
+                first = component.first_block(num_tokens)
+                end = component.end_block(num_tokens)
+                blocks = tuple(self._kept(point, group, first, end))
+                if len(blocks) < end - first:
+                    return None
+                runs[group] = Run(group, first, blocks)
+        return runs
 
     def _dense_blocks(self, point: ResumePoint, group: int) -> list[int]:
         """Return the blocks of a dense group up to a point."""
@@ -214,7 +227,7 @@ class ResumeTree:
         tokens = tokens if limit is None else min(limit, tokens)
         found = needed = None
         for point, num_tokens in self.places(key, namespace, tokens):
-            if found is None and self.resume(point, num_tokens) is not None:
+            if found is None and self._kept_runs(point, num_tokens) is not None:
                 found, needed = num_tokens, point.id
             if num_tokens == point.num_tokens:
                 return ResumeProbe(found or 0, needed, (point.id, num_tokens))
@@ -491,11 +504,11 @@ class ResumeTree:
         """Return the tokens that a point saves for each block that goes with it.
 
         None if none of them is idle. Those that are held count as well, so that the
-        worth does not change as they come and go; those that several points need
-        count in part. O(what the point needs besides those above it).
+        worth does not change as they come and go. O(what the point needs besides those
+        above it).
         """
         edge = point.edge
-        blocks = list(point.blocks)
+        blocks = [block for block in point.blocks if self._uses.count(block) == 1]
         superseded = point is not edge.points[-1]
         above = self._paths.point_before(point)
         start = above.num_tokens if above is not None else 0
@@ -506,10 +519,9 @@ class ResumeTree:
                 blocks += ids[first // size - edge.start // size :]
         if not any(block in self._uses.idle for block in blocks):
             return None
-        worth = (point.num_tokens - start) / sum(
-            1 / self._uses.count(block) for block in blocks
-        )
-        return worth * SUPERSEDED if superseded and not point.shared else worth
+        if superseded and not point.shared:
+            return 0.0
+        return (point.num_tokens - start) / len(blocks)
 
     # -- keeping count ---------------------------------------------------------
 
