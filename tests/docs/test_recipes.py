@@ -12,12 +12,21 @@ from collections import defaultdict
 
 import pytest
 import tomllib
+import torch
 from vllm.plugins import load_plugins_by_group
+from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from support.engine_double import WrongReadError
+from support.hybrid_double import make_hybrid_scheduler
 from support.pages import BLOCKS, ROOT
+from support.prompts import prompt
+from vllm_radix import RadixScheduler
 from vllm_radix.config import RadixConfig, parse_flag
+from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
+from vllm_radix.tree.resume import Chunk
 from vllm_radix_bench.replay import report
 from vllm_radix_bench.traces import formats
 from vllm_radix_bench.workloads.encoders import words
@@ -43,13 +52,14 @@ def follow(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    orders, policies, modules = dict(ORDERS), dict(POLICIES), set(sys.modules)
+    registries = [(one, dict(one)) for one in (ORDERS, POLICIES, GROUP_TYPES)]
+    modules = set(sys.modules)
     # What the recipes change is put back.
     monkeypatch.setattr(formats, "FORMATS", formats.FORMATS)
     monkeypatch.setattr(report, "TIMES", report.TIMES)
     monkeypatch.setattr(report, "COLUMNS", report.COLUMNS)
     yield importlib.import_module
-    for registry, known in ((ORDERS, orders), (POLICIES, policies)):
+    for registry, known in registries:
         registry.clear()
         registry.update(known)
     for name in set(sys.modules) - modules:
@@ -98,6 +108,48 @@ def test_the_eviction_policy_of_the_recipe_keeps_the_contract(follow, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 4
+
+
+BLOCK, CHUNK = 16, 64
+SIZES = {"num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+
+
+def serve_chunks(follow, block_size=BLOCK):
+    """Serve requests that part at several places; return the engine."""
+    register_all_kvcache_specs(None)  # as an engine does
+    sizes = {**SIZES, "block_size": block_size}
+    reads, spec = follow("check_two_chunks"), follow("two_chunks").TwoChunksSpec
+    layout = [FullAttentionSpec(**sizes), spec(**sizes, attention_chunk_size=CHUNK)]
+    engine = reads.Reads(make_hybrid_scheduler(RadixScheduler, layout, 80))
+    shared = prompt("shared", 230)
+    for number, cut in enumerate((230, 230, 220, 150, 150)):
+        engine.add(f"{number}", shared[:cut] + prompt(number, 40))
+        engine.run()
+    return engine
+
+
+def test_the_group_type_of_the_recipe_is_served(follow):
+    engine = serve_chunks(follow)
+    # The second that parts at a place leaves a point there, and two chunks before it
+    # are kept: others go on there, or a little before.
+    assert [engine.cached[name] for name in "01234"] == [0, 0, 220, 0, 150]
+    engine.scheduler.kv_cache_manager.block_pool.check()
+
+
+def test_the_group_type_is_unknown_before_and_says_what_it_cannot(follow, monkeypatch):
+    with pytest.raises(ValueError, match="chunks that do not begin with a block"):
+        serve_chunks(follow, block_size=48)
+    monkeypatch.delitem(GROUP_TYPES, follow("two_chunks").TwoChunksManager)
+    with pytest.raises(ValueError, match="TwoChunksSpec x 1 layers"):
+        serve_chunks(follow)
+
+
+def test_a_component_that_keeps_too_little_is_seen(follow, monkeypatch):
+    group = follow("two_chunks").TwoChunksGroup
+    one_chunk = classmethod(lambda cls, manager: Chunk(BLOCK, chunk=CHUNK))
+    monkeypatch.setattr(group, "component", one_chunk)
+    with pytest.raises(WrongReadError, match="of group 1 in block 0"):
+        serve_chunks(follow)
 
 
 def test_the_trace_format_of_the_recipe_is_read(follow, tmp_path):

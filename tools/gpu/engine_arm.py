@@ -179,7 +179,8 @@ class Run:
             ``seed`` of it, ``limit_s``, ``logprobs``, ``reset_at`` (engine steps at
             which the cache is reset, running requests preempted) and ``answers``
             (whether to return them); ``within`` names context managers that are
-            entered for the job, with the arm.
+            entered for the job, with the arm. A request that is ``fresh`` only waits
+            for the one it comes ``after``, and has nothing of it in its prompt.
     """
 
     def __init__(self, arm: Arm, job: Json) -> None:
@@ -304,7 +305,7 @@ class Run:
         )
         said = prompt + list(output.outputs[0].token_ids)
         for request in self._after.get(name, []):
-            self._send(request, said, now)
+            self._send(request, [] if request.get("fresh") else said, now)
 
     @staticmethod
     def _answer(one: Any) -> Json:

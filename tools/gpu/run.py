@@ -48,6 +48,8 @@ STAGES: dict[str, tuple[str, int, dict[str, str]]] = {
             "RADIX_GPU_LIMIT": "75",
         },
     ),
+    "7": ("stage_hybrid.py", 330, {"RADIX_GPU_LIMIT": "240"}),
+    "8": ("stage_hybrid_time.py", 240, {"RADIX_GPU_LIMIT": "150"}),
 }
 BEHIND = {"5"}
 """Stages that need no device: they run beside the others."""

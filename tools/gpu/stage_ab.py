@@ -233,10 +233,15 @@ class Comparison:
             arm.stop()
 
 
-def run() -> bool:
-    """Run the stage; return whether both arms ran all there was time for."""
-    result = Result(os.environ.get("RADIX_GPU_NAME", "4-ab"))
-    comparison = Comparison(result, words("ARMS", "stock radix"))
+def run(made: type[Comparison] = Comparison, name: str = "4-ab") -> bool:
+    """Run the stage; return whether both arms ran all there was time for.
+
+    Args:
+        made: what is compared.
+        name: of the result, if the environment gives none.
+    """
+    result = Result(os.environ.get("RADIX_GPU_NAME", name))
+    comparison = made(result, words("ARMS", "stock radix"))
     engine = comparison.prepare()
     if not comparison.start(engine):
         return False

@@ -46,9 +46,10 @@ def attend(
 ) -> None:
     """Write causal attention of each request over its blocks to ``out``.
 
-    Takes what vLLM's kernel takes, and of its features none.
+    Takes what vLLM's kernel takes, and of its features windows only.
     """
-    assert features["causal"] and features["window_size"] == (-1, -1)
+    before, after = features["window_size"]
+    assert features["causal"] and after == min(before, 0)
     for name in ("alibi_slopes", "sinks", "q_descale", "output_scale"):
         assert features[name] is None, name
     assert not features["softcap"]
@@ -64,8 +65,9 @@ def attend(
         )
         scores = torch.einsum("thd,shd->hts", q[first:end], keys) * softmax_scale
         at = torch.arange(length - (end - first), length)
-        later = torch.arange(length) > at[:, None]
-        weights = scores.masked_fill(later, float("-inf")).softmax(-1)
+        back = at[:, None] - torch.arange(length)
+        unread = back < 0 if before < 0 else (back < 0) | (back > before)
+        weights = scores.masked_fill(unread, float("-inf")).softmax(-1)
         out[first:end] = torch.einsum("hts,shd->thd", weights, values)
 
 
