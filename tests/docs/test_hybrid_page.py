@@ -71,14 +71,12 @@ LAYOUTS = {
     "windows over answers only (RSWA), sinks with blocks of their own, "
     "cross-attention": [[FULL, RSWA]],
 }
-AHEAD = pytest.mark.xfail(strict=True, reason="the refusal is not merged yet")
 
 
 def cases():
     for row, layouts in LAYOUTS.items():
         for specs in layouts:
-            marks = [AHEAD] if MLA in specs and len(specs) > 1 else []
-            yield pytest.param(row, specs, marks=marks)
+            yield row, specs
 
 
 @pytest.mark.parametrize(("row", "specs"), cases())

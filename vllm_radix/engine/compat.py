@@ -36,7 +36,12 @@ from vllm.v1.core.single_type_kv_cache_manager import (
     SingleTypeKVCacheManager,
     SlidingWindowManager,
 )
-from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import (
+    KVCacheConfig,
+    MLAAttentionSpec,
+    SlidingWindowMLASpec,
+    UniformTypeKVCacheSpecs,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request, RequestStatus
 
@@ -58,6 +63,7 @@ __all__ = [
     "KVCacheConfig",
     "KVCacheManager",
     "KVCacheSpecRegistry",
+    "MLAAttentionSpec",
     "MambaAttentionBackendEnum",
     "MambaManager",
     "PauseState",
@@ -68,6 +74,7 @@ __all__ = [
     "SchedulerOutput",
     "SchedulingPolicy",
     "SingleTypeKVCacheManager",
+    "SlidingWindowMLASpec",
     "SlidingWindowManager",
     "UniformTypeKVCacheSpecs",
     "VllmConfig",

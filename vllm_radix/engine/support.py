@@ -109,6 +109,8 @@ def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
 
     Supported are groups of the types in ``GROUP_TYPES``.
     """
+    if is_one_full_group(kv_cache_config):
+        return None
     groups = kv_cache_config.kv_cache_groups
     managers = _managers(kv_cache_config)
     bad = []

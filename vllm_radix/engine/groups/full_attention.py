@@ -9,7 +9,11 @@ would leave a block behind that is worth nothing: the request takes it instead.
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_radix.engine.compat import FullAttentionManager, KVCacheBlock
+from vllm_radix.engine.compat import (
+    FullAttentionManager,
+    KVCacheBlock,
+    MLAAttentionSpec,
+)
 from vllm_radix.engine.groups.base import GroupType
 from vllm_radix.tree.resume import Dense
 
@@ -26,6 +30,14 @@ class FullAttentionGroup(GroupType):
     def component(cls, manager: Any) -> Dense:
         """Return the component that needs all blocks."""
         return Dense(manager.block_size)
+
+    @classmethod
+    def problem(cls, spec: Any) -> str | None:
+        """Return why a group beside others cannot be served, or None."""
+        kinds = [spec, *getattr(spec, "kv_cache_specs", {}).values()]
+        if any(isinstance(kind, MLAAttentionSpec) for kind in kinds):
+            return "MLA (multi-head latent attention) beside layers of other kinds"
+        return None
 
 
 class RadixFullAttentionManager(FullAttentionManager):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_radix.engine.compat import SlidingWindowManager
+from vllm_radix.engine.compat import SlidingWindowManager, SlidingWindowMLASpec
 from vllm_radix.engine.groups.base import GroupType
 from vllm_radix.tree.resume import Window
 
@@ -17,3 +17,10 @@ class SlidingWindowGroup(GroupType):
         """Return the window, with what vLLM keeps behind it for drafts."""
         width = manager.sliding_window + manager.extra_retained_tokens
         return Window(manager.block_size, width=width)
+
+    @classmethod
+    def problem(cls, spec: Any) -> str | None:
+        """Return why a group cannot be served, or None."""
+        if isinstance(spec, SlidingWindowMLASpec):
+            return "MLA (multi-head latent attention) with a window"
+        return None
