@@ -48,7 +48,7 @@ STAGES: dict[str, tuple[str, int, dict[str, str]]] = {
             "RADIX_GPU_LIMIT": "75",
         },
     ),
-    "7": ("stage_hybrid.py", 330, {"RADIX_GPU_LIMIT": "240"}),
+    "7": ("stage_hybrid.py", 440, {"RADIX_GPU_LIMIT": "300"}),
     "8": ("stage_hybrid_time.py", 240, {"RADIX_GPU_LIMIT": "150"}),
 }
 BEHIND = {"5"}

@@ -42,7 +42,9 @@ TOYS: dict[str, Json] = {
 }
 """Toys, and what is special about their engines."""
 
-DEFAULT = "windows falcon_h1 granite4 qwen3_next"
+DEFAULT = "windows falcon_h1"
+PATIENCE = {"windows": 60}
+"""Seconds in which an engine says nothing; others tune kernels as they start."""
 ARMS: dict[str, Json | None] = {"stock": None, "radix": {}}
 DELTA = {"qwen3_next"}
 GRAIN = 64
@@ -107,7 +109,8 @@ def is_right(toy: str, found: Json) -> bool:
 def serve(toy: str, result: Result) -> bool:
     """Serve a toy's requests with both arms; return whether all is right."""
     wanted = {name: settings(toy, radix) for name, radix in ARMS.items()}
-    up, down = start(wanted, 60 if not INTERPRET else 300, LOGS / toy)
+    patience = PATIENCE.get(toy, 240)
+    up, down = start(wanted, 300 if INTERPRET else patience, LOGS / toy)
     found: Json = {"up": {n: a.description for n, a in up.items()}, "down": down}
     answers: Json = {}
     requests: list[Json] = []
@@ -118,10 +121,10 @@ def serve(toy: str, result: Result) -> bool:
                 "requests": requests,
                 "answers": True,
                 "logprobs": 2,
-                "limit_s": 900 if INTERPRET else 40,
+                "limit_s": 900 if INTERPRET else 2 * patience,
                 "within": ["hybrid_toys:counted_checkpoints"],
             }
-            found[name] = arm.ask(job, 900 if INTERPRET else 90)
+            found[name] = arm.ask(job, 900 if INTERPRET else 3 * patience)
             answers[name] = found[name].pop("answers")
     except ArmError as error:
         found["error"] = str(error)
