@@ -123,7 +123,7 @@ def drive(engine, rng, seed, requests, faults, priority, longest=150, **fields):
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks are lost"
 
 
-def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
+def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, check=True, **options):
     """Serve random requests over several KV cache groups, in a pool that is small.
 
     Args:
@@ -131,6 +131,7 @@ def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
         seed: of everything random.
         cls: the scheduler, ours or vLLM's.
         lag: steps scheduled ahead of their results.
+        check: verify pool and tree after every step.
         options: as for ``make_hybrid_scheduler``.
 
     Returns:
@@ -154,7 +155,7 @@ def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
         scheduler_reserve_full_isl=False,
         **options,
     )
-    engine = HybridDouble(scheduler, lag)
+    engine = HybridDouble(scheduler, lag, check)
     # Some stop at a token that was not known when the next step was scheduled.
     drive(engine, rng, seed, 30, faults=True, priority=False, stop=(5, 6))
     return engine
