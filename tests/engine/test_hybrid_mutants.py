@@ -1,30 +1,38 @@
 """Does the hybrid double catch bugs? Each one here is planted, and must be caught.
 
 By a wrong read wherever it can lead to one, with the checks of pool and tree off; by
-those checks otherwise.
+those checks otherwise; or by a count, where too much is computed, or at a wrong place.
 """
+
+from dataclasses import replace
 
 import pytest
 
 from support.engine_double import WrongReadError
+from support.hybrid_double import HybridDouble, make_hybrid_scheduler, parse_layout
+from support.prompts import prompt
 from support.traffic import hybrid_traffic
 from vllm_radix import RadixScheduler
+from vllm_radix.engine.compat import MambaAttentionBackendEnum
+from vllm_radix.engine.groups.mamba import MambaGroup
+from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.request_keys import RequestKeys
+from vllm_radix.engine.resume_plans import ResumePlans
 from vllm_radix.tree.resume import Chunk, ResumeTree, State, Window
 from vllm_radix.tree.resume.paths import Paths
 
 EVERYTHING = "full/16+swa:40/16+chunked:64/16+mamba/32"
 WINDOWS = "full/16+swa:40/16"
 LAYOUTS = [EVERYTHING, WINDOWS, "full/16+chunked:64/16", "full/32+mamba/32x3"]
-CHECKS = AssertionError
+CHECKS = AssertionError, KeyError
 MUTANTS = {}
 
 
-def mutant(caught_by=WrongReadError, layouts=LAYOUTS):
+def mutant(caught_by=WrongReadError, layouts=LAYOUTS, lags=(0, 1)):
     def note(plant):
-        MUTANTS[plant.__name__] = plant, caught_by, layouts
+        MUTANTS[plant.__name__] = plant, caught_by, layouts, lags
         return plant
 
     return note
@@ -42,7 +50,7 @@ def what_ends_is_said_to_be_one_token_longer(patch):
     patch.setattr(HybridKVCacheManager, "_leave", wrong)
 
 
-@mutant(layouts=["full/32+mamba/32x3", "full/16+mamba/64x2"])
+@mutant(layouts=["full/32+mamba/32x3", EVERYTHING], lags=[2])
 def a_state_in_flight_counts_for_the_tokens_that_are_known(patch):
     leave = HybridKVCacheManager._leave
 
@@ -167,11 +175,9 @@ def joined_edges_forget_the_windows_of_one(patch):
     join = Paths.join
 
     def wrong(self, upper):
-        (lower,) = upper.children.values()
+        ((_, lower),) = upper.children.items()
         for part in (upper, lower):
-            for blocks in part.windows:
-                for block in list(blocks.values())[:1]:
-                    self.window_of.pop(block)
+            part.windows = [{} for _ in part.windows]
         return join(self, upper)
 
     patch.setattr(Paths, "join", wrong)
@@ -187,25 +193,6 @@ def held_blocks_may_be_evicted(patch):
     patch.setattr(ResumeTree, "acquire", lambda self, blocks: None)
 
 
-@mutant(caught_by=CHECKS)
-def a_point_keeps_more_than_it_needs(patch):
-    first = State.first_block
-    patch.setattr(State, "first_block", lambda self, n: max(0, first(self, n) - 1))
-
-
-@mutant()
-def points_that_no_step_will_write_stay(patch):
-    leave = HybridKVCacheManager._leave
-
-    def wrong(self, request):
-        plan = self.plans.get(request.request_id)
-        if plan is not None:
-            plan.unwritten.clear()
-        leave(self, request)
-
-    patch.setattr(HybridKVCacheManager, "_leave", wrong)
-
-
 @mutant()
 def a_request_goes_on_one_token_late(patch):
     look_up = HybridKVCacheManager.get_computed_blocks
@@ -217,16 +204,16 @@ def a_request_goes_on_one_token_late(patch):
     patch.setattr(HybridKVCacheManager, "get_computed_blocks", wrong)
 
 
-@mutant(caught_by=AssertionError)
+@mutant(caught_by=CHECKS)
 def a_reset_forgets_the_tree(patch):
     patch.setattr(ResumeTree, "reset", lambda self: None)
 
 
-def first_failure(check, layouts):
+def first_failure(check, layouts, lags):
     """Run traffic until something is caught; return what, or None."""
     for seed in range(12):
         for layout in layouts:
-            for lag in (0, 1):
+            for lag in lags:
                 try:
                     hybrid_traffic(layout, seed, RadixScheduler, lag, check)
                 except Exception as error:
@@ -236,11 +223,89 @@ def first_failure(check, layouts):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_caught(name, monkeypatch):
-    plant, caught_by, layouts = MUTANTS[name]
+    plant, caught_by, layouts, lags = MUTANTS[name]
     plant(monkeypatch)
-    error = first_failure(caught_by is CHECKS, layouts)
+    error = first_failure(caught_by is CHECKS, layouts, lags)
     assert error is not None, "nobody noticed"
     assert isinstance(error, caught_by), repr(error)
+
+
+# -- caught by a count ---------------------------------------------------------
+
+
+def no_junctions(patch):
+    patch.setattr(ResumePlans, "junctions", lambda self, plan, limit, cached: [])
+
+
+def nobody_is_held(patch):
+    patch.setattr(Holds, "behind_plans", lambda self, plans, now: set())
+    patch.setattr(Holds, "behind_junctions", lambda self, *args: set())
+
+
+def nothing_is_left_at_the_end(patch):
+    patch.setattr(
+        HybridKVCacheManager,
+        "_leave",
+        lambda self, request: self.plans.pop(request.request_id),
+    )
+
+
+def computed(layout):
+    """What four requests compute that share 90 tokens, then what they share more."""
+    engine = HybridDouble(
+        make_hybrid_scheduler(
+            RadixScheduler,
+            layout,
+            200,
+            max_num_batched_tokens=512,
+            radix={"min_sub_block_tokens": 1},
+        )
+    )
+    stem = prompt("stem", 90)
+    for name in "abcd":
+        engine.add(name, [*stem, *prompt(name, 50)], max_tokens=1)
+    engine.run()
+    engine.add("next", [*stem, *prompt("a", 50), *engine.outputs["a"], 7], max_tokens=1)
+    engine.run()
+    return engine.computed
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        None,
+        no_junctions,
+        nobody_is_held,
+        nothing_is_left_at_the_end,
+    ],
+)
+def test_a_planted_waste_is_counted(plant, monkeypatch):
+    if plant is not None:
+        plant(monkeypatch)
+    fewest = 90 + 4 * 50 + 2
+    assert (computed(WINDOWS) == fewest) == (plant is None)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_states_of_delta_nets_are_cut_at_multiples_of_their_chunks(
+    ignored, monkeypatch
+):
+    if ignored:
+        monkeypatch.setattr(
+            MambaGroup, "component", lambda manager: State(manager.block_size)
+        )
+    full, *states = parse_layout("full/32+mamba/32x2")
+    kind = MambaAttentionBackendEnum.GDN_ATTN
+    specs = [full, *(replace(spec, mamba_type=kind) for spec in states)]
+    engine = HybridDouble(
+        make_hybrid_scheduler(RadixScheduler, specs, 200, max_num_batched_tokens=512)
+    )
+    stem = prompt("stem", 200)
+    for name in "abcd":
+        engine.add(name, [*stem, *prompt(name, 50)])
+    engine.run()
+    cached = {*engine.cached.values()}
+    assert cached == ({0, 200} if ignored else {0, 192})
 
 
 def test_without_a_bug_nothing_is_caught():

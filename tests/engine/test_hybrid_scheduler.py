@@ -101,6 +101,14 @@ def test_random_traffic_reads_right(layout, lag):
         assert all(engine.moved > 0 for engine in engines)
 
 
+@pytest.mark.parametrize("layout", [EVERYTHING, "full/16+mamba/64x2"])
+@pytest.mark.parametrize(("lag", "priority"), [(2, False), (0, True), (1, True)])
+def test_random_traffic_reads_right_in_other_orders(layout, lag, priority):
+    """More steps ahead, as with a pipeline; and preempted within a step."""
+    for seed in range(5, 8):
+        hybrid_traffic(layout, seed, RadixScheduler, lag, priority=priority)
+
+
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize(
     "options",
