@@ -123,7 +123,9 @@ def drive(engine, rng, seed, requests, faults, priority, longest=150, **fields):
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks are lost"
 
 
-def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
+def hybrid_traffic(
+    layout, seed, cls=RadixScheduler, lag=0, check=True, priority=False, **options
+):
     """Serve random requests over several KV cache groups, in a pool that is small.
 
     Args:
@@ -131,6 +133,8 @@ def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
         seed: of everything random.
         cls: the scheduler, ours or vLLM's.
         lag: steps scheduled ahead of their results.
+        check: verify pool and tree after every step.
+        priority: schedule by priorities, which requests have at random.
         options: as for ``make_hybrid_scheduler``.
 
     Returns:
@@ -144,6 +148,8 @@ def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
     )
     if "swa" in layout or "mamba" in layout:
         options.setdefault("prefix_cache_retention_interval", rng.choice([0, 64, None]))
+    if priority:
+        options["scheduling_policy"] = "priority"
     scheduler = make_hybrid_scheduler(
         cls,
         layout,
@@ -154,7 +160,7 @@ def hybrid_traffic(layout, seed, cls=RadixScheduler, lag=0, **options):
         scheduler_reserve_full_isl=False,
         **options,
     )
-    engine = HybridDouble(scheduler, lag)
+    engine = HybridDouble(scheduler, lag, check)
     # Some stop at a token that was not known when the next step was scheduled.
-    drive(engine, rng, seed, 30, faults=True, priority=False, stop=(5, 6))
+    drive(engine, rng, seed, 30, faults=True, priority=priority, stop=(5, 6))
     return engine
