@@ -164,8 +164,6 @@ def test_of_a_backlog_only_the_fewest_tokens_are_computed(layout, load, lag, chu
 @pytest.mark.parametrize("load", [documents, fork_tree])
 @pytest.mark.parametrize("layout", WITH_EVERYTHING)
 def test_one_by_one_it_computes_no_more_than_stock(layout, load, interval):
-    if load is fork_tree and layout == "full/16+chunked:64/16":
-        pytest.skip("stock keeps all chunks, and none is remembered for a fork here")
     options = {}
     if "swa" in layout or "mamba" in layout:
         options["prefix_cache_retention_interval"] = interval

@@ -141,14 +141,14 @@ class Holds:
             plans: of the requests that run.
             now: the time, in seconds.
         """
-        late = self._behind_junctions(
+        late = self.behind_junctions(
             order, capacity.slots, unavailable, plans.min_gap, now
         )
         if held or late:
-            late |= self._leave_room(held | late, capacity, plans.dense, now)
+            late |= self.leave_room(held | late, capacity, plans.dense, now)
         return late
 
-    def _behind_junctions(
+    def behind_junctions(
         self,
         order: Iterable[WaitingRequest],
         slots: int,
@@ -185,7 +185,7 @@ class Holds:
                     late.add(entry.id)
         return late
 
-    def _leave_room(
+    def leave_room(
         self,
         held: set[str],
         capacity: StepCapacity,

@@ -25,7 +25,7 @@ from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.tree import HOLE
-from vllm_radix.tree.resume import Chunk, Resume, ResumePoint, State
+from vllm_radix.tree.resume import Chunk, Dense, Resume, ResumePoint, State
 
 _MAX_PLACES = 64
 """Places looked at where a request may go on, before it computes more instead."""
@@ -237,7 +237,8 @@ class HybridKVCacheManager(KVCacheManager):
         plan.key, plan.namespace = bytes(key), pool.keys.namespace(request)
         places = self.plans.junctions(plan, limit, cached)
         if not self.block_pool.keys.is_plain(request):
-            places = [n for n in places if n % self._whole == 0]
+            whole = (n // self._whole * self._whole for n in places)
+            places = sorted({n for n in whole if n > cached})
         plan.junctions = places
         plan.open = set(places)
         boundary = (request.num_prompt_tokens - 1) // self._whole * self._whole
@@ -445,9 +446,7 @@ class HybridKVCacheManager(KVCacheManager):
         if plan is None:
             return
         done = request.num_computed_tokens
-        for point in plan.unwritten:
-            if point.num_tokens > done:
-                self.block_pool.remove_point(point)  # and will never be written
+        self._retract(plan, done)
         # A state has seen every token up to here, those of a step under way included:
         # where they are not known yet, nobody can ask for it.
         if self._states and done > request.num_tokens:
@@ -462,6 +461,25 @@ class HybridKVCacheManager(KVCacheManager):
             self.block_pool.add_point(request, whole, block_at)
         if place and place % self.align == 0:
             self.block_pool.add_point(request, place, block_at)
+
+    def _retract(self, plan: ResumePlan, done: int) -> None:
+        """Take back what a request published in this step and will not compute.
+
+        Args:
+            plan: of the request.
+            done: tokens that it has computed in earlier steps.
+        """
+        unwritten = [point for point in plan.unwritten if point.num_tokens > done]
+        for point in unwritten:
+            self.block_pool.remove_point(point)
+        if not unwritten:
+            return
+        # Another request may have put a point behind them on the same path.
+        for component, group in zip(self._components, self._groups, strict=True):
+            blocks = group.req_to_blocks.get(plan.request.request_id) or ()
+            for block in blocks[done // component.block_size :]:
+                if isinstance(component, Dense) and not block.is_null:
+                    self.block_pool.drop(block)
 
     def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
         """Return none: answers are not told apart by their blocks here."""

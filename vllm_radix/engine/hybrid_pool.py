@@ -117,6 +117,11 @@ class HybridBlockPool(BlockPool):
         """Remove a point that will not be written."""
         self._reuse(self.tree.remove(point))
 
+    def drop(self, block: KVCacheBlock) -> None:
+        """Remove what needs a block that will not be written, if it is cached."""
+        if block.block_id in self.tree:
+            self._reuse(self.tree.discard(block.block_id))
+
     @property
     def num_blank_blocks(self) -> int:
         """Free blocks that hold nothing cached."""

@@ -282,11 +282,15 @@ class Physical(RuleBasedStateMachine):
             for group, component in enumerate(self.layout)
             if isinstance(component, State) and place % component.block_size
         ]
-        copies = self.take(len(partly))
+        sources = [
+            request.block_at(group, (place - 1) // self.layout[group].block_size)
+            for group in partly
+        ]
+        copies = None if HOLE in sources else self.take(len(partly))
         if copies is None:
             return
-        for group, copy in zip(partly, copies, strict=True):
-            self.memory.copy(request.tables[group][-1], copy)
+        for source, copy in zip(sources, copies, strict=True):
+            self.memory.copy(source, copy)
         copied = dict(zip(partly, copies, strict=True))
 
         def block_at(group, index):
