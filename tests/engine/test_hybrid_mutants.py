@@ -50,7 +50,7 @@ def what_ends_is_said_to_be_one_token_longer(patch):
     patch.setattr(HybridKVCacheManager, "_leave", wrong)
 
 
-@mutant(layouts=["full/32+mamba/32x3", EVERYTHING], lags=[2])
+@mutant(layouts=["full/32+mamba/32x3", "full/16+mamba/64x2", EVERYTHING], lags=[1, 2])
 def a_state_in_flight_counts_for_the_tokens_that_are_known(patch):
     leave = HybridKVCacheManager._leave
 
@@ -211,7 +211,7 @@ def a_reset_forgets_the_tree(patch):
 
 def first_failure(check, layouts, lags):
     """Run traffic until something is caught; return what, or None."""
-    for seed in range(12):
+    for seed in range(48):
         for layout in layouts:
             for lag in lags:
                 try:
