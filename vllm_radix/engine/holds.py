@@ -6,6 +6,9 @@ from vllm_radix.engine.compat import Request, RequestStatus
 from vllm_radix.engine.resume_plans import ResumePlans
 from vllm_radix.policy import StepCapacity, WaitingRequest, WaitingTree
 
+_MOST_LATE = 8
+"""How often a request is held behind others that start: one for each junction."""
+
 _LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
 
 
@@ -141,9 +144,7 @@ class Holds:
             plans: of the requests that run.
             now: the time, in seconds.
         """
-        late = self.behind_junctions(
-            order, capacity.slots, unavailable, plans.min_gap, now
-        )
+        late = self.behind_junctions(order, capacity.slots, unavailable, plans, now)
         if held or late:
             late |= self.leave_room(held | late, capacity, plans.dense, now)
         return late
@@ -153,19 +154,20 @@ class Holds:
         order: Iterable[WaitingRequest],
         slots: int,
         unavailable: set[str],
-        least: int,
+        plans: ResumePlans,
         now: float,
     ) -> set[str]:
         """Return the requests to hold because one that starts shares more with them.
 
-        It leaves a resume point there, which others can use in later steps only.
-        O(slots), and those returned.
+        It leaves a resume point there, which others can use in later steps only. After
+        a few times a request is not held so again: the one that starts may leave no
+        point after all. O(slots, and those that share more with them).
 
         Args:
             order: requests, as they are to be admitted.
             slots: how many can be.
             unavailable: ids of requests that cannot go.
-            least: fewest tokens that are worth it.
+            plans: say where such points lie, and what is worth one.
             now: the time, in seconds.
         """
         late: set[str] = set()
@@ -176,12 +178,16 @@ class Holds:
             if leader.id in late or leader.id in unavailable:
                 continue
             admitted.add(leader.id)
-            for entry, shared in self._tree.sharing_at_least(
-                leader, leader.cached + least
-            ):
+            least = leader.cached + plans.min_gap
+            for entry, shared in self._tree.sharing_at_least(leader, least):
+                place = plans.place(shared)
+                if place < max(least, entry.cached + plans.min_gap):
+                    continue
                 free = entry.id in self._waiting and entry.id not in admitted
-                gains = free and shared - entry.cached >= least
-                if gains and entry.id not in late and self._hold(entry, now):
+                if not free or entry.id in late or entry.times_late >= _MOST_LATE:
+                    continue
+                if self._hold(entry, now):
+                    entry.times_late += 1
                     late.add(entry.id)
         return late
 

@@ -317,9 +317,11 @@ class HybridKVCacheManager(KVCacheManager):
         if self._states:
             self._publish_states(plan, stop, known)
             return
+        first = start if plan.published is None else plan.published
+        plan.published = max(known, first)
         for chunk in self._chunks:
             # Chunks stay whole, as stock keeps them: a point at the last place in each.
-            for end in range((start // chunk + 1) * chunk, known + 1, chunk):
+            for end in range((first // chunk + 1) * chunk, known + 1, chunk):
                 self._add(plan, (end - 1) // self.align * self.align)
         while plan.junctions and plan.junctions[0] <= known:
             self._add(plan, plan.junctions.pop(0), shared=True)
@@ -328,7 +330,7 @@ class HybridKVCacheManager(KVCacheManager):
             plan.boundary = 0
         if self._interval != 0:
             step = self._interval or self._whole
-            for place in range((start // step + 1) * step, known + 1, step):
+            for place in range((first // step + 1) * step, known + 1, step):
                 self._add(plan, place)
 
     def _publish_states(self, plan: ResumePlan, end: int, known: int) -> None:

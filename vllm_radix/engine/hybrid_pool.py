@@ -50,7 +50,9 @@ class HybridBlockPool(BlockPool):
             raise RuntimeError("radix: the block pool is in use already")
         pool.__class__ = cls
         pool.tree = ResumeTree(components)
-        pool.keys = RequestKeys(1, pool.num_gpu_blocks)
+        # A letter is a token: a medium has as many as it has placeholders.
+        tokens = pool.num_gpu_blocks * max(c.block_size for c in components)
+        pool.keys = RequestKeys(1, tokens)
         pool.mirror = mirror or bool(pool.enable_kv_cache_events)
         pool.moved = {}
         pool._marks = make_marks(pool.num_gpu_blocks)

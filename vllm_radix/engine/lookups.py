@@ -65,7 +65,9 @@ class PrefixLookups:
         anchor, depth = probe.anchor if probe else (None, 0)
         end = ChangeLog.root(entry.namespace) if anchor is None else anchor
         at = depth * tree.block_bytes
-        following = entry.key[at : at + tree.block_bytes]
+        following = entry.key[at : at + tree.following_bytes]
+        if len(following) < tree.following_bytes > tree.block_bytes:
+            following = b""  # all news behind its anchor concern it
         self._ends.setdefault(end, {}).setdefault(following, set()).add(entry)
         self._end_of[entry.id] = end, following
         needed = probe.last_block if probe else None
@@ -149,9 +151,18 @@ class PrefixLookups:
         for block in news.removed_blocks:
             if block in ends:
                 concerned.update(*ends[block].values())
+        whole = self._tree.following_bytes
         for before, following in news.added_edges:
-            if before in ends:
-                concerned |= ends[before].get(following, set())
+            if before not in ends:
+                continue
+            here = ends[before]
+            concerned |= here.get(following, set())
+            if whole > self._tree.block_bytes:
+                concerned |= here.get(b"", set())
+                if len(following) < whole:
+                    for filed, entries in here.items():
+                        if filed.startswith(following):
+                            concerned |= entries
         return concerned
 
     def skip(self) -> None:

@@ -31,6 +31,8 @@ class ResumePlan:
         namespace: of the key.
         junctions: where others part from it, in tokens; those to come, in order.
         open: those of them that nobody can go on from yet.
+        published: tokens up to which points were added where chunks and intervals end;
+            those under way may not be known yet.
         boundary: where an identical prompt goes on, if it lies before the end; the
             place where stock would keep a window or a state.
         state_at: a place at the end of a block where its state lies until the blocks
@@ -45,6 +47,7 @@ class ResumePlan:
     namespace: Namespace = None
     junctions: list[int] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
+    published: int | None = None
     boundary: int = 0
     state_at: int = 0
     copied_at: int = 0
@@ -137,12 +140,16 @@ class ResumePlans:
             places += self.waiting.branches(key, namespace, cached, present=True)
         kept: list[int] = []
         for place in sorted(places, reverse=True):
-            place = min(place, limit) // self._grain * self._grain
+            place = self.place(min(place, limit))
             if place - cached < self.min_gap:
                 break
             if not kept or kept[-1] - place >= self.min_gap:
                 kept.append(place)
         return kept[MAX_JUNCTIONS - 1 :: -1]
+
+    def place(self, shared: int) -> int:
+        """Return where a junction lies of requests that share so many tokens."""
+        return shared // self._grain * self._grain
 
     def get(self, request_id: str) -> ResumePlan | None:
         """Return the plan of a request that runs; None for others."""

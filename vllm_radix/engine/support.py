@@ -124,7 +124,7 @@ def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
             bad.append(problem)
     if groups and not bad:
         return None
-    what = ", ".join(bad) or "no cache at all"
+    what = ", ".join(dict.fromkeys(bad)) or "no cache at all"
     return f"radix does not serve this model's cache, which has {what}: {_FIX}."
 
 

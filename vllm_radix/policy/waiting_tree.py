@@ -54,6 +54,7 @@ class WaitingRequest:
         computing: whether it was admitted and is computing its prompt.
         held_since: since when it has waited for another to compute what they share.
         held_before: the seconds that it was held before.
+        times_late: how often it was held behind one that started in the same step.
     """
 
     id: str
@@ -73,6 +74,7 @@ class WaitingRequest:
     computing: bool = False
     held_since: float | None = None
     held_before: float = 0.0
+    times_late: int = 0
 
     @property
     def uncached(self) -> int:

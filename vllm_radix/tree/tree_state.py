@@ -24,12 +24,14 @@ class TreeState(PrefixCache):
 
     Attributes:
         tells_all: ``changes`` has whatever may change a look-up's answer.
+        following_bytes: of the tokens behind an edge in ``changes``: a block's.
     """
 
     tells_all = True
 
     def __init__(self, block_size: int, policy: EvictionPolicy | None = None) -> None:
         super().__init__(block_size)
+        self.following_bytes = self.block_bytes
         self.policy = policy or LRU()
         self.history: EvictionHistory | None = None
         self.changes: ChangeLog | None = None

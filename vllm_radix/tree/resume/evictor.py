@@ -17,6 +17,9 @@ from itertools import count
 
 from vllm_radix.tree.resume.point import ResumePoint
 
+_LEAST_QUEUED = 64
+"""Entries up to which the queue is never cleaned."""
+
 Rank = tuple[bool, float]
 """Whether a point is protected, and its worth: the lowest goes first."""
 
@@ -38,6 +41,7 @@ class ResumeEvictor:
         # Points that would free nothing, as of when they were looked at.
         self._parked: list[ResumePoint] = []
         self._released = False
+        self._most = _LEAST_QUEUED
         self.clock = 0.0
 
     def offer(self, point: ResumePoint) -> None:
@@ -92,3 +96,12 @@ class ResumeEvictor:
     def _push(self, point: ResumePoint, rank: Rank) -> None:
         point.offered = rank
         heapq.heappush(self._queue, (rank, next(self._numbers), point))
+        if len(self._queue) > self._most:
+            # What was queued again elsewhere, or is gone: O(1) amortized.
+            self._queue = [
+                entry
+                for entry in self._queue
+                if entry[2].alive and entry[0] == entry[2].offered
+            ]
+            heapq.heapify(self._queue)
+            self._most = max(_LEAST_QUEUED, 2 * len(self._queue))

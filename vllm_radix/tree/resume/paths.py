@@ -341,20 +341,27 @@ class Paths:
                     yield other
             stack += (e for e in edge.children.values() if e.start < end)
 
-    def way_on(self, point: ResumePoint) -> tuple[ResumePoint | None, bytes]:
-        """Return the next ready point above another, and the token that follows it.
+    def way_on(self, point: ResumePoint, most: int) -> tuple[ResumePoint | None, bytes]:
+        """Return the next ready point above another, and the tokens that follow it.
 
         O(edges and points between).
+
+        Args:
+            point: to which the tokens lead.
+            most: tokens, if there are so many up to the point.
         """
         above = self.point_before(point)
         while above is not None and not above.ready:
             above = self.point_before(above)
         start = 0 if above is None else above.num_tokens
-        edge = point.edge
-        while edge.start > start:
-            assert edge.parent is not None
+        end = min(point.num_tokens, start + most)
+        parts: list[bytes] = []
+        edge: Edge | None = point.edge
+        while edge is not None and edge.end > start:
+            if edge.start < end:
+                parts.append(edge.tokens(max(start, edge.start), min(end, edge.end)))
             edge = edge.parent
-        return above, edge.tokens(start, start + 1)
+        return above, b"".join(reversed(parts))
 
     def namespace(self, edge: Edge) -> Namespace:
         """Return the namespace of an edge: O(edges above, and namespaces)."""

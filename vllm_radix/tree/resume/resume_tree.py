@@ -360,7 +360,9 @@ class ResumeTree(ResumeState):
         """Log a point that came or goes: look-ups that ended above it may differ."""
         if self.changes is None:
             return
-        above, following = self._paths.way_on(point)
+        above, following = self._paths.way_on(
+            point, self.following_bytes // self.block_bytes
+        )
         end: Hashable
         if above is not None:
             end = above.id

@@ -35,6 +35,8 @@ class ResumeState:
         components: as given.
         version: grows with every change of what ``find`` could answer.
         changes: log of what may change a look-up's answer, if somebody reads it.
+        following_bytes: of the tokens behind a place in ``changes``; fewer where a
+            point lies nearer.
         tells_all: whether the log has every such change. Windows are put together
             from what many points keep: that another place became, or is no more,
             one to go on from is logged for places near the point only.
@@ -42,6 +44,7 @@ class ResumeState:
 
     block_size = 1
     block_bytes = BYTES_PER_TOKEN
+    following_bytes = 16 * BYTES_PER_TOKEN
     num_unhit = 0
 
     def __init__(self, components: Sequence[Component]) -> None:
