@@ -407,11 +407,14 @@ class Physical(RuleBasedStateMachine):
                 continue
             anchor, depth = before.anchor
             end = ChangeLog.root(namespace) if anchor is None else anchor
-            edge = end, encode(list(tokens[depth : depth + 1]))
+            rest = encode(list(tokens[depth:]))
             assert (
                 changes.rescan_all
                 or end in changes.removed_blocks
-                or edge in changes.added_edges
+                or any(
+                    end == told and (rest.startswith(key) or key.startswith(rest))
+                    for told, key in changes.added_edges
+                )
             )
         changes.clear()
         self.probes = probes

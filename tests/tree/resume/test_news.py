@@ -25,12 +25,12 @@ def test_a_new_point_is_told_where_look_ups_ended_above_it():
     one = [*range(10, 26)]
     table = small.table(one)
     first = small.add(one, table, 4)
-    assert news(small) == ([(ChangeLog.root(None), encode([10]))], [], False)
+    assert news(small) == ([(ChangeLog.root(None), encode(one[:4]))], [], False)
     second = small.add(one, table, 8)
-    assert news(small) == ([(first.id, encode([14]))], [], False)
+    assert news(small) == ([(first.id, encode(one[4:8]))], [], False)
     # A point on a branch: told to those who ended at the point above the branch.
     small.add([*one[:10], 99])
-    assert news(small) == ([(second.id, encode([18]))], [], False)
+    assert news(small) == ([(second.id, encode([*one[8:10], 99]))], [], False)
 
 
 def test_a_point_is_told_when_it_is_written_and_not_before():
@@ -39,7 +39,7 @@ def test_a_point_is_told_when_it_is_written_and_not_before():
     assert news(small) == ([], [], False)
     assert small.find([1, 2, 3]) == (0, None)
     small.tree.make_ready(point)
-    assert news(small)[0] == [(ChangeLog.root(None), encode([1]))]
+    assert news(small)[0] == [(ChangeLog.root(None), encode([1, 2, 3]))]
     small.tree.make_ready(point)
     assert news(small) == ([], [], False), "once"
 
@@ -52,7 +52,7 @@ def test_a_point_that_goes_is_told_to_those_who_ended_there():
     small.tree.remove(point)
     edges, removed, _ = news(small)
     assert removed == [point.id]
-    assert edges == [(above.id, encode([3]))]
+    assert edges == [(above.id, encode([3, 4]))]
 
 
 def test_windows_are_told_to_places_near_the_point_only():

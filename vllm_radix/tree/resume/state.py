@@ -37,9 +37,9 @@ class ResumeState:
         changes: log of what may change a look-up's answer, if somebody reads it.
         following_bytes: of the tokens behind a place in ``changes``; fewer where a
             point lies nearer.
-        tells_all: whether the log has every such change. Windows are put together
-            from what many points keep: that another place became, or is no more,
-            one to go on from is logged for places near the point only.
+        tells_all: whether the log has every such change: where there is a state. Else a
+            request may go on between points, too; that such a place became, or is no
+            more, one to go on from is logged for places near the point only.
     """
 
     block_size = 1
@@ -61,7 +61,7 @@ class ResumeState:
             if c.positional and not isinstance(c, Dense)
         ]
         self._positional = all(c.positional for c in self.components)
-        self.tells_all = not self._windows
+        self.tells_all = not self._positional
         # How far behind a point its coming or going may change what is found.
         self._reach = max(c.reach for c in self.components) if self._positional else 0
         self._start_empty()
