@@ -1,6 +1,6 @@
 """Requests that wait for another one to compute what they share with it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from vllm_radix.engine.compat import Request, RequestStatus
 from vllm_radix.engine.resume_plans import ResumePlans
@@ -91,18 +91,41 @@ class Holds:
             unavailable: ids of requests that cannot go.
             now: the time, in seconds.
         """
+
+        def sharers(leader: WaitingRequest) -> Iterable[WaitingRequest]:
+            done = leader.cached * self._size + capacity.chunk
+            if done >= leader.tokens:
+                return ()
+            return self._tree.uncached_sharers(leader, done // self._size)
+
+        return self._behind_leaders(order, capacity.slots, unavailable, sharers, now)
+
+    def _behind_leaders(
+        self,
+        order: Iterable[WaitingRequest],
+        slots: int,
+        unavailable: set[str],
+        sharers: Callable[[WaitingRequest], Iterable[WaitingRequest]],
+        now: float,
+    ) -> set[str]:
+        """Return the requests to hold behind those that start.
+
+        Args:
+            order: requests, as they are to be admitted.
+            slots: how many can be.
+            unavailable: ids of requests that cannot go.
+            sharers: returns those that had better wait for one that starts.
+            now: the time, in seconds.
+        """
         late: set[str] = set()
         admitted: set[str] = set()
         for leader in order:
-            if len(admitted) == capacity.slots:
+            if len(admitted) == slots:
                 break
             if leader.id in late or leader.id in unavailable:
                 continue
             admitted.add(leader.id)
-            done = leader.cached * self._size + capacity.chunk
-            if done >= leader.tokens:
-                continue
-            for entry in self._tree.uncached_sharers(leader, done // self._size):
+            for entry in sharers(leader):
                 free = entry.id in self._waiting and entry.id not in admitted
                 if free and entry.id not in late and self._hold(entry, now):
                     late.add(entry.id)
@@ -170,25 +193,17 @@ class Holds:
             plans: say where such points lie, and what is worth one.
             now: the time, in seconds.
         """
-        late: set[str] = set()
-        admitted: set[str] = set()
-        for leader in order:
-            if len(admitted) == slots:
-                break
-            if leader.id in late or leader.id in unavailable:
-                continue
-            admitted.add(leader.id)
+
+        def sharers(leader: WaitingRequest) -> Iterator[WaitingRequest]:
             least = leader.cached + plans.min_gap
             for entry, shared in self._tree.sharing_at_least(leader, least):
-                place = plans.place(shared)
-                if place < max(least, entry.cached + plans.min_gap):
-                    continue
-                free = entry.id in self._waiting and entry.id not in admitted
-                if not free or entry.id in late or entry.times_late >= _MOST_LATE:
-                    continue
-                if self._hold(entry, now):
-                    entry.times_late += 1
-                    late.add(entry.id)
+                enough = max(least, entry.cached + plans.min_gap)
+                if plans.place(shared) >= enough and entry.times_late < _MOST_LATE:
+                    yield entry
+
+        late = self._behind_leaders(order, slots, unavailable, sharers, now)
+        for request_id in late:
+            self._waiting[request_id].times_late += 1
         return late
 
     def leave_room(

@@ -98,16 +98,12 @@ class HybridKVCacheManager(KVCacheManager):
         if self._states:
             gap = max(gap, MIN_TOKENS_PER_STATE)
         self._typical_tokens = 0.0
-        tokens = 2 * self.units(self._num_blocks)
+        tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
         self._whole = whole
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
         self._looked_up: tuple[str, int | None, ResumePlan] | None = None
-
-    @property
-    def _num_blocks(self) -> int:
-        return self.block_pool.num_gpu_blocks
 
     def note_arrival(self, num_tokens: int) -> None:
         """Note the length of a request that came, for ``units``."""
@@ -296,9 +292,8 @@ class HybridKVCacheManager(KVCacheManager):
             blocks = super().allocate_slots(
                 request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
             )
-        if blocks is None or not self.enable_caching or request.resumable:
-            return blocks
-        if plan is None:
+        publishes = self.enable_caching and not request.resumable
+        if blocks is None or plan is None or not publishes:
             return blocks
         if self.plans.get(request.request_id) is None:
             self.plans.start(plan)

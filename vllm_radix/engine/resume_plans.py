@@ -30,6 +30,7 @@ class ResumePlan:
         key: its tokens that others may find cached.
         namespace: of the key.
         junctions: where others part from it, in tokens; those to come, in order.
+        prefixes: the tokens before each junction.
         open: those of them that nobody can go on from yet.
         published: tokens up to which points were added where chunks and intervals end;
             those under way may not be known yet.
@@ -46,6 +47,7 @@ class ResumePlan:
     key: bytes = b""
     namespace: Namespace = None
     junctions: list[int] = field(default_factory=list)
+    prefixes: dict[int, bytes] = field(default_factory=dict)
     open: set[int] = field(default_factory=set)
     published: int | None = None
     boundary: int = 0
@@ -158,6 +160,7 @@ class ResumePlans:
     def start(self, plan: ResumePlan) -> None:
         """Note that a request runs by a plan, and remember its prompt."""
         self._plans[plan.request.request_id] = plan
+        plan.prefixes = {n: plan.key[: n * BYTES_PER_TOKEN] for n in plan.junctions}
         self._seen.add(plan.key, plan.namespace)
 
     def pop(self, request_id: str) -> ResumePlan | None:
@@ -171,15 +174,14 @@ class ResumePlans:
                 yield plan
 
     def open_junctions(self) -> Iterator[tuple[int, bytes, Namespace]]:
-        """Yield the places that others may wait for: O(running, and their tokens).
+        """Yield the places that others may wait for: O(running).
 
         Yields:
             How many tokens come before, which they are, and of which namespace.
         """
         for plan in self.open():
             for place in plan.open:
-                key = plan.key[: place * BYTES_PER_TOKEN]
-                yield place, key, plan.namespace
+                yield place, plan.prefixes[place], plan.namespace
 
     def forget_prompts(self) -> None:
         """Forget the prompts that came before: the cache was reset."""

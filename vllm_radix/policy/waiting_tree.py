@@ -252,7 +252,7 @@ class WaitingTree:
             entry: a request whose prompt is being computed.
             published: the blocks of it that are in the cache.
         """
-        others = self.sharing_more(entry, lambda other: published)
+        others = self.sharing_at_least(entry, published + 1)
         return [
             other
             for other, common in others
