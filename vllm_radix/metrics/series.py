@@ -165,7 +165,7 @@ def _describe(scheduler: Any) -> dict[str, str]:
 
 
 _EXPLAINED = "`explain`, one cache group"
-_ORDERED = "a `policy` but `fcfs`, and not `--scheduling-policy priority`"
+_ORDERED = "where radix orders"
 
 for _series in (
     Series(
