@@ -1,7 +1,7 @@
 """The figures that ``top`` shows, each computed from one page or two."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vllm_radix.metrics.series import BOUNDS, REASONS
@@ -26,12 +26,14 @@ class Figure:
         value: computes it from sums of counters: of all, or of what is new.
         format: template of ``str.format``.
         is_count: whether it counts things; what is new is then told for a second.
+        is_rare: whether its row is left out while it is 0.
     """
 
     title: str
     value: Callable[[Reading], Number]
     format: str = "{:,.0f}"
     is_count: bool = True
+    is_rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class State:
 
 def _count(title: str, name: str, **labels: str) -> Figure:
     return Figure(title, lambda read: read(name, **labels))
+
+
+def _rare(title: str, name: str, **labels: str) -> Figure:
+    return replace(_count(title, name, **labels), is_rare=True)
 
 
 def _ratio(title: str, part: str, whole: str) -> Figure:
@@ -89,7 +95,7 @@ FIGURES: tuple[Figure, ...] = (
     _count("hit tokens", "vllm:prefix_cache_hits_total"),
     _count("  inside blocks", "vllm_radix:hit_tokens_total", where="inside"),
     *(
-        _count(f"missed: {why}", "vllm_radix:missed_tokens_total", reason=why)
+        _rare(f"missed: {why}", "vllm_radix:missed_tokens_total", reason=why)
         for why in REASONS[:-1]
     ),
     _count("evicted blocks", "vllm_radix:evicted_blocks_total", reason="room"),
@@ -97,14 +103,14 @@ FIGURES: tuple[Figure, ...] = (
     _count("requests admitted", "vllm_radix:admissions_total"),
     Figure("  ahead of their turn", _ahead),
     *(
-        _count(f"  bound: {bound}", "vllm_radix:admissions_total", reason=bound)
+        _rare(f"  bound: {bound}", "vllm_radix:admissions_total", reason=bound)
         for bound in BOUNDS
     ),
     _mean("overtaken, mean", "vllm_radix:overtakes", 1, "{:,.2f}"),
     _mean("held, mean", "vllm_radix:held_seconds", 1, "{:,.2f} s"),
     _mean("ordering, mean", "vllm_radix:ordering_seconds", 1e3, "{:,.2f} ms"),
     _mean("time to first token", "vllm:time_to_first_token_seconds", 1, "{:,.2f} s"),
-    _count("preemptions", "vllm:num_preemptions_total"),
+    _rare("preemptions", "vllm:num_preemptions_total"),
 )
 
 

@@ -46,7 +46,7 @@ def lines(page: Page, before: Page | None) -> list[Line]:
             found.append(Line(state.title, text, ""))
     for figure in FIGURES:
         total = since_start(page, figure)
-        if total is None:
+        if total is None or (figure.is_rare and not total):
             continue
         now = None if before is None else lately(before, page, figure)
         found.append(Line(figure.title, _lately(figure, now), _format(figure, total)))

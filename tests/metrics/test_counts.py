@@ -10,8 +10,9 @@ from support.hybrid_double import HybridDouble, make_hybrid_scheduler
 from support.prompts import grouped, prompt
 from support.traffic import traffic
 from vllm_radix import RadixScheduler
+from vllm_radix.engine.miss_log import _PLACED, _WORDS
 from vllm_radix.metrics.sampler import INTERVAL
-from vllm_radix.metrics.series import SERIES
+from vllm_radix.metrics.series import ADMISSIONS, BOUNDS, REASONS, SERIES
 
 HYBRID = "full/16+swa:64/16x2"
 
@@ -276,6 +277,13 @@ def test_reasons_are_not_shown_where_they_are_not_known():
         assert SERIES[name].read(scheduler) is None
         explained = make_scheduler(RadixScheduler, radix={"explain": True})
         assert SERIES[name].read(explained) is not None
+
+
+def test_every_reason_has_its_count():
+    """One that is not in the list would end the engine."""
+    assert set(ADMISSIONS) == set(_PLACED)
+    assert set(REASONS) == set(_WORDS) - {"none"} | {"complete"}
+    assert set(BOUNDS) < set(ADMISSIONS)
 
 
 # -- samples -------------------------------------------------------------------

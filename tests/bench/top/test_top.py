@@ -54,6 +54,7 @@ vllm_radix:admissions_total{engine="0",model_name="m",reason="turn"} 50.0
 vllm_radix:admissions_total{engine="0",model_name="m",reason="prefix"} 30.0
 vllm_radix:admissions_total{engine="0",model_name="m",reason="group"} 8.0
 vllm_radix:admissions_total{engine="0",model_name="m",reason="guard"} 12.0
+vllm_radix:admissions_total{engine="0",model_name="m",reason="wait"} 0.0
 # TYPE vllm_radix:cached_blocks gauge
 vllm_radix:cached_blocks{engine="0",model_name="m"} 400.0
 vllm_radix:cached_blocks{engine="1",model_name="m"} 410.0
@@ -142,6 +143,7 @@ def test_a_server_with_radix():
     assert row(printed, "evicted blocks") == ["70"]
     assert row(printed, "ahead of their turn") == ["38"]
     assert row(printed, "bound: guard") == ["12"]
+    assert "bound: wait" not in printed
     assert row(printed, "longest overtaking") == ["17", "of", "1,000"]
     assert row(printed, "time to first token") == ["0.50", "s"]
     assert row(printed, "│ 1 ")[:6] == ["4", "6", "410", "of", "499", "12.5%"]
