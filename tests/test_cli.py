@@ -13,7 +13,7 @@ import vllm_radix
 from vllm_radix.cli import COMMANDS, main
 from vllm_radix.config import RadixConfig
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.ab import runner
+from vllm_radix_bench.ab.offline import runner
 
 ROOT = Path(__file__).parent.parent
 
