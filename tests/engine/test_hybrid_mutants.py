@@ -9,7 +9,12 @@ from dataclasses import replace
 import pytest
 
 from support.engine_double import WrongReadError
-from support.hybrid_double import HybridDouble, make_hybrid_scheduler, parse_layout
+from support.hybrid_double import (
+    EVERYTHING,
+    HybridDouble,
+    make_hybrid_scheduler,
+    parse_layout,
+)
 from support.prompts import prompt
 from support.traffic import hybrid_traffic
 from vllm_radix import RadixScheduler
@@ -23,7 +28,6 @@ from vllm_radix.engine.resume_plans import ResumePlans
 from vllm_radix.tree.resume import Chunk, ResumeTree, State, Window
 from vllm_radix.tree.resume.paths import Paths
 
-EVERYTHING = "full/16+swa:40/16+chunked:64/16+mamba/32"
 WINDOWS = "full/16+swa:40/16"
 LAYOUTS = [EVERYTHING, WINDOWS, "full/16+chunked:64/16", "full/32+mamba/32x3"]
 CHECKS = AssertionError, KeyError

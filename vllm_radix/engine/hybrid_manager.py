@@ -22,8 +22,8 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
-from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.tree import HOLE
 from vllm_radix.tree.resume import Chunk, Dense, Resume, ResumePoint, State
 
@@ -40,7 +40,7 @@ MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
 
 
-class HybridKVCacheManager(KVCacheManager):
+class HybridKVCacheManager(TreeKVCacheManager):
     """A ``KVCacheManager`` over a tree of resume points, for any cache groups.
 
     ``adopt`` turns an existing manager into one.
@@ -54,7 +54,6 @@ class HybridKVCacheManager(KVCacheManager):
     block_pool: HybridBlockPool
     plans: ResumePlans
     align: int
-    miss_log: MissLog | None
 
     @classmethod
     def adopt(
@@ -144,11 +143,12 @@ class HybridKVCacheManager(KVCacheManager):
             As vLLM's: the blocks of each group, the tokens that need not be
             computed, and 0 (junctions are planned here).
         """
-        if not self.prefix_cache_lookup_enabled(request):
-            self._look_up_nothing(request)
+        self._looked_up = None
+        if not self.enable_caching:
             return self.empty_kv_cache_blocks, 0, 0
-        limit = request.num_tokens - 1
-        found = self._place(request, limit)
+        limit, found = request.num_tokens - 1, None
+        if self.prefix_cache_lookup_enabled(request):
+            found = self._place(request, limit)
         cached = 0 if found is None else found.num_tokens
         plan = self._plan(request, limit, cached)
         self._looked_up = request.request_id, found.point if found else None, plan
@@ -166,11 +166,6 @@ class HybridKVCacheManager(KVCacheManager):
         ):
             self.coordinator.emit_cached_block_events(request, tuple(blocks))
         return self.create_kv_cache_blocks(tuple(blocks)), cached, 0
-
-    def _look_up_nothing(self, request: Request) -> None:
-        limit = request.num_tokens - 1
-        plan = self._plan(request, limit, 0) if self.enable_caching else None
-        self._looked_up = (request.request_id, None, plan) if plan else None
 
     def _place(self, request: Request, limit: int) -> Resume | None:
         """Return where a request is to go on: the latest place that fits."""
@@ -426,16 +421,6 @@ class HybridKVCacheManager(KVCacheManager):
         return block_at
 
     # -- leaving ---------------------------------------------------------------
-
-    def free(self, request: Request) -> None:
-        """Free a request's blocks; others can go on where it stops."""
-        self._leave(request)
-        super().free(request)
-
-    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
-        """Return a request's blocks, to be freed later."""
-        self._leave(request)
-        return super().pop_blocks_for_free(request)
 
     def _leave(self, request: Request) -> None:
         """Add a point where an ending or preempted request stops, and no further."""

@@ -35,6 +35,7 @@ from vllm_radix.engine.support import (
     layout_problem,
     stock_scheduler_cls,
 )
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.policy import StepCapacity
 from vllm_radix.tree import POLICIES
 
@@ -54,7 +55,7 @@ class RadixScheduler(Scheduler):
             supported; the message is one sentence that names the fix.
     """
 
-    kv_cache_manager: RadixKVCacheManager | HybridKVCacheManager
+    kv_cache_manager: TreeKVCacheManager
     waiting: RequestQueue
 
     def __new__(
@@ -221,12 +222,10 @@ class RadixScheduler(Scheduler):
             num_new_local_computed_tokens,
             num_external_computed_tokens,
         )
-        manager = self.kv_cache_manager
-        if isinstance(manager, HybridKVCacheManager):
-            start = request.num_computed_tokens + num_new_local_computed_tokens
-            start += num_external_computed_tokens
-            return manager.next_stop(request, start, start + tokens) - start
-        return tokens
+        start = request.num_computed_tokens + num_new_local_computed_tokens
+        start += num_external_computed_tokens
+        end = start + tokens
+        return self.kv_cache_manager.next_stop(request, start, end) - start
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
