@@ -80,15 +80,16 @@ gpu-fit:  ## What the cost model says of the H100's times, and what fits them be
 	$(BIN)/python tools/gpu/fit_cost.py $(H100)
 
 ab:  ## A/B of stock vLLM against radix on this machine (under 15 minutes)
-	$(BIN)/vllm-radix ab
+	$(BIN)/vllm-radix ab --offline
 
 ab-quick:  ## The same in under 3 minutes
-	$(BIN)/vllm-radix ab --quick
+	$(BIN)/vllm-radix ab --offline --quick
 
 sub-block:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
 	@for size in 32 128; do for on in true false; do \
 	  echo "== blocks of $$size, sub_block=$$on"; \
-	  $(BIN)/vllm-radix ab --no-texts --repeats 1 --pressure 4 --workloads chat agents \
+	  $(BIN)/vllm-radix ab --offline --no-texts --repeats 1 --pressure 4 \
+	    --workloads chat agents \
 	    --block-size $$size --blocks $$((4096 / $$size)) \
 	    --radix "{\"sub_block\": $$on}" --output results/sub-block-$$size-$$on.json \
 	    || exit 1; done; done

@@ -8,6 +8,7 @@ make them other ones than those that were planned.
 import asyncio
 import json
 import random
+import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,12 @@ class Sending:
     with_priority: bool = False
 
 
+def allow_many_connections() -> None:
+    """Raise the limit of open files to what the system allows: each request has one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def arrivals(roots: Sequence[Turn], sending: Sending) -> list[float]:
     """Return when each root is sent, in seconds after the start."""
     if sending.rate is None:
@@ -95,6 +102,7 @@ class Client:
         """Send all turns; return their answers, in the order in which they ended."""
         import aiohttp
 
+        allow_many_connections()
         limit = self._sending.concurrency
         gate = asyncio.Semaphore(limit) if limit else None
         start = time.perf_counter()

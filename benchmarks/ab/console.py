@@ -5,12 +5,13 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_radix_bench.ab.figures import is_noisy
+from vllm_radix_bench.ab.figures import LEAST_ROUNDS, RATIO_ROUNDS, is_noisy
 from vllm_radix_bench.ab.gates import label
 from vllm_radix_bench.ab.servers import ARMS
 from vllm_radix_bench.report.columns import Column, PairColumn, Value
 from vllm_radix_bench.report.tables import print_table, say
 
+_RATIO = ("ratio", "low", "high")
 _SHOWN = ("ttft_mean", "ttft_p50", "ttft_p99", "tpot_mean", "e2e_p99", "throughput")
 
 
@@ -41,17 +42,19 @@ def _note(value: dict[str, Any]) -> str:
     return f"{said} noise" if value["noise"] else said
 
 
-def _time_column(name: str, noisy: set[str]) -> PairColumn:
-    def value(one: Any) -> Value:
-        times = one["times"].get(name)
-        if times is None:
-            return dict.fromkeys((*ARMS, "ratio", "low", "high", "noise"))
-        kept = {key: times[key] for key in (*ARMS, "ratio", "low", "high")}
-        return {**kept, "noise": name in noisy}
-
+def _time_column(name: str, noisy: set[str], with_ratio: bool) -> PairColumn:
     kind, _, share = name.partition("_")
     title = f"{kind.upper()} {share}" if share else f"{name}, requests/s"
-    return PairColumn(title, value, "{:.2f}" if not share else "{:.3f} s", note=_note)
+    # A token takes milliseconds.
+    factor, form = (1e3, "{:.2f} ms") if kind == "tpot" else (1.0, "{:.3f} s")
+
+    def value(one: Any) -> Value:
+        times = one["times"][name]
+        kept = {arm: times[arm] * factor for arm in ARMS}
+        ratio = {key: times[key] if with_ratio else None for key in _RATIO}
+        return {**kept, **ratio, "noise": name in noisy}
+
+    return PairColumn(title, value, form if share else "{:.2f}", note=_note)
 
 
 def show(report: dict[str, Any], out: Console) -> None:
@@ -66,10 +69,11 @@ def show(report: dict[str, Any], out: Console) -> None:
     }
     print_table(out, "Counts: stock → radix, medians over rounds", COUNTS, workloads)
     shown = [name for name in _SHOWN if all(name in one["times"] for one in workloads)]
-    columns = (_NAME, *(_time_column(name, noisy) for name in shown))
     rounds = report["setup"]["rounds"]
-    interval = "95 % intervals" if rounds >= 5 else "no intervals"
-    title = f"Times: stock → radix, radix / stock; {rounds} rounds, {interval}"
+    with_ratio = rounds >= RATIO_ROUNDS
+    columns = (_NAME, *(_time_column(name, noisy, with_ratio) for name in shown))
+    interval = "95 % intervals" if rounds >= LEAST_ROUNDS else "no intervals"
+    title = f"Times: stock → radix; {rounds} round{'s' * (rounds > 1)}, {interval}"
     print_table(out, title, columns, workloads)
     for one in report["verdicts"]:
         say(out, f"  {'ok  ' if one['ok'] else 'MISS'}  {one['text']}")

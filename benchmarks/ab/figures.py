@@ -10,6 +10,9 @@ Run = dict[str, Any]
 
 LEAST_ROUNDS = 5
 """Rounds below which no interval is told."""
+RATIO_ROUNDS = 3
+"""Rounds below which a ratio of times is one drift of the machine away from any other:
+none is shown or quoted."""
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 

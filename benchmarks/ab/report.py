@@ -12,6 +12,7 @@ import psutil
 
 from vllm_radix_bench.ab.figures import (
     LEAST_ROUNDS,
+    RATIO_ROUNDS,
     TIMES,
     Run,
     compare,
@@ -250,6 +251,8 @@ def sentence(report: dict[str, Any]) -> str:
     else:
         text += f"{change(stock, radix)} prompt tokens ({stock:,} → {radix:,})"
     mean, tail = (_range(shown, f"ttft_{name}") for name in ("mean", "p99"))
+    if report["setup"]["rounds"] < RATIO_ROUNDS:
+        mean = tail = ""
     if mean:
         text += f"; the mean time to the first token was {mean}"
         if report["times_are_noise"]:

@@ -38,6 +38,10 @@ class Scrape:
         """Return the labels of each sample of a metric."""
         return self.labels.get(name, [])
 
+    def has(self, prefix: str) -> bool:
+        """Whether there is a metric whose name begins so."""
+        return any(name.startswith(prefix) for name in self.sums)
+
     def since(self, before: "Scrape", name: str) -> float:
         """Return what a counter has grown by; 0 where there is none."""
         return self.sums.get(name, 0.0) - before.sums.get(name, 0.0)

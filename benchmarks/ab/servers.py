@@ -231,7 +231,8 @@ class Server:
 
         try:
             model = get_json(f"{self.base_url}/v1/models", self.headers)["data"][0]
-            infos = scrape(self).labels_of("vllm:cache_config_info")
+            counted = scrape(self)
+            infos = counted.labels_of("vllm:cache_config_info")
         except (HttpError, KeyError, IndexError) as error:
             raise self.error(f"does not tell what it is ({error})") from error
         if not infos:
@@ -247,7 +248,8 @@ class Server:
         log = self.log.read_text(errors="replace")
         dtype = re.search(r"\bdtype=torch\.(\w+)", log)
         self.dtype = dtype[1] if dtype else ""
-        announced = "vllm-radix " in log
+        # The log may be kept silent, and metrics come with the first request.
+        announced = "vllm-radix " in log or counted.has("vllm_radix:")
         if announced != (self.arm == "radix"):
             raise self.error(
                 "has loaded vllm-radix"

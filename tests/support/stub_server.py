@@ -55,6 +55,7 @@ class Stub:
         if self.fault == "hang" and self.asked >= 3:
             await asyncio.sleep(1000)
         found = self.hits(prompt)
+        self.known.append(prompt)
         for name, value in (
             ("prompt_tokens", len(prompt)), ("prompt_tokens_cached", found),
             ("prefix_cache_hits", found), ("prefix_cache_queries", len(prompt)),
