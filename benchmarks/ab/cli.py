@@ -173,7 +173,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="after which a server that has requests and counts nothing hangs",
     )
     add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
-    add("--html", type=Path, metavar="FILE", help="where to write the page")
+    add(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="where to write the page (default: beside --output)",
+    )
     add(
         "--resume",
         action="store_true",
@@ -199,7 +204,7 @@ def _check(arguments: argparse.Namespace) -> None:
         {
             "--trace": arguments.trace,
             "--output": arguments.output,
-            "--html": arguments.html,
+            "--html": arguments.html or arguments.output.with_suffix(".html"),
         }
     )
 
@@ -250,9 +255,10 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from vllm_radix_bench.ab.loads_of import read_trace
     from vllm_radix_bench.ab.run import Options
     from vllm_radix_bench.ab.serve_options import check_bench, read_serve
+    from vllm_radix_bench.html.page import render_ab
 
     output = OutputFile(arguments.output)
-    html = arguments.html and OutputFile(arguments.html, "--html")
+    html = OutputFile(arguments.html or arguments.output.with_suffix(".html"), "--html")
     try:
         _check(arguments)
         gates = [Gate.parse(text) for text in arguments.fail_on]
@@ -266,7 +272,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         known = unfinished.load() if arguments.resume else None
     except ValueError as error:
         parser.error(str(error))
-    for file in filter(None, (output, html)):
+    for file in (output, html):
         file.prepare()
     options = Options(
         serve=serve,
@@ -285,16 +291,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     made = report.make(result, gates)
     output.write_json(made)
-    if html:
-        from vllm_radix_bench.html.page import render_ab
-
-        html.write(render_ab(made))
+    html.write(render_ab(made))
     unfinished.remove()
     out = console()
     show(made, out)
     say_where(out, "Every figure", output, None)
-    if html:
-        say_where(out, "The page", html, None)
+    say_where(out, "The page", html, None)
     say(out, made["sentence"])
     if not all_written(output, html):
         return ExitCode.OUTPUT

@@ -96,7 +96,7 @@ def test_a_whole_run_on_both_servers(stubs, words, output, capsys):
     assert len(lines) == PIECES - 1
     assert not engines(output.parent)
     assert {p.name for p in output.parent.iterdir()} == {
-        "ab.json", "ab-stock.log", "ab-radix.log",
+        "ab.json", "ab.html", "ab-stock.log", "ab-radix.log",
     }  # fmt: skip
 
 
