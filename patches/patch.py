@@ -61,8 +61,9 @@ class Patch:
             ``__dict__`` (a ``staticmethod`` or ``classmethod`` object as such).
         probe: returns whether vLLM does what the patch is for: False without the
             patch, True with it.
-        required: whether no patch may be applied if this one does not fit. A patch
-            that only saves time is left out instead, with a line in the log.
+        required: whether no patch may be applied if this one does not fit. Another one
+            is left out instead, with a line in the log.
+        without: what the line says of doing without it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Patch:
     wrap: Callable[[Any], Any]
     probe: Callable[[], bool]
     required: bool = True
+    without: str = "which costs time only"
 
     def _resolve(self) -> tuple[type, str, Any]:
         module, _, path = self.target.partition(":")
@@ -149,7 +151,7 @@ def apply_all(patches: Iterable[Patch]) -> None:
         except PatchError as error:
             if patch.required:
                 raise
-            _logger.warning("Left out, which costs time only: %s", error)
+            _logger.warning("Left out, %s: %s", patch.without, error)
         else:
             fitting.append(patch)
     for patch in fitting:

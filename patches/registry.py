@@ -1,12 +1,14 @@
-"""The patches: the flag ``--radix``, a check before weights load, lazy hashes.
+"""The patches: the flag ``--radix``, a check before weights load, lazy hashes, metrics.
 
 vLLM has no hook for a plugin to add an engine option, none that runs between the
-making of the configuration and the loading of the model, and none to say that its
-prefix cache needs no hashes. Each patch wraps one method and passes everything
-through; without the flag or the scheduler class they change nothing.
+making of the configuration and the loading of the model, none to say that its
+prefix cache needs no hashes, and none to show metrics of a scheduler where that one is
+used. Each patch wraps one method and passes everything through; without the flag or
+the scheduler class they change nothing.
 """
 
 import argparse
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -101,11 +103,27 @@ def _hashes_can_wait() -> bool:
     return not hashed
 
 
+def _metrics_are_shown() -> bool:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.metrics.loggers import StatLoggerManager
+
+    with _smallest_model() as model:
+        config = EngineArgs(
+            model=model,
+            skip_tokenizer_init=True,
+            scheduler_cls="vllm_radix.RadixScheduler",
+        ).create_engine_config()
+    manager = StatLoggerManager(config, enable_default_loggers=False)
+    ours = type(manager.stat_loggers[-1]).__module__
+    return ours.startswith("vllm_radix.")
+
+
 def make_patches(
     add_flag: Callable[[argparse.ArgumentParser], None],
     use_flag: Callable[[Any], None],
     check_config: Callable[[Any], None],
     choose_hasher: Callable[[Any], None],
+    show_metrics: Callable[[Any, Any, int], None],
 ) -> tuple[Patch, ...]:
     """Return the patches, given what they are to call.
 
@@ -114,6 +132,8 @@ def make_patches(
         use_flag: called with an ``EngineArgs`` before it makes a configuration.
         check_config: called with each new ``VllmConfig``; may raise.
         choose_hasher: called with an ``EngineCore`` before it makes a request.
+        show_metrics: called with each new ``StatLoggerManager``, its configuration
+            and the number of API servers.
     """
 
     def wrap_add(original: Any) -> Any:
@@ -139,6 +159,16 @@ def make_patches(
             return original(self, *args, **kwargs)
 
         return preprocess_add_request
+
+    def wrap_loggers(original: Any) -> Any:
+        signature = inspect.signature(original)
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            given = signature.bind(self, *args, **kwargs).arguments
+            show_metrics(self, given["vllm_config"], given.get("client_count", 1))
+
+        return __init__
 
     return (
         Patch(
@@ -174,5 +204,19 @@ def make_patches(
             wrap=wrap_preprocess,
             probe=_hashes_can_wait,
             required=False,
+        ),
+        Patch(
+            name="metrics",
+            target="vllm.v1.metrics.loggers:StatLoggerManager.__init__",
+            why="a logger of the entry point vllm.stat_logger_plugins turns statistics "
+            "on for every vLLM on the machine, and LLM ignores it",
+            upstream="none yet; loggers of statistics that a scheduler brings",
+            remove_when="vLLM asks a scheduler's class for loggers",
+            fingerprint="4067526b1a763188",
+            fingerprint_of=signature_fingerprint,
+            wrap=wrap_loggers,
+            probe=_metrics_are_shown,
+            required=False,
+            without="so that there are no metrics of radix's",
         ),
     )

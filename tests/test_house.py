@@ -103,7 +103,7 @@ def test_only_engine_plugin_and_attention_backends_import_vllm():
 
 
 def test_the_plugin_imports_only_what_it_requires():
-    allowed = {"numpy", "packaging", "vllm", "torch", "triton"} | {
+    allowed = {"numpy", "packaging", "prometheus_client", "vllm", "torch", "triton"} | {
         f"vllm_radix{part}" for part in ("", "_kernels", "_patches")
     }
     for path in (*PACKAGE.rglob("*.py"), *(ROOT / "patches").rglob("*.py")):

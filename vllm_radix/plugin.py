@@ -37,6 +37,10 @@ def register() -> None:
             apply_all(patches())
         except PatchError as error:
             problem = str(error)
+        else:
+            from vllm_radix.metrics.wire import declare
+
+            declare()
     remember_problem(problem)
     if problem is not None:
         from vllm_radix.engine.compat import logger
@@ -48,7 +52,9 @@ def patches() -> tuple[Any, ...]:
     """Return the patches to vLLM, in order of application."""
     from vllm_radix_patches.registry import make_patches
 
-    return make_patches(_add_flag, _use_flag, _check_config, _choose_hasher)
+    return make_patches(
+        _add_flag, _use_flag, _check_config, _choose_hasher, _show_metrics
+    )
 
 
 def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
@@ -168,6 +174,18 @@ def _choose_hasher(engine_core: Any) -> None:
 
     if not isinstance(hasher, LazyHasher):
         engine_core.request_block_hasher = LazyHasher(hasher, scheduler.hash_block_size)
+
+
+def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:
+    """Add radix's metrics to vLLM's loggers of statistics, where radix serves."""
+    if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+        return
+    from vllm_radix.metrics.collector import RadixStatLogger
+
+    # As vLLM's: with several API servers a line would tell of a part.
+    says = client_count == 1
+    logger = RadixStatLogger(vllm_config, manager.engine_indexes, says)
+    manager.stat_loggers.append(logger)
 
 
 def _check_config(vllm_config: Any) -> None:

@@ -1,6 +1,5 @@
 """The page of an A/B on real servers, from its report.json."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from vllm_radix_bench.html.parts import (
     Verdict,
     dig,
     settings_table,
+    to_json,
     words,
 )
 
@@ -96,7 +96,7 @@ def page_of(report: dict[str, Any]) -> Page:
             settings_table("Machine", machine),
             settings_table("Versions", report.get("versions") or {}),
         ],
-        raw=json.dumps(raw, indent=1),
+        raw=to_json(raw),
         footer=f"Made by vllm-radix {version}. This file loads nothing.",
     )
 

@@ -57,6 +57,7 @@ def test_there_are_overrides():
         "_has_partial_local_hit",
         "add_local_computed_blocks",
         "schedule",
+        "make_stats",
         "_mamba_block_aligned_split",
         "_free_request",
     }

@@ -20,6 +20,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
 from support.engine_double import EngineDouble, make_scheduler
+from vllm_radix.engine.admission_check import check_admission
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import encode
 
@@ -324,7 +325,7 @@ class Engine(RuleBasedStateMachine):
             Engine.actions += 1
             self.pool.check()
             if self.scheduler.admission is not None:
-                self.scheduler.admission.check()
+                check_admission(self.scheduler.admission)
 
     def teardown(self):
         if hasattr(self, "pool"):

@@ -13,6 +13,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from vllm_radix import RadixScheduler
+from vllm_radix.engine.admission_check import check_admission
 from vllm_radix_bench.sim import engine
 from vllm_radix_bench.sim.engine import (
     VOCABULARY,
@@ -110,7 +111,7 @@ class EngineDouble:
         if self._check:
             self.scheduler.kv_cache_manager.block_pool.check()
             if self.scheduler.admission is not None:
-                self.scheduler.admission.check()
+                check_admission(self.scheduler.admission)
 
     def run(self, limit=10_000):
         """Step until nothing is left."""

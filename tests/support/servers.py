@@ -34,8 +34,15 @@ def alive_in(group: int) -> list[str]:
 
 
 @contextmanager
-def serving(model: str, log: Path, *flags: str):
-    """Run `vllm serve`; yield its base URL; stop it and all it started."""
+def serving(model: str, log: Path, *flags: str, seconds: float = 300):
+    """Run `vllm serve`; yield its base URL; stop it and all it started.
+
+    Args:
+        model: folder of the model.
+        log: file for what it prints.
+        flags: more of its options.
+        seconds: that it may take to come up.
+    """
     port = free_port()
     command = [VLLM, "serve", model, "--served-model-name", NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
@@ -54,7 +61,7 @@ def serving(model: str, log: Path, *flags: str):
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + seconds
         while True:
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]

@@ -108,7 +108,7 @@ class AdmissionController:
             manager.plans.waiting = self._waiting_tree
         self._follow_ups = FollowUps(self._size)
         self._taken: dict[Node, int] = {}
-        self._tokens_saved: dict[str, int] = {}
+        self._picks: dict[str, PlannedAdmission] = {}
         self._changes = 0
         self._stuck: StuckPlan | None = None
         self.blocked_this_step: set[str] = set()
@@ -126,6 +126,24 @@ class AdmissionController:
     def _overtaken(self, entry: WaitingRequest) -> int:
         older = self._table.num_older(entry.arrival)
         return self._turns.overtaken(entry.arrival, older)
+
+    @property
+    def num_held(self) -> int:
+        """How many requests are held until another has computed what they share."""
+        return len(self._holds.held)
+
+    @property
+    def longest_overtaking(self) -> int:
+        """How often the waiting request was overtaken that was so most: O(1)."""
+        oldest = next(iter(self._waiting.values()), None)
+        return 0 if oldest is None else self._turns.overtaken(oldest.arrival, 0)
+
+    @property
+    def longest_extra_wait(self) -> float:
+        """Seconds since the turn, first come, first served, of the oldest: O(1)."""
+        oldest = next(iter(self._waiting.values()), None)
+        since = None if oldest is None else self._turns.since(oldest.arrival)
+        return 0.0 if since is None else max(0.0, self._clock() - since)
 
     # -- requests come and go --------------------------------------------------
 
@@ -248,7 +266,7 @@ class AdmissionController:
         plans = self._manager.plans if self._config.hold else None
         held = set() if plans is None else self._holds.behind_plans(plans, now)
         self.queue.set_plan([], held)
-        self._tokens_saved = {}
+        self._picks = {}
         if self._holds.held or held:
             self._holds.settle(held, now)
         self.blocked_this_step = set(held)
@@ -299,7 +317,7 @@ class AdmissionController:
         self.blocked_this_step = blocked
         plan = [pick.entry.id for pick in picks if pick.entry.id not in held]
         self.queue.set_plan(plan, held)
-        self._tokens_saved = {pick.entry.id: pick.tokens_saved for pick in picks}
+        self._picks = {pick.entry.id: pick for pick in picks}
         if self._manager.miss_log is not None:
             self._manager.miss_log.record_plan(picks, now)
         if len(picks) == 1 and not (blocked or over_quota or fits):
@@ -445,7 +463,7 @@ class AdmissionController:
         admitted += output.scheduled_cached_reqs.resumed_req_ids
         admitted += [request.request_id for request in loading]
         saved: list[int] = []
-        prefilling = None
+        prefilling, tally = None, self._pool.tally
         for request_id in admitted:
             if request_id not in self._waiting:
                 continue
@@ -456,41 +474,18 @@ class AdmissionController:
                 prefilling = {request.request_id for request in self._prefilling}
             entry = self._take(request_id, keep=request_id in prefilling)
             assert entry is not None
+            pick = self._picks.get(request_id)
+            older = self._table.num_older(entry.arrival)
+            overtaken = self._turns.overtaken(entry.arrival, older, len(saved))
+            reason = "turn" if pick is None else pick.reason
+            tally.note_admission(reason, overtaken, entry.held_for(now))
             if request_id in prefilling:
                 entry.computing = True
                 self._computing[request_id] = entry
-            saved.append(self._tokens_saved.get(request_id, 0))
+            saved.append(0 if pick is None else pick.tokens_saved)
             computed = entry.tokens - entry.cached * self._size
             self._tenants.charge(entry.tenant, computed)
         if saved:
             self._depart(now, len(saved))
         tokens = output.total_num_scheduled_tokens
         self._rate.observe_step(tokens, len(self._waiting), saved)
-
-    # -- proof -----------------------------------------------------------------
-
-    def check(self) -> None:
-        """Verify that all that is kept of the requests agrees, O(everything).
-
-        Raises:
-            AssertionError: it does not.
-        """
-        self._waiting_tree.check()
-        waiting = self._waiting
-        followed = [entry for entry in waiting.values() if entry.id not in self._new]
-        self._lookups.check(followed)
-        filed = {entry.id for entry in self._waiting_tree.entries()}
-        computing = set(self._computing)
-        assert filed == computing | {e.id for e in followed}, "filed wrongly"
-        assert not computing & waiting.keys(), "computes and waits"
-        arrivals = [entry.arrival for entry in waiting.values()]
-        assert arrivals == sorted(arrivals), "not in order of arrival"
-        queued = [i for i in self.queue.movable() if i in waiting]
-        assert list(waiting) == queued, "the queue differs"
-        uncached = sum(
-            entry.blocks if entry.id in self._new else entry.own_uncached
-            for entry in waiting.values()
-        )
-        assert uncached == self._uncached_blocks, "uncached blocks are miscounted"
-        assert self._num_sharing == sum(e.shared_before > 0 for e in followed)
-        assert len(waiting) == self._table.num_older(self._arrivals)

@@ -25,6 +25,7 @@ from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.open_tails import OpenBlocks
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tree_pool import TreeBlockPool
+from vllm_radix.metrics.tally import Tally
 from vllm_radix.tree import (
     BYTES_PER_TOKEN,
     LRU,
@@ -85,6 +86,7 @@ class RadixBlockPool(TreeBlockPool):
         tree: the prefix cache.
         keys: the keys of requests in it.
         open_tails: running requests that may be found in their last block.
+        tally: counts of what happens, for metrics.
         mirror: whether vLLM's map of hashes is kept beside the tree, for KV
             events and others who read it. Without, a cached block carries a mark
             in place of its hash, for that tells vLLM that it is cached.
@@ -120,6 +122,9 @@ class RadixBlockPool(TreeBlockPool):
         )
         self._marks = make_marks(self.num_gpu_blocks)
         self.open_tails = OpenBlocks()
+        self.tally = Tally(self.num_gpu_blocks)
+        # Why a block that vLLM drops goes.
+        self._why_dropped = "room"
         # Blocks that this step fills, and how many tokens earlier steps wrote into
         # them: more cannot be copied, for a step copies before it writes.
         self._written: dict[int, int] = {}
@@ -218,9 +223,11 @@ class RadixBlockPool(TreeBlockPool):
             num_computed_tokens: what it has computed in earlier steps.
         """
         if self._written:
+            self._why_dropped = "dropped"
             for block in blocks[num_computed_tokens // self.hash_block_size :]:
                 if block.block_id in self._written:
                     self._maybe_evict_cached_block(block)
+            self._why_dropped = "room"
 
     # -- what vLLM calls -------------------------------------------------------
 
@@ -278,7 +285,9 @@ class RadixBlockPool(TreeBlockPool):
         doomed = set(block_ids)
         for block_id in block_ids:
             doomed.update(self.tree.below(block_id))
+        self._why_dropped = "dropped"
         super().evict_blocks(doomed)
+        self._why_dropped = "room"
         put_first(
             self,
             [
@@ -293,6 +302,7 @@ class RadixBlockPool(TreeBlockPool):
         """Forget all cached blocks, if none is in use."""
         if not super().reset_prefix_cache():
             return False
+        self.tally.evicted_blocks["reset"] += self.tree.num_cached
         self.tree.reset()
         self._written.clear()
         return True
@@ -300,22 +310,33 @@ class RadixBlockPool(TreeBlockPool):
     def _maybe_evict_cached_block(self, block: KVCacheBlock) -> bool:
         if self.mirror:
             evicted = super()._maybe_evict_cached_block(block)
-            self.tree.discard(block.block_id)
+            self._discard(block)
             return evicted
         if self.metrics_collector:
             self.metrics_collector.on_block_evicted(block)
         if block.block_hash is None:
             return False
         block.reset_hash()
-        self.tree.discard(block.block_id)
+        self._discard(block)
         return True
+
+    def _discard(self, block: KVCacheBlock) -> None:
+        """Let the tree let go of a block, if it knows it, and count it."""
+        if not self.tree.discard(block.block_id):
+            return
+        if self._why_dropped == "room":
+            self.tally.note_evicted([block.block_id])
+        else:
+            self.tally.evicted_blocks[self._why_dropped] += 1
 
     # -- between tree and list -------------------------------------------------
 
     def _release(self, blocks: list[KVCacheBlock]) -> None:
         """Tell the tree which of the blocks nobody will use any more."""
         # Before vLLM files them: without a hash they go to the head.
-        freed = self.tree.release(ids_to_be_free(self, blocks))
+        free = ids_to_be_free(self, blocks)
+        self.tally.note_idle(free)
+        freed = self.tree.release(free)
         if freed:
             self._retire(freed)
 
@@ -325,6 +346,7 @@ class RadixBlockPool(TreeBlockPool):
         Their content is still cached, so a subscriber is told of a removal only
         for hashes that no other block holds.
         """
+        self.tally.evicted_blocks["duplicate"] += len(block_ids)
         for block_id in block_ids:
             block = self.blocks[block_id]
             if self.metrics_collector:

@@ -36,6 +36,7 @@ from vllm.v1.core.single_type_kv_cache_manager import (
     SingleTypeKVCacheManager,
     SlidingWindowManager,
 )
+from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     MLAAttentionSpec,
@@ -43,12 +44,15 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, RequestStatus
 
 # A child of vLLM's logger: the only one its logging set-up prints.
 logger = init_logger("vllm.radix")
 
 __all__ = [
+    "AggregateStatLoggerBase",
     "AsyncScheduler",
     "BlockHash",
     "BlockHashWithGroupId",
@@ -56,6 +60,7 @@ __all__ = [
     "ChunkedLocalAttentionManager",
     "DiffusionAsyncScheduler",
     "DiffusionScheduler",
+    "EngineCoreOutputs",
     "FCFSRequestQueue",
     "FullAttentionManager",
     "KVCacheBlock",
@@ -72,6 +77,7 @@ __all__ = [
     "RequestStatus",
     "Scheduler",
     "SchedulerOutput",
+    "SchedulerStats",
     "SchedulingPolicy",
     "SingleTypeKVCacheManager",
     "SlidingWindowMLASpec",

@@ -238,10 +238,13 @@ class HybridKVCacheManager(TreeKVCacheManager):
         return plan
 
     def record_prefix_cache_stats(
-        self, request: Request, *args: Any, **kwargs: Any
+        self, request: Request, num_hits: int, *args: Any, **kwargs: Any
     ) -> None:
         """Record a look-up; its request is admitted now, and computes from there."""
-        super().record_prefix_cache_stats(request, *args, **kwargs)
+        super().record_prefix_cache_stats(request, num_hits, *args, **kwargs)
+        if not request.num_preemptions and self.prefix_cache_lookup_enabled(request):
+            tally = self.block_pool.tally
+            tally.note_lookup(request.num_tokens, num_hits, self._whole)
         if self._looked_up is not None and self._looked_up[1] is not None:
             self.block_pool.tree.note_hit(self._looked_up[1])
 

@@ -13,6 +13,7 @@ from vllm_radix.engine.compat import BlockPool, KVCacheBlock, Request
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tree_pool import TreeBlockPool
+from vllm_radix.metrics.tally import Tally
 from vllm_radix.tree.resume import Component, ResumePoint, ResumeTree
 from vllm_radix.tree.resume.resume_tree import BlockAt
 
@@ -25,6 +26,7 @@ class HybridBlockPool(TreeBlockPool):
         keys: the keys of requests in it: a letter is a token.
         mirror: whether vLLM's map of hashes is kept beside the tree, for KV events.
             It knows what stock would have cached, and of it what the tree has kept.
+        tally: counts of what happens, for metrics.
         moved: copies that vLLM is to make of blocks in this step, by the block's id.
     """
 
@@ -52,6 +54,7 @@ class HybridBlockPool(TreeBlockPool):
         pool.keys = RequestKeys(1, tokens)
         pool.mirror = mirror or bool(pool.enable_kv_cache_events)
         pool.moved = {}
+        pool.tally = Tally(pool.num_gpu_blocks)
         pool._marks = make_marks(pool.num_gpu_blocks)
         # Points whose blocks this step and its copies write.
         pool._being_written = []
@@ -114,12 +117,12 @@ class HybridBlockPool(TreeBlockPool):
 
     def remove_point(self, point: ResumePoint) -> None:
         """Remove a point that will not be written."""
-        self._reuse(self.tree.remove(point))
+        self._drop(self.tree.remove(point))
 
     def drop(self, block: KVCacheBlock) -> None:
         """Remove what needs a block that will not be written, if it is cached."""
         if block.block_id in self.tree:
-            self._reuse(self.tree.discard(block.block_id))
+            self._drop(self.tree.discard(block.block_id))
 
     # -- what vLLM calls -------------------------------------------------------
 
@@ -140,13 +143,14 @@ class HybridBlockPool(TreeBlockPool):
     def evict_blocks(self, block_ids: set[int]) -> None:
         """Drop blocks and all that needs them."""
         for block_id in block_ids:
-            self._reuse(self.tree.discard(block_id))
+            self._drop(self.tree.discard(block_id))
         super().evict_blocks(block_ids)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks, if none is in use."""
         if not super().reset_prefix_cache():
             return False
+        self.tally.evicted_blocks["reset"] += self.tree.num_cached
         self.tree.reset()
         self._being_written.clear()
         return True
@@ -157,7 +161,9 @@ class HybridBlockPool(TreeBlockPool):
                 self.metrics_collector.on_block_evicted(block)
             return False
         if block.block_id in self.tree:
-            self._reuse(self.tree.discard(block.block_id))
+            evicted = self.tree.discard(block.block_id)
+            self.tally.note_evicted(evicted)
+            self._reuse(evicted)
         return self._forget(block)
 
     # -- between tree and list -------------------------------------------------
@@ -174,6 +180,7 @@ class HybridBlockPool(TreeBlockPool):
     def _release(self, blocks: list[KVCacheBlock]) -> None:
         """Tell the tree which of the blocks no request will use any more."""
         free = ids_to_be_free(self, blocks)
+        self.tally.note_idle(free)
         self.tree.release(free)
         for block_id in free:
             # Before vLLM files it: without a hash it goes to the head.
@@ -181,6 +188,11 @@ class HybridBlockPool(TreeBlockPool):
                 block = self.blocks[block_id]
                 if block.block_hash is not None:
                     self._forget(block)
+
+    def _drop(self, block_ids: list[int]) -> None:
+        """Take idle blocks that went blank though nothing needed the room."""
+        self.tally.evicted_blocks["dropped"] += len(block_ids)
+        self._reuse(block_ids)
 
     def _put_next(self, block_ids: list[int], blank: int) -> None:
         self._reuse(block_ids)

@@ -159,18 +159,22 @@ class RadixKVCacheManager(TreeKVCacheManager):
         return source
 
     def record_prefix_cache_stats(
-        self, request: Request, *args: Any, **kwargs: Any
+        self, request: Request, num_hits: int, *args: Any, **kwargs: Any
     ) -> None:
         """Record a look-up; its request is admitted now, and computes from there."""
-        super().record_prefix_cache_stats(request, *args, **kwargs)
+        super().record_prefix_cache_stats(request, num_hits, *args, **kwargs)
+        pool = self.block_pool
+        if not request.num_preemptions and self.prefix_cache_lookup_enabled(request):
+            size = pool.hash_block_size
+            pool.tally.note_lookup(request.num_tokens, num_hits, size)
         if self._hit is not None:
-            self.block_pool.tree.note_hit(self._hit.block_id)
+            pool.tree.note_hit(self._hit.block_id)
             self._hit = None
         if self.miss_log is not None:
             self.miss_log.record_admission(request)
         if self._may_end_inside(request):
             request_id = request.request_id
-            self.block_pool.open_tails.follow(
+            pool.open_tails.follow(
                 request,
                 self._group.req_to_blocks[request_id],
                 self._group.num_cached_block.get(request_id, 0),

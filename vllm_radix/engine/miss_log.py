@@ -136,6 +136,9 @@ class MissLog:
             miss = Miss(UNUSED, num_cached)
         self.last = request.request_id, miss, num_cached
         self.missed_tokens[miss.reason] += max(0, missed)
+        if not request.num_preemptions:
+            reason = "complete" if miss.reason == "none" else miss.reason
+            self._pool.tally.note_reason(reason, max(0, missed))
         why = _WORDS[miss.reason]
         age = self.clock() - (miss.evicted_at or 0.0)
         placement = self.placements.pop(request.request_id, None)

@@ -21,6 +21,7 @@ from vllm_radix.engine.compat import (
     RequestStatus,
     Scheduler,
     SchedulerOutput,
+    SchedulerStats,
     SchedulingPolicy,
     VllmConfig,
     logger,
@@ -36,6 +37,7 @@ from vllm_radix.engine.support import (
     stock_scheduler_cls,
 )
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
+from vllm_radix.metrics.sampler import Sampler
 from vllm_radix.policy import StepCapacity
 from vllm_radix.tree import POLICIES
 
@@ -129,6 +131,8 @@ class RadixScheduler(Scheduler):
                 lambda: self._clock(),
             )
             self.waiting = self.admission.queue
+        self.tally = self.kv_cache_manager.block_pool.tally
+        self._sampler = Sampler(self)
         self._announce()
 
     @property
@@ -189,17 +193,26 @@ class RadixScheduler(Scheduler):
     ) -> SchedulerOutput:
         """Plan which waiting requests go first, then let vLLM schedule."""
         admission = self.admission
+        now = self.tally.now = self._clock()
         if admission is None:
             return super().schedule(throttle_prefills, *args, **kwargs)
-        now = self._clock()
+        began = time.perf_counter()
         capacity = None if throttle_prefills else self._capacity()
         if capacity is None:
             admission.skip_step(now)
         else:
             admission.plan_step(capacity, now)
+            self.tally.ordering_seconds.add(time.perf_counter() - began)
         output = super().schedule(throttle_prefills, *args, **kwargs)
         admission.end_step(output, self.kv_holding_waiting, now)
         return output
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Return vLLM's statistics of a step, with radix's now and then."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            self._sampler.add_to(stats, self._clock())
+        return stats
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Reset the cache, and with it what was learned of the traffic."""

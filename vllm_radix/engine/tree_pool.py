@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm_radix.engine.compat import BlockPool, KVCacheBlock
 from vllm_radix.engine.request_keys import RequestKeys
+from vllm_radix.metrics.tally import Tally
 from vllm_radix.tree import RadixTree
 from vllm_radix.tree.resume import ResumeTree
 
@@ -16,11 +17,13 @@ class TreeBlockPool(BlockPool):
     Attributes:
         tree: the prefix cache.
         keys: the keys of requests in it.
+        tally: counts what is evicted.
         mirror: whether vLLM's map of hashes is kept beside the tree.
     """
 
     tree: RadixTree | ResumeTree
     keys: RequestKeys
+    tally: Tally
     mirror: bool
 
     @staticmethod
@@ -46,7 +49,9 @@ class TreeBlockPool(BlockPool):
         if num_blocks <= self.free_block_queue.num_free_blocks:
             blank = self.num_blank_blocks
             if num_blocks > blank:
-                self._put_next(self.tree.evict(num_blocks - blank), blank)
+                evicted = self.tree.evict(num_blocks - blank)
+                self.tally.note_evicted(evicted)
+                self._put_next(evicted, blank)
         # Should the tree fall short, because a cached block is held below an
         # idle one, the list's order decides; vLLM's method says so to the tree.
         return super().get_new_blocks(num_blocks)

@@ -62,6 +62,16 @@ class TreeState(PrefixCache):
         return set(self._evictor.pins)
 
     @property
+    def num_cached(self) -> int:
+        """Number of blocks in which a prefix can be found."""
+        return self._table.num_cached
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return self._shape.num_nodes
+
+    @property
     def num_idle(self) -> int:
         """Number of blocks that are cached and that no request uses."""
         return self._evictor.num_idle

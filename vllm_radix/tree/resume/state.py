@@ -223,6 +223,16 @@ class ResumeState:
         return block in self._uses.idle
 
     @property
+    def num_cached(self) -> int:
+        """Number of cached blocks, of all components."""
+        return len(self._uses)
+
+    @property
+    def num_points(self) -> int:
+        """Number of resume points."""
+        return len(self._points)
+
+    @property
     def num_idle(self) -> int:
         """Number of idle blocks."""
         return len(self._uses.idle)
