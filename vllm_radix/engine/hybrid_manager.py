@@ -22,6 +22,7 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
+from vllm_radix.engine.miss_log import PointMissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.tree import HOLE
@@ -48,7 +49,6 @@ class HybridKVCacheManager(TreeKVCacheManager):
     Attributes:
         plans: where running requests leave resume points.
         align: resume points lie at multiples of so many tokens.
-        miss_log: None; misses are not explained here.
     """
 
     block_pool: HybridBlockPool
@@ -61,6 +61,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         manager: KVCacheManager,
         mirror: bool = False,
         min_sub_block_tokens: int | None = None,
+        explain: bool = False,
     ) -> "HybridKVCacheManager":
         """Turn an unused manager, and its pool, into hybrid ones, in place.
 
@@ -69,18 +70,20 @@ class HybridKVCacheManager(TreeKVCacheManager):
             mirror: keep vLLM's map of hashes as well.
             min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
                 copies of blocks; None for hits that end with blocks only.
+            explain: keep a ``miss_log``.
         """
         manager.__class__ = cls
-        manager._adopt(mirror, min_sub_block_tokens)
+        manager._adopt(mirror, min_sub_block_tokens, explain)
         return manager
 
-    def _adopt(self, mirror: bool, min_sub_block_tokens: int | None) -> None:
+    def _adopt(
+        self, mirror: bool, min_sub_block_tokens: int | None, explain: bool
+    ) -> None:
         self._groups = self.coordinator.single_type_managers
         self._components = [
             GROUP_TYPES[type(group)].component(group) for group in self._groups
         ]
         HybridBlockPool.adopt(self.block_pool, self._components, mirror)
-        self.miss_log = None
         self._min_sub_block_tokens = min_sub_block_tokens
         self._states = [
             group
@@ -99,6 +102,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self._typical_tokens = 0.0
         tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
+        self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
@@ -127,12 +131,11 @@ class HybridKVCacheManager(TreeKVCacheManager):
 
     def new_step_starts(self) -> None:
         """Note that what the step before wrote can be read."""
-        super().new_step_starts()
         for plan in self.plans.open():
             plan.open.difference_update(
                 point.num_tokens for point in plan.unwritten if point.alive
             )
-        self.block_pool.new_step_starts()
+        super().new_step_starts()
 
     # -- looking up ------------------------------------------------------------
 
@@ -149,6 +152,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         limit, found = request.num_tokens - 1, None
         if self.prefix_cache_lookup_enabled(request):
             found = self._place(request, limit)
+            if self.miss_log is not None:
+                self.miss_log.record_lookup(request, found.num_tokens if found else 0)
         cached = 0 if found is None else found.num_tokens
         plan = self._plan(request, limit, cached)
         self._looked_up = request.request_id, found.point if found else None, plan
@@ -244,6 +249,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         super().record_prefix_cache_stats(request, *args, **kwargs)
         if self._looked_up is not None and self._looked_up[1] is not None:
             self.block_pool.tree.note_hit(self._looked_up[1])
+        if self.miss_log is not None:
+            self.miss_log.record_admission(request)
 
     # -- computing -------------------------------------------------------------
 
@@ -424,6 +431,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
 
     def _leave(self, request: Request) -> None:
         """Add a point where an ending or preempted request stops, and no further."""
+        super()._leave(request)
         plan = self.plans.pop(request.request_id)
         if plan is None:
             return
