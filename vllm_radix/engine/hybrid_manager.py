@@ -25,6 +25,7 @@ from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import PointMissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
+from vllm_radix.engine.typical_request import TypicalRequest
 from vllm_radix.tree import HOLE
 from vllm_radix.tree.resume import Chunk, Dense, Resume, ResumePoint, State
 
@@ -33,9 +34,6 @@ _MAX_PLACES = 64
 
 _ROOM = 2
 """Blocks left free beyond what a request needs before some are spent on copies."""
-
-_TYPICAL_TOKENS = 1024
-"""Tokens of a request, before any came."""
 
 MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
@@ -99,7 +97,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         gap = min_sub_block_tokens or 1
         if self._states:
             gap = max(gap, MIN_TOKENS_PER_STATE)
-        self._typical_tokens = 0.0
+        self._typical = TypicalRequest(self._components)
         tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
         self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
@@ -110,24 +108,11 @@ class HybridKVCacheManager(TreeKVCacheManager):
 
     def note_arrival(self, num_tokens: int) -> None:
         """Note the length of a request that came, for ``units``."""
-        typical = self._typical_tokens or num_tokens
-        self._typical_tokens = typical + (num_tokens - typical) / 16
+        self._typical.note_arrival(num_tokens)
 
     def units(self, blocks: int) -> int:
         """Return how many tokens blocks have room for, in requests as they come."""
-        tokens = int(self._typical_tokens or _TYPICAL_TOKENS)
-        return int(blocks * tokens / self._blocks_for(tokens))
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        """Return how many blocks a request of so many tokens holds."""
-        needed = 0
-        for component in self._components:
-            end = component.end_block(num_tokens)
-            needed += end - component.first_block(num_tokens)
-            # The state that a step begins with, beside the one it ends with.
-            needed += isinstance(component, State) and end > 1
-        # Of chunks alone: none is held where one begins.
-        return max(1, needed)
+        return self._typical.tokens_in(blocks)
 
     def new_step_starts(self) -> None:
         """Note that what the step before wrote can be read."""
