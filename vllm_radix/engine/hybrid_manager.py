@@ -22,8 +22,10 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
+from vllm_radix.engine.miss_log import PointMissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
+from vllm_radix.engine.typical_request import TypicalRequest
 from vllm_radix.tree import HOLE
 from vllm_radix.tree.resume import Chunk, Dense, Resume, ResumePoint, State
 
@@ -32,9 +34,6 @@ _MAX_PLACES = 64
 
 _ROOM = 2
 """Blocks left free beyond what a request needs before some are spent on copies."""
-
-_TYPICAL_TOKENS = 1024
-"""Tokens of a request, before any came."""
 
 MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
@@ -48,7 +47,6 @@ class HybridKVCacheManager(TreeKVCacheManager):
     Attributes:
         plans: where running requests leave resume points.
         align: resume points lie at multiples of so many tokens.
-        miss_log: None; misses are not explained here.
     """
 
     block_pool: HybridBlockPool
@@ -61,6 +59,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         manager: KVCacheManager,
         mirror: bool = False,
         min_sub_block_tokens: int | None = None,
+        explain: bool = False,
     ) -> "HybridKVCacheManager":
         """Turn an unused manager, and its pool, into hybrid ones, in place.
 
@@ -69,18 +68,20 @@ class HybridKVCacheManager(TreeKVCacheManager):
             mirror: keep vLLM's map of hashes as well.
             min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
                 copies of blocks; None for hits that end with blocks only.
+            explain: keep a ``miss_log``.
         """
         manager.__class__ = cls
-        manager._adopt(mirror, min_sub_block_tokens)
+        manager._adopt(mirror, min_sub_block_tokens, explain)
         return manager
 
-    def _adopt(self, mirror: bool, min_sub_block_tokens: int | None) -> None:
+    def _adopt(
+        self, mirror: bool, min_sub_block_tokens: int | None, explain: bool
+    ) -> None:
         self._groups = self.coordinator.single_type_managers
         self._components = [
             GROUP_TYPES[type(group)].component(group) for group in self._groups
         ]
         HybridBlockPool.adopt(self.block_pool, self._components, mirror)
-        self.miss_log = None
         self._min_sub_block_tokens = min_sub_block_tokens
         self._states = [
             group
@@ -96,9 +97,10 @@ class HybridKVCacheManager(TreeKVCacheManager):
         gap = min_sub_block_tokens or 1
         if self._states:
             gap = max(gap, MIN_TOKENS_PER_STATE)
-        self._typical_tokens = 0.0
+        self._typical = TypicalRequest(self._components)
         tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
+        self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
@@ -106,33 +108,19 @@ class HybridKVCacheManager(TreeKVCacheManager):
 
     def note_arrival(self, num_tokens: int) -> None:
         """Note the length of a request that came, for ``units``."""
-        typical = self._typical_tokens or num_tokens
-        self._typical_tokens = typical + (num_tokens - typical) / 16
+        self._typical.note_arrival(num_tokens)
 
     def units(self, blocks: int) -> int:
         """Return how many tokens blocks have room for, in requests as they come."""
-        tokens = int(self._typical_tokens or _TYPICAL_TOKENS)
-        return int(blocks * tokens / self._blocks_for(tokens))
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        """Return how many blocks a request of so many tokens holds."""
-        needed = 0
-        for component in self._components:
-            end = component.end_block(num_tokens)
-            needed += end - component.first_block(num_tokens)
-            # The state that a step begins with, beside the one it ends with.
-            needed += isinstance(component, State) and end > 1
-        # Of chunks alone: none is held where one begins.
-        return max(1, needed)
+        return self._typical.tokens_in(blocks)
 
     def new_step_starts(self) -> None:
         """Note that what the step before wrote can be read."""
-        super().new_step_starts()
         for plan in self.plans.open():
             plan.open.difference_update(
                 point.num_tokens for point in plan.unwritten if point.alive
             )
-        self.block_pool.new_step_starts()
+        super().new_step_starts()
 
     # -- looking up ------------------------------------------------------------
 
@@ -149,6 +137,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         limit, found = request.num_tokens - 1, None
         if self.prefix_cache_lookup_enabled(request):
             found = self._place(request, limit)
+            if self.miss_log is not None:
+                self.miss_log.record_lookup(request, found.num_tokens if found else 0)
         cached = 0 if found is None else found.num_tokens
         plan = self._plan(request, limit, cached)
         self._looked_up = request.request_id, found.point if found else None, plan
@@ -247,6 +237,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
             tally.note_lookup(request.num_tokens, num_hits, self._whole)
         if self._looked_up is not None and self._looked_up[1] is not None:
             self.block_pool.tree.note_hit(self._looked_up[1])
+        if self.miss_log is not None:
+            self.miss_log.record_admission(request)
 
     # -- computing -------------------------------------------------------------
 
@@ -427,6 +419,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
 
     def _leave(self, request: Request) -> None:
         """Add a point where an ending or preempted request stops, and no further."""
+        super()._leave(request)
         plan = self.plans.pop(request.request_id)
         if plan is None:
             return

@@ -82,13 +82,6 @@ class RadixKVCacheManager(TreeKVCacheManager):
         """Return blocks in what the tree counts prefixes in: blocks."""
         return blocks
 
-    def new_step_starts(self) -> None:
-        """Note that the blocks of the step before are written by now."""
-        super().new_step_starts()
-        self.block_pool.new_step_starts()
-        if self.miss_log is not None:
-            self.miss_log.new_step_starts()
-
     # -- looking up ------------------------------------------------------------
 
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
@@ -189,8 +182,7 @@ class RadixKVCacheManager(TreeKVCacheManager):
 
     def _leave(self, request: Request) -> None:
         """Publish what a leaving request has computed, its last block as well."""
-        if self.miss_log is not None:
-            self.miss_log.leave(request)
+        super()._leave(request)
         self.block_pool.open_tails.leave(request)
         blocks = self._group.req_to_blocks.get(request.request_id)
         if blocks and self.enable_caching:

@@ -113,9 +113,9 @@ class RadixScheduler(Scheduler):
                 num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
             )
         else:
-            HybridKVCacheManager.adopt(self.kv_cache_manager, mirror, least)
-            if config.explain:
-                self._left_to_stock.append("explanations (a model with several groups)")
+            HybridKVCacheManager.adopt(
+                self.kv_cache_manager, mirror, least, config.explain
+            )
         self._clock: Callable[[], float] = time.monotonic
         self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.

@@ -43,6 +43,15 @@ class TreeKVCacheManager(KVCacheManager):
         """Return where a step is to end that would compute from start to end."""
         return end
 
+    # -- what both do ----------------------------------------------------------
+
+    def new_step_starts(self) -> None:
+        """Note that the blocks of the step before are written by now."""
+        super().new_step_starts()
+        self.block_pool.new_step_starts()
+        if self.miss_log is not None:
+            self.miss_log.new_step_starts()
+
     # -- leaving ---------------------------------------------------------------
 
     def free(self, request: Request) -> None:
@@ -55,6 +64,7 @@ class TreeKVCacheManager(KVCacheManager):
         self._leave(request)
         return super().pop_blocks_for_free(request)
 
-    @abstractmethod
     def _leave(self, request: Request) -> None:
         """Publish what an ending or preempted request has computed, and no more."""
+        if self.miss_log is not None:
+            self.miss_log.leave(request)

@@ -42,6 +42,10 @@ class TreeBlockPool(BlockPool):
         """Free blocks that hold nothing cached."""
         return self.free_block_queue.num_free_blocks - self.tree.num_idle
 
+    @abstractmethod
+    def new_step_starts(self) -> None:
+        """Note that what the step before was to write is written by now."""
+
     # -- what vLLM calls -------------------------------------------------------
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
