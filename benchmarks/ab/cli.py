@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vllm_radix.exits import ExitCode
+from vllm_radix.exits import ExitCode, StoppedError
 from vllm_radix_bench.ab.console import show
 from vllm_radix_bench.ab.gates import Gate, check_names
 from vllm_radix_bench.ab.loads import Bench
@@ -287,8 +287,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     )
     try:
         result = _measure(arguments, options, settings, trace, unfinished, known, gates)
-    except InputError as error:
-        parser.error(str(error))
+    except StoppedError as error:
+        # What does not fit the servers is known once they are up.
+        if isinstance(error.__cause__, InputError):
+            parser.error(str(error.__cause__))
+        raise
     made = report.make(result, gates)
     output.write_json(made)
     html.write(render_ab(made))
