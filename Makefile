@@ -8,7 +8,7 @@ H100 := benchmarks/results/gpu/2026-11-26-h100-kernels/2-timing.json
 
 .PHONY: help setup test fast unit lint docs cuda-path soak conformance bench ab \
 	ab-quick sub-block policies aot traffic roofline bench-attention gpu-bundle \
-	gpu-fit lock clean
+	gpu-fit report-picture lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -50,6 +50,7 @@ conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
 	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc
 	$(BIN)/python -m vllm_radix_bench.micro.scheduler
+	$(BIN)/python -m vllm_radix_bench.micro.counting
 	$(BIN)/python -m vllm_radix_bench.micro.ordering
 	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 
@@ -80,15 +81,19 @@ gpu-fit:  ## What the cost model says of the H100's times, and what fits them be
 	$(BIN)/python tools/gpu/fit_cost.py $(H100)
 
 ab:  ## A/B of stock vLLM against radix on this machine (under 15 minutes)
-	$(BIN)/vllm-radix ab
+	$(BIN)/vllm-radix ab --offline
 
 ab-quick:  ## The same in under 3 minutes
-	$(BIN)/vllm-radix ab --quick
+	$(BIN)/vllm-radix ab --offline --quick
 
-sub-block:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
+sub-breport-picture:  ## A picture of PAGE, a report.html, as PICTURE, a PNG
+	$(BIN)/python tools/report_picture.py $(PAGE) $(PICTURE)
+
+lock:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
 	@for size in 32 128; do for on in true false; do \
 	  echo "== blocks of $$size, sub_block=$$on"; \
-	  $(BIN)/vllm-radix ab --no-texts --repeats 1 --pressure 4 --workloads chat agents \
+	  $(BIN)/vllm-radix ab --offline --no-texts --repeats 1 --pressure 4 \
+	    --workloads chat agents \
 	    --block-size $$size --blocks $$((4096 / $$size)) \
 	    --radix "{\"sub_block\": $$on}" --output results/sub-block-$$size-$$on.json \
 	    || exit 1; done; done

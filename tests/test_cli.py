@@ -13,7 +13,7 @@ import vllm_radix
 from vllm_radix.cli import COMMANDS, main
 from vllm_radix.config import RadixConfig
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.ab import runner
+from vllm_radix_bench.ab.offline import runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,19 +22,34 @@ ROOT = Path(__file__).parent.parent
     ("words", "message"),
     [
         ([], "the following arguments are required: command"),
-        (["ab", "--workloads", "chats"], "invalid choice: 'chats'"),
-        (["ab", "--blocks", "3"], "'3' is not a whole number from 16 to"),
-        (["ab", "--pressure", "x"], "'x' is not a number from 0.1 to 100"),
-        (["ab", "--pressure", "nan"], "'nan' is not a number from 0.1"),
-        (["ab", "--pressure", "inf"], "'inf' is not a number from 0.1"),
-        (["ab", "--repeats", "1.5"], "'1.5' is not a whole number from 1 to"),
-        (["ab", "--radix", '{"x": 1}'], "unknown radix option 'x'"),
-        (["ab", "--radix", "prefix"], "JSON object"),
-        (["ab", "--model", "/no/such"], "--model: '/no/such': no such folder"),
-        (["ab", "--model", "tests"], "--model: 'tests' is not a model folder"),
-        (["ab", "--model", "some/model"], "--model: 'some/model' is no folder here"),
-        (["ab", "--text-model", "/no"], "--text-model: '/no': no such folder"),
-        (["ab", "--polciy"], "unrecognized arguments: --polciy"),
+        (["ab", "--offline", "--workloads", "chats"], "invalid choice: 'chats'"),
+        (["ab", "--offline", "--blocks", "3"], "'3' is not a whole number from 16 to"),
+        (["ab", "--offline", "--pressure", "x"], "'x' is not a number from 0.1 to 100"),
+        (["ab", "--offline", "--pressure", "nan"], "'nan' is not a number from 0.1"),
+        (["ab", "--offline", "--pressure", "inf"], "'inf' is not a number from 0.1"),
+        (
+            ["ab", "--offline", "--repeats", "1.5"],
+            "'1.5' is not a whole number from 1 to",
+        ),
+        (["ab", "--offline", "--radix", '{"x": 1}'], "unknown radix option 'x'"),
+        (["ab", "--offline", "--radix", "prefix"], "JSON object"),
+        (
+            ["ab", "--offline", "--model", "/no/such"],
+            "--model: '/no/such': no such folder",
+        ),
+        (
+            ["ab", "--offline", "--model", "tests"],
+            "--model: 'tests' is not a model folder",
+        ),
+        (
+            ["ab", "--offline", "--model", "some/model"],
+            "--model: 'some/model' is no folder here",
+        ),
+        (
+            ["ab", "--offline", "--text-model", "/no"],
+            "--text-model: '/no': no such folder",
+        ),
+        (["ab", "--offline", "--polciy"], "unrecognized arguments: --polciy"),
         (["replay", "--polciy"], "unrecognized arguments: --polciy"),
         (["replay", "--blocks"], "expected at least one argument"),
         (["replay"], "give a trace, or --workload"),
@@ -59,7 +74,7 @@ def test_without_the_embedded_models_model_is_named(tmp_path, monkeypatch, capsy
             (tmp_path / "tools").mkdir()
             (tmp_path / "tools" / "setup_env.py").touch()
         with pytest.raises(SystemExit) as stop:
-            main(["ab"])
+            main(["ab", "--offline"])
         assert stop.value.code == 2
         line = capsys.readouterr().err
         assert line.startswith("vllm-radix ab: --model: name a model: a folder")
@@ -137,7 +152,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
 ):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(runner, "ArmProcess", None)  # would raise if it were started
-    words = ["ab", "--output", str(tmp_path / "ab.json")]
+    words = ["ab", "--offline", "--output", str(tmp_path / "ab.json")]
     words += [w.format(tmp=tmp_path, bare=model_folder) for w in extra]
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -163,7 +178,7 @@ def test_a_quick_run_of_any_workload_compares_texts(monkeypatch, tmp_path):
         runner, "all_workloads", lambda options: seen.append(options) or 1 / 0
     )
     for name in ("agents", "chat"):
-        words = ["ab", "--quick", "--workloads", name, "--debug"]
+        words = ["ab", "--offline", "--quick", "--workloads", name, "--debug"]
         main([*words, "--output", str(tmp_path / "ab.json")])
     assert [options.text_workloads for options in seen] == [["agents"], ["chat"]]
     # What the environment says is part of the record.
@@ -177,7 +192,15 @@ def test_an_arm_that_dies_is_reported_with_its_log(tmp_path, tiny, capsys):
     (model / "config.json").write_text("{}")
     (model / "tokenizer.json").symlink_to(Path(tiny) / "tokenizer.json")
     output = tmp_path / "out" / "ab.json"
-    words = ["ab", "--model", str(model), "--no-texts", "--output", str(output)]
+    words = [
+        "ab",
+        "--offline",
+        "--model",
+        str(model),
+        "--no-texts",
+        "--output",
+        str(output),
+    ]
     assert main(words) == 3
     said = capsys.readouterr().err
     assert "arm ended early with exit status 1; its log is" in said

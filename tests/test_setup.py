@@ -1,6 +1,7 @@
 """`make setup`: what it checks, what it skips, what it does again."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,75 @@ def test_a_step_that_fails_is_done_again(setup):
     for _ in range(2):
         with pytest.raises(SystemExit):
             setup.step("name", "label", "a", fails)
+
+
+@pytest.fixture
+def commands(setup, monkeypatch):
+    """What would be run, on a Debian machine without a browser, as root."""
+    ran, status = [], {}
+
+    def run(command, **_):
+        words = " ".join(command)
+        ran.append(words)
+        found = [code for part, code in status.items() if part in words]
+        return subprocess.CompletedProcess(command, *found or [0])
+
+    machine = {"apt-get": "/usr/bin/apt-get"}
+    monkeypatch.setattr(setup.shutil, "which", machine.get)
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup.subprocess, "run", run)
+    return ran, status, machine
+
+
+def test_the_browser_is_installed_as_root(setup, commands, capsys):
+    setup.install_browser()
+    update, install = commands[0]
+    assert update == "env DEBIAN_FRONTEND=noninteractive apt-get update -qq"
+    assert install.endswith(
+        "apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core"
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_a_browser_that_is_there_is_left_alone(setup, commands):
+    commands[2]["chromium"] = "/usr/bin/chromium"
+    setup.install_browser()
+    assert commands[0] == []
+
+
+def test_the_browser_is_installed_by_sudo_if_it_asks_no_password(
+    setup, commands, monkeypatch, capsys
+):
+    ran, status, machine = commands
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
+    machine["sudo"] = "/usr/bin/sudo"
+    setup.install_browser()
+    assert ran[0] == "sudo -n true" and ran[2].startswith("sudo -n env DEBIAN_FRONTEND")
+    ran.clear()
+    status["sudo -n true"] = 1
+    setup.install_browser()
+    assert ran == ["sudo -n true"]
+    assert setup.HOW_TO_INSTALL_CHROMIUM in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["apt-get", "sudo"])
+def test_where_no_browser_can_be_installed_setup_says_how(
+    setup, commands, monkeypatch, capsys, missing
+):
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
+    commands[2].pop(missing, None)
+    setup.install_browser()
+    assert commands[0] == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "apt-get install chromium fonts-dejavu-core" in line
+
+
+def test_an_installation_that_fails_ends_nothing(setup, commands, capsys):
+    ran, status, _ = commands
+    status["update"] = 100
+    setup.install_browser()
+    assert len(ran) == 1
+    assert "update -qq` failed; no chromium is on PATH" in capsys.readouterr().out
 
 
 def test_the_lock_holds_all_that_the_project_names():

@@ -6,7 +6,8 @@ tables anew; a test fails when one is out of date.
 
 import ast
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,42 @@ def classes(*names: str) -> str:
         path, text = homes[name]
         rows.append((f"`{name}`", text.split("\n\n")[0], f"`{path.relative_to(ROOT)}`"))
     return table(("class", "what it is", "file"), rows)
+
+
+def report_schema() -> str:
+    """Return the tables of report.json of an A/B, from its schema."""
+    schema = json.loads((ROOT / "benchmarks/ab/report.schema.json").read_text())
+    objects = {"The file": schema, **schema["$defs"]}
+    parts = []
+    for name, one in objects.items():
+        title = name if one is schema else f"`{name}`"
+        rows = list(_fields(one["properties"]))
+        said = table(("field", "type", "meaning"), rows)
+        parts.append(f"## {title}\n\n{one['description']}\n\n{said}")
+    return "\n\n".join(parts)
+
+
+def _fields(properties: Mapping[str, Any], within: str = "") -> Iterator[Sequence[str]]:
+    for name, one in properties.items():
+        yield f"`{within}{name}`", _type(one), one["description"]
+        # Those without a name of their own.
+        yield from _fields(one.get("properties", {}), f"{within}{name}.")
+
+
+def _type(one: Mapping[str, Any]) -> str:
+    if "$ref" in one:
+        return f"`{one['$ref'].rpartition('/')[2]}`"
+    if "const" in one:
+        return f"`{one['const']}`"
+    if "enum" in one:
+        return ", ".join(f"`{value}`" for value in one["enum"])
+    if "oneOf" in one:
+        return " or ".join(map(_type, one["oneOf"]))
+    kinds = one["type"] if isinstance(one["type"], list) else [one["type"]]
+    inside = one.get("items") or one.get("additionalProperties") or {}
+    names = [f"{kind} of {_type(inside)}" if kind in ("array", "object") and inside
+             else kind for kind in kinds]  # fmt: skip
+    return " or ".join(names)
 
 
 def _attributes(cls: type) -> Any:

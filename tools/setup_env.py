@@ -28,6 +28,12 @@ MODELS = ROOT / ".models"
 LOCK = TOOLS / "lock.txt"
 STUB = TOOLS / "vllm-cpu-stub"
 
+BROWSER = ("chromium", "fonts-dejavu-core")
+HOW_TO_INSTALL_CHROMIUM = (
+    f"no chromium is on PATH, which the tests of report.html need: "
+    f"`apt-get install {' '.join(BROWSER)}` as root"
+)
+
 NEEDED_GB = 6.0
 WANTED_PYTHON = (3, 11)
 
@@ -131,6 +137,36 @@ def install_packages() -> None:
     pip("--no-deps", "-r", LOCK)
 
 
+def root_prefix() -> list[str] | None:
+    """Return what makes a command root's: nothing, or sudo; None if nothing does."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") is None:
+        return None
+    asked = subprocess.run(["sudo", "-n", "true"], capture_output=True)
+    return None if asked.returncode else ["sudo", "-n"]
+
+
+def install_browser() -> None:
+    """Install Debian's Chromium for the tests of report.html, if that can be done.
+
+    Everything else runs without it, so that it is missing ends nothing.
+    """
+    if shutil.which("chromium"):
+        return
+    prefix = root_prefix() if shutil.which("apt-get") else None
+    if prefix is None:
+        print(f"setup: {HOW_TO_INSTALL_CHROMIUM}")
+        return
+    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    update = [*apt, "update", "-qq"]
+    install = [*apt, "install", "-qq", "-y", "--no-install-recommends", *BROWSER]
+    for command in (update, install):
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            print(f"setup: `{' '.join(command)}` failed; {HOW_TO_INSTALL_CHROMIUM}")
+            return
+
+
 def main() -> None:
     """Create or refresh .venv and .models."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -181,6 +217,14 @@ def main() -> None:
             MODELS / "smollm2" / "tokenizer.json",
             MODELS / "smollm2" / "model.safetensors",
         ],
+    )
+    step(
+        "browser",
+        "Chromium, for the tests of report.html",
+        digest(*BROWSER),
+        install_browser,
+        # Where it could not be installed, the next call tries again.
+        [Path(shutil.which("chromium") or "/usr/bin/chromium")],
     )
     print("setup: ready; next: make test, make ab")
 

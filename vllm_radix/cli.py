@@ -8,14 +8,14 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import vllm_radix
 from vllm_radix.exits import EPILOG, say_why
 
 COMMANDS = {
     "ab": (
-        "A/B of stock vLLM against radix on this machine",
+        "A/B of stock vLLM against radix, on real servers or in this process",
         "vllm_radix_bench.ab.cli",
     ),
     "replay": (
@@ -27,7 +27,12 @@ COMMANDS = {
         "vllm_radix_bench.top.cli",
     ),
 }
-"""Help of each subcommand, and the module that has ``add_arguments``."""
+"""Help of each subcommand, and the module that has ``add_arguments``.
+
+A module may have ``variant``, which takes the words and returns another module to use,
+and ``PASSES_OPTIONS``: then words that its parser does not know become
+``arguments.others``, and those after ``--`` ``arguments.after``.
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +41,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end the program."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _module(name: str, words: Sequence[str]) -> Any:
+    """Return the module that serves a subcommand's words."""
+    module: Any = importlib.import_module(name)
+    variant = getattr(module, "variant", None)
+    return (variant and variant(words)) or module
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after the first ``--``."""
+    at = words.index("--") if "--" in words else len(words)
+    return list(words[:at]), list(words[at + 1 :])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=vllm_radix.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     called = parser
+    after: list[str] | None = None
     try:
         for name, (what, module) in COMMANDS.items():
             command = commands.add_parser(name, help=what, epilog=EPILOG)
@@ -63,9 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     action="store_true",
                     help="show the traceback of an unexpected error",
                 )
-                importlib.import_module(module).add_arguments(command)
+                found = _module(module, words)
+                found.add_arguments(command)
+                if getattr(found, "PASSES_OPTIONS", False):
+                    words, after = _split(words)
         arguments, unknown = parser.parse_known_args(words)
-        if unknown:
+        if after is not None:
+            arguments.others, arguments.after = unknown, after
+        elif unknown:
             called.error(f"unrecognized arguments: {' '.join(unknown)}")
         return int(arguments.run(arguments, called))
     except (Exception, KeyboardInterrupt) as error:

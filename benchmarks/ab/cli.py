@@ -1,15 +1,24 @@
-"""The command ``vllm-radix ab``."""
+"""A/B of stock vLLM against radix on real servers, started with the same options.
+
+vllm-radix ab MODEL [vllm serve options] [-- vllm bench serve options]
+"""
 
 import argparse
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from vllm_radix.config import RadixConfig, flag_value
-from vllm_radix.exits import ExitCode
-from vllm_radix_bench.ab import models, runner
-from vllm_radix_bench.ab.runner import Options
+from vllm_radix.exits import ExitCode, StoppedError
+from vllm_radix_bench.ab.console import show
+from vllm_radix_bench.ab.gates import Gate, check_names
+from vllm_radix_bench.ab.loads import Bench
+from vllm_radix_bench.ab.servers import ARMS, Cache
 from vllm_radix_bench.report.cli_types import (
+    LEAST_FACTOR,
+    InputError,
     WithDefaults,
     number,
     pressure,
@@ -17,125 +26,217 @@ from vllm_radix_bench.report.cli_types import (
     whole,
 )
 from vllm_radix_bench.report.output import OutputFile, all_written
+from vllm_radix_bench.report.progress import Progress
+from vllm_radix_bench.report.quiet import quiet_vllm
+from vllm_radix_bench.report.tables import console, say, say_where
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.workloads.builders import SERVED
+from vllm_radix_bench.workloads.turn import Turn
 
-_FLAGS = {"pressures": "--pressure", "text_workloads": "--workloads or --quick"}
-_FLAGS |= {"stretch": "--quick", "text_model": "--text-model or --no-texts"}
-"""Options of the command by those of the runner, where the names differ."""
-_QUICK_TEXTS = ("few-shot", "chat", "documents")
+if TYPE_CHECKING:
+    from vllm_radix_bench.ab.run import Options
+
+PASSES_OPTIONS = True
+"""Words that the parser does not know go to ``run`` as ``arguments.others``, and those
+after ``--`` as ``arguments.after``."""
+
+_positive = partial(number, float, LEAST_FACTOR, 1e6)
+_minutes = partial(number, float, 0.1, 1e5)
+_FLAGS = {"serve_options": "the options of vllm serve", "model": "the model"}
+_FLAGS |= {"radix_options": "--radix", "bench_options": "the words after --"}
+_FLAGS |= {"trace": "--trace"}
+"""Options of the command by those of a result, where the names differ."""
+
+
+def variant(words: Sequence[str]) -> ModuleType | None:
+    """Return the module that serves these words, if it is not this one."""
+    if "--offline" not in words:
+        return None
+    from vllm_radix_bench.ab.offline import cli
+
+    return cli
+
+
+def _rate(text: str) -> float | None:
+    return None if text == "inf" else float(_positive(text))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, and what runs the command."""
-    parser.description = (
-        "Run the same requests through stock vLLM and through radix, in turns, and "
-        "compare counts, times and texts."
+    parser.description = __doc__
+    parser.usage = (
+        "vllm-radix ab MODEL [options] [vllm serve options] [-- vllm bench serve "
+        "options]"
     )
     parser.formatter_class = WithDefaults
+    parser.allow_abbrev = False
     parser.set_defaults(run=run)
     add = parser.add_argument
     add(
-        "--model",
-        help="for the counts: a folder, or a name on the Hugging Face hub (default: "
-        "the tiny one of a clone)",
+        "--offline",
+        action="store_true",
+        help="compare engines inside this command instead, step by step; has options "
+        "of its own (--offline --help)",
     )
-    add(
-        "--load-format",
-        default=None,
-        help="of --model; dummy: random weights (default: dummy for the tiny one of a "
-        "clone, auto otherwise)",
-    )
-    add("--text-model", help="the same for the texts (default: SmolLM2 of a clone)")
-    add("--no-texts", action="store_true", help="skip the comparison of texts")
     add(
         "--workloads",
         nargs="+",
         choices=list(SERVED),
-        default=list(SERVED),
         metavar="NAME",
-        help=f"any of {', '.join(SERVED)}",
+        help=f"built-in ones: {', '.join(SERVED)} (default: all, or only control where "
+        "a trace or options after -- say what is sent)",
+    )
+    add("--trace", type=Path, metavar="FILE", help="any that replay reads")
+    add("--limit", type=whole(1), metavar="N", help="of a trace: only the first N")
+    add("--speed", type=_positive, default=1.0, metavar="X", help="of a trace")
+    add(
+        "--closed-loop",
+        action="store_true",
+        help="of a trace with sessions: a turn waits for the answer before it",
     )
     add(
         "--pressure",
-        nargs="+",
         type=pressure,
-        default=[4.0, 0.5],
+        default=2.0,
         metavar="X",
-        help="working set as a multiple of the cache, for the counts",
+        help="of a built-in workload: working set as a multiple of the cache",
     )
-    for flag, least, what in (
-        ("blocks", 16, "blocks of the cache, for the counts"),
-        ("text-blocks", 16, "blocks of the cache, for the texts"),
-        ("block-size", 1, "tokens in a block"),
-        ("text-max-tokens", 1, "length of each text"),
-        ("max-num-seqs", 1, "requests running at once"),
-        ("max-num-batched-tokens", 8, "tokens in a step"),
-        ("repeats", 1, "runs of each arm; times are compared from 3 on"),
-        ("seed", 0, "of the workloads"),
-    ):
-        default = getattr(Options, flag.replace("-", "_"))
-        add(f"--{flag}", type=whole(least), default=default, metavar="N", help=what)
     add(
-        "--text-pressure",
-        type=pressure,
-        default=Options.text_pressure,
+        "--rate",
+        type=_rate,
         metavar="X",
-        help="the same as --pressure, for the texts",
-    )
-    add("--radix", type=flag_value, default={}, metavar="JSON", help="options of radix")
-    add(
-        "--gpu-memory-utilization",
-        type=partial(number, float, 0.05, 0.5),
-        default=Options.gpu_memory_utilization,
-        metavar="SHARE",
-        help="of each of the two engines, which are up at once; not used on a CPU",
+        help="requests a second, with random gaps (default: all at once, or the "
+        "trace's own times)",
     )
     add(
-        "--quick",
+        "--concurrency",
+        type=whole(1),
+        metavar="N",
+        help="conversations under way at once (default: no limit)",
+    )
+    add("--rounds", type=whole(1), default=5, metavar="N", help="of times, in turns")
+    add(
+        "--budget",
+        type=_minutes,
+        default=10.0,
+        metavar="MINUTES",
+        help="begin no further round after this long",
+    )
+    add("--seed", type=whole(0), default=0, metavar="N", help="of all choices")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--together",
         action="store_true",
-        help="half the cache, half the requests, one run, fewer texts",
+        default=None,
+        help="both servers up at once (default: where memory allows, on a CPU)",
+    )
+    either.add_argument(
+        "--in-turns",
+        action="store_false",
+        dest="together",
+        help="one server at a time",
+    )
+    add(
+        "--matrix-blocks",
+        nargs="+",
+        type=whole(16),
+        metavar="N",
+        help="run everything with caches of these sizes, in blocks",
+    )
+    add(
+        "--matrix-rate",
+        nargs="+",
+        type=_rate,
+        metavar="X",
+        help="run everything at these rates; inf sends all at once",
+    )
+    add(
+        "--fail-on",
+        nargs="+",
+        default=[],
+        metavar="BOUND",
+        help="end with status 1 where a ratio of radix to stock breaks a bound, as in "
+        "ttft_p99>1.1 or chat:hit_rate<1",
+    )
+    add(
+        "--ready-timeout",
+        type=partial(number, float, 1, 1e5),
+        default=1200.0,
+        metavar="SECONDS",
+        help="for a server to come up",
+    )
+    add(
+        "--stall-timeout",
+        type=partial(number, float, 1, 1e5),
+        default=300.0,
+        metavar="SECONDS",
+        help="after which a server that has requests and counts nothing hangs",
     )
     add("--output", type=Path, default=Path("results/ab.json"), help="where to write")
+    add(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="where to write the page (default: beside --output)",
+    )
     add(
         "--resume",
         action="store_true",
         help="go on with the finished pieces of a run that was stopped",
     )
-    add("--csv", type=Path, metavar="FILE", help="where to write the tables, as CSV")
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    text_model = None
-    if not arguments.no_texts:
-        text_model = (
-            models.embedded("smollm2")
-            if arguments.text_model is None
-            else models.find(arguments.text_model, "--text-model")
-        )
-    quick = arguments.quick
-    workloads = list(dict.fromkeys(arguments.workloads))
-    return Options(
-        model=models.counts_model(arguments.model),
-        load_format=arguments.load_format or ("auto" if arguments.model else "dummy"),
-        text_model=text_model,
-        workloads=workloads,
-        text_workloads=[w for w in workloads if quick and w in _QUICK_TEXTS]
-        or workloads,
-        stretch=2.0 if quick else Options.stretch,
-        pressures=list(dict.fromkeys(arguments.pressure)),
-        blocks=max(16, arguments.blocks // 2) if quick else arguments.blocks,
-        block_size=arguments.block_size,
-        text_blocks=arguments.text_blocks,
-        text_pressure=min(arguments.text_pressure, 1.2 if quick else 99.0),
-        text_max_tokens=arguments.text_max_tokens,
-        max_num_seqs=arguments.max_num_seqs,
-        max_num_batched_tokens=arguments.max_num_batched_tokens,
-        repeats=1 if quick else arguments.repeats,
-        seed=arguments.seed,
-        radix=RadixConfig.resolve(arguments.radix).to_dict(),
-        gpu_memory_utilization=arguments.gpu_memory_utilization,
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        InputError: some do not.
+    """
+    if arguments.trace is None:
+        for name in ("limit", "closed_loop"):
+            if getattr(arguments, name):
+                raise InputError(f"--{name.replace('_', '-')} is of a --trace")
+        if arguments.speed != 1.0:
+            raise InputError("--speed is of a --trace")
+    if arguments.rate is not None and arguments.matrix_rate:
+        raise InputError("--rate and --matrix-rate: give one of them")
+    refuse_same_file(
+        {
+            "--trace": arguments.trace,
+            "--output": arguments.output,
+            "--html": arguments.html or arguments.output.with_suffix(".html"),
+        }
     )
+
+
+def _names(arguments: argparse.Namespace) -> list[str]:
+    """Return the built-in workloads to run; the control is always among them."""
+    names = arguments.workloads
+    if names is None:
+        other = arguments.trace is not None or arguments.after
+        names = ["control"] if other else list(SERVED)
+    return list(dict.fromkeys([*names, "control"]))
+
+
+def _setup(arguments: argparse.Namespace, serve: Any) -> dict[str, Any]:
+    """Return what a run must have in common with one that it goes on with."""
+    return {
+        "model": serve.model,
+        "serve_options": list(serve.words),
+        "radix_options": serve.radix,
+        "bench_options": arguments.after or None,
+        "workloads": _names(arguments),
+        "trace": None if arguments.trace is None else str(arguments.trace),
+        "limit": arguments.limit,
+        "speed": arguments.speed,
+        "closed_loop": arguments.closed_loop,
+        "pressure": arguments.pressure,
+        "rate": arguments.rate,
+        "concurrency": arguments.concurrency,
+        "matrix_blocks": arguments.matrix_blocks,
+        "matrix_rate": arguments.matrix_rate,
+        "seed": arguments.seed,
+    }
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -146,51 +247,141 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     Raises:
         OutputError: the result cannot be written where it is to be.
+        ServerError: a server did not come up, died or hangs.
         StoppedError: the run ended early; it names what is kept.
     """
+    quiet_vllm()
     from vllm_radix_bench.ab import report
-    from vllm_radix_bench.report.columns import csv_text, records
-    from vllm_radix_bench.report.progress import Progress
-    from vllm_radix_bench.report.tables import console, say, say_where
+    from vllm_radix_bench.ab.loads_of import read_trace
+    from vllm_radix_bench.ab.run import Options
+    from vllm_radix_bench.ab.serve_options import check_bench, read_serve
+    from vllm_radix_bench.html.page import render_ab
 
     output = OutputFile(arguments.output)
-    csv = arguments.csv and OutputFile(arguments.csv, "--csv")
+    html = OutputFile(arguments.html or arguments.output.with_suffix(".html"), "--html")
     try:
-        refuse_same_file({"--output": arguments.output, "--csv": arguments.csv})
-        options = _options(arguments)
-        workloads = runner.all_workloads(options)
-        result = runner.new_result(options, workloads)
-        settings = {"options": result["options"], "versions": result["versions"]}
+        _check(arguments)
+        gates = [Gate.parse(text) for text in arguments.fail_on]
+        serve = read_serve(arguments.others)
+        if arguments.after:
+            check_bench(arguments.after)
+        trace = read_trace(arguments, serve.tokenizer)
+        setup = _setup(arguments, serve)
+        settings = {"setup": setup, "versions": report.versions()}
         unfinished = Unfinished(output, settings, _FLAGS)
-        if arguments.resume:
-            result = unfinished.load() or result
+        known = unfinished.load() if arguments.resume else None
     except ValueError as error:
         parser.error(str(error))
-    for file in filter(None, (output, csv)):
+    for file in (output, html):
         file.prepare()
-    pieces = runner.plan(workloads, options.repeats, result)
-    total = runner.total_pieces(options)
-    unfinished.begin(arguments.resume, total - len(pieces), total)
-    progress = Progress(total, "pieces", total - len(pieces))
-    with unfinished.told_when_stopped(), closing(progress):
-        runner.run(
-            options,
-            workloads,
-            result,
-            pieces,
-            output.path.parent,
-            progress,
-            lambda: unfinished.save(result),
-        )
-    rows = report.rows_of(result)
-    output.write_json({**result, "rows": records(report.COLUMNS, rows)})
-    if csv:
-        csv.write(csv_text(report.COLUMNS, rows))
+    options = Options(
+        serve=serve,
+        rounds=arguments.rounds,
+        together=arguments.together,
+        concurrency=arguments.concurrency,
+        seed=arguments.seed,
+        budget_seconds=arguments.budget * 60,
+        ready_seconds=arguments.ready_timeout,
+        stall_seconds=arguments.stall_timeout,
+        folder=output.path.parent,
+    )
+    try:
+        result = _measure(arguments, options, settings, trace, unfinished, known, gates)
+    except StoppedError as error:
+        # What does not fit the servers is known once they are up.
+        if isinstance(error.__cause__, InputError):
+            parser.error(str(error.__cause__))
+        raise
+    made = report.make(result, gates)
+    output.write_json(made)
+    html.write(render_ab(made))
     unfinished.remove()
     out = console()
-    fine = report.show(result, out)
-    say_where(out, "Every request", output, csv)
-    say(out, report.headline(rows, result["texts"]))
-    if not all_written(output, csv):
+    show(made, out)
+    say_where(out, "Every figure", output, None)
+    say_where(out, "The page", html, None)
+    say(out, made["sentence"])
+    if not all_written(output, html):
         return ExitCode.OUTPUT
-    return ExitCode.GOOD if fine else ExitCode.VERDICT
+    held = all(one["ok"] for one in made["verdicts"])
+    return ExitCode.GOOD if held else ExitCode.VERDICT
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    options: "Options",
+    settings: dict[str, Any],
+    trace: list[Turn] | None,
+    unfinished: Unfinished,
+    known: dict[str, Any] | None,
+    gates: Sequence[Gate],
+) -> dict[str, Any]:
+    """Return a complete result.
+
+    Raises:
+        InputError: a request does not fit, or a gate names no workload.
+        StoppedError: the run ended early; it names what is kept.
+    """
+    from vllm_radix_bench.ab import report, run
+    from vllm_radix_bench.ab.loads_of import make_loads
+    from vllm_radix_bench.ab.plan import cells, finished
+
+    sizes = arguments.matrix_blocks or [None]
+    rates = arguments.matrix_rate or [arguments.rate]
+    progress = Progress(0, "pieces")
+    with (
+        unfinished.told_when_stopped(),
+        closing(progress),
+        run.serving(options, progress.begin) as servers,
+    ):
+        first = servers.get(ARMS[0], sizes[0])
+        cache = first.cache
+        if sizes[0] is not None:
+            cache = Cache(max(sizes), cache.block_size, max(sizes) * cache.block_size)
+        if servers.together is None:
+            servers.together = run.fits_twice(first, options.serve.memory_share)
+        names = settings["setup"]["workloads"]
+        serve = options.serve
+        loads = make_loads(
+            arguments,
+            names,
+            trace,
+            serve.model,
+            serve.tokenizer,
+            cache,
+            first.max_model_len,
+        )
+        check_names(gates, [load.name for load in loads])
+        planned = cells(len(loads), sizes, rates)
+        result = known or {
+            **settings,
+            "machine": report.machine(),
+            "started": report.now(),
+            "seconds": 0.0,
+            "cells": [run.new_cell(cell, loads[cell.load]) for cell in planned],
+        }
+        result["setup"] |= {
+            "cache": vars(cache),
+            "together": servers.together,
+            "rounds": options.rounds,
+        }
+        todo = run.order(result, options, servers.together, finished(result))
+        total = len(planned) * (options.rounds + 1) * len(ARMS)
+        unfinished.begin(arguments.resume, total - len(todo), total)
+        progress.grow(total, total - len(todo))
+        each = [loads[cell.load] for cell in planned]
+        try:
+            run.run(
+                options,
+                each,
+                result,
+                todo,
+                servers,
+                progress,
+                lambda: unfinished.save(result),
+            )
+        finally:
+            for load in loads:
+                if isinstance(load, Bench):
+                    load.close()
+    return result

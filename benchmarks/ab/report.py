@@ -1,333 +1,321 @@
-"""What an A/B run says: tables for a reader, verdicts for a script."""
+"""The report of an A/B: figures, a sentence, verdicts; see ``report.schema.json``."""
 
-from collections.abc import Callable, Iterator
-from statistics import fmean, median
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+import psutil
 
-from vllm_radix_bench.ab.runner import ARMS, GAP
-from vllm_radix_bench.report.columns import (
-    NOTEWORTHY,
-    Column,
-    PairColumn,
-    Value,
-    change,
+from vllm_radix_bench.ab.figures import (
+    LEAST_ROUNDS,
+    RATIO_ROUNDS,
+    TIMES,
+    Run,
+    compare,
+    is_noisy,
+    total_counts,
 )
-from vllm_radix_bench.report.tables import print_table, say
+from vllm_radix_bench.ab.gates import Gate, label
+from vllm_radix_bench.ab.plan import ANSWERS
+from vllm_radix_bench.ab.scrape import thinned
+from vllm_radix_bench.ab.servers import ARMS
+from vllm_radix_bench.report.columns import NOTEWORTHY, change
+from vllm_radix_bench.report.output import Rows
 
-Cell = dict[str, Any]
-
-LEAST_PAIRS = 3
-"""Pairs of runs below which nothing is said of times."""
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Return a percentile by linear interpolation, ``share`` in 0..1."""
-    return float(np.quantile(values, share))
-
-
-def ttfts(run: Cell) -> list[float]:
-    """Return the times to first token of a run, in seconds."""
-    return [record["ttft"] for record in run["records"]]
+SCHEMA = "vllm-radix/ab-report/1"
+_MOST_POINTS = 120
+_MOST_SAMPLES = 500
+_MOST_TENANTS = 30
+_SLACK = 1.01
+"""Factor on stock's tokens from which radix computed more, not as many."""
 
 
-MEASURES: dict[str, Any] = {
-    "TTFT mean": lambda run: sum(ttfts(run)) / len(ttfts(run)),
-    "TTFT p50": lambda run: percentile(ttfts(run), 0.50),
-    "TTFT p99": lambda run: percentile(ttfts(run), 0.99),
-    "requests/s": lambda run: run["requests"] / run["seconds"],
-}
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = {"vllm_radix": "vllm-radix", "vllm": "vllm", "torch": "torch"}
+    found = {key: version(name) for key, name in names.items()}
+    return {**found, "python": platform.python_version()}
 
 
-def computed(cell: Cell, arm: str) -> int:
-    """Return the prompt tokens computed in the first run of a cell."""
-    tokens: int = cell["runs"][arm][0]["computed_prompt_tokens"]
-    return tokens
+def machine() -> dict[str, Any]:
+    """Return the machine that a result depends on."""
+    from vllm.platforms import current_platform
 
-
-def is_loaded(cell: Cell) -> bool:
-    """Whether the working set is far larger than the cache."""
-    return bool(cell["pressure"] >= 2)
-
-
-def reorders(result: dict[str, Any]) -> bool:
-    """Whether radix was told to use another order than stock."""
-    radix = result["options"]["radix"]
-    bounds = ("max_overtakes", "max_extra_wait", "patience")
-    return radix.get("policy") != "fcfs" and all(radix.get(b) != 0 for b in bounds)
-
-
-def rows_of(result: dict[str, Any]) -> list[Cell]:
-    """Return the cells of the counts that have runs, with what is known of noise.
-
-    Each gets ``noise``: for each measure, whether the control, which computes the same
-    in both arms, shows a difference at this pressure; None where there is no control.
-    """
-    cells = [cell for cell in result["counts"] if all(cell["runs"].values())]
-    asked = {
-        name: {measure: differs(cell, measure) for measure in MEASURES}
-        for cell in cells
-        if cell["workload"] == "control"
-        for name in [cell["asked"]]
+    device = "CPU"
+    if not current_platform.is_cpu():
+        device = str(current_platform.get_device_name())
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "device": device,
     }
-    none = dict.fromkeys(MEASURES)
-    return [{**cell, "noise": asked.get(cell["asked"], none)} for cell in cells]
 
 
-def _first(cell: Cell, arm: str = "stock") -> Cell:
-    run: Cell = cell["runs"][arm][0]
-    return run
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
-def _of_both(take: Callable[[Cell], float]) -> Callable[[Cell], Value]:
-    return lambda cell: {arm: take(_first(cell, arm)) for arm in ARMS}
+def now() -> str:
+    """Return the time, as in ISO 8601, UTC."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def steps(run: Cell) -> list[float]:
-    """Return the engine steps from sending to the first token, of each request."""
-    return [record["steps_to_first_token"] for record in run["records"]]
+def _timed(cell: dict[str, Any]) -> list[dict[str, Run]]:
+    """Return the rounds of a cell that both arms have run, without the first one."""
+    names = sorted((n for n in cell["rounds"] if int(n) != ANSWERS), key=int)
+    rounds = [cell["rounds"][name] for name in names]
+    return [one for one in rounds if all(arm in one for arm in ARMS)]
 
 
-_CELL = (
-    Column("workload", lambda cell: cell["workload"], is_name=True),
-    Column("working set", lambda cell: cell["pressure"], "{:.2f}x", is_name=True),
-)
-COUNTS = (
-    *_CELL,
-    Column("requests", lambda cell: _first(cell)["requests"], "{:,}"),
-    Column("prompt tokens", lambda cell: _first(cell)["prompt_tokens"], "{:,}"),
-    PairColumn(
-        "hit rate",
-        _of_both(lambda run: run["cached_tokens"] / run["prompt_tokens"]),
-        "{:.1%}",
-    ),
-    PairColumn(
-        "tokens computed", _of_both(lambda run: run["computed_prompt_tokens"]), "{:,}"
-    ),
-    Column(
-        "ratio of tokens",
-        lambda cell: computed(cell, "radix") / computed(cell, "stock"),
-        "{:.3f}",
-    ),
-    PairColumn("engine steps", _of_both(lambda run: run["engine_steps"]), "{:,}"),
-    PairColumn("preempted", _of_both(lambda run: run["preemptions"]), "{:,}"),
-    PairColumn(
-        "steps to first token, mean", _of_both(lambda run: fmean(steps(run))), "{:,.0f}"
-    ),
-    PairColumn(
-        "steps to first token, p99",
-        _of_both(lambda run: percentile(steps(run), 0.99)),
-        "{:,.0f}",
-    ),
-)
-"""Of a cell: facts, of stock and of radix."""
+def _pooled(rounds: Sequence[dict[str, Run]], arm: str, field: str) -> list[float]:
+    """Return times of all rounds, sorted; of many, as many quantiles."""
+    values = sorted(value for one in rounds for value in one[arm][field])
+    if len(values) > _MOST_SAMPLES:
+        shares = np.linspace(0, 1, _MOST_SAMPLES)
+        values = np.quantile(values, shares).tolist()
+    return [round(value, 6) for value in values]
 
 
-def ratios(cell: Cell, measure: str) -> list[float]:
-    """Return radix over stock, one for each pair of runs made in turn."""
-    take = MEASURES[measure]
-    pairs = zip(cell["runs"]["stock"], cell["runs"]["radix"], strict=True)
-    return [take(radix) / take(stock) for stock, radix in pairs]
+def _tenants(rounds: Sequence[dict[str, Run]]) -> list[dict[str, Any]]:
+    """Return the first-token times of each tenant, the busiest first."""
+    times: dict[str, dict[str, list[float]]] = {}
+    for one in rounds:
+        for arm in ARMS:
+            for tenant, ttft in one[arm]["tenants"]:
+                by_arm = times.setdefault(tenant, {name: [] for name in ARMS})
+                by_arm[arm].append(ttft)
+    out: list[dict[str, Any]] = []
+    for tenant, by_arm in times.items():
+        if all(by_arm.values()):
+            out.append(
+                {
+                    "name": tenant,
+                    "requests": len(by_arm["stock"]) // len(rounds),
+                    "ttft_mean": {a: float(np.mean(by_arm[a])) for a in ARMS},
+                    "ttft_p99": {a: float(np.quantile(by_arm[a], 0.99)) for a in ARMS},
+                }
+            )
+    out.sort(key=lambda one: -one["requests"])
+    return out[:_MOST_TENANTS] if len(out) > 1 else []
 
 
-def has_times(cell: Cell) -> bool:
-    """Whether a cell has pairs enough for its times to be compared."""
-    return len(cell["runs"]["stock"]) >= LEAST_PAIRS
-
-
-def differs(cell: Cell, measure: str) -> bool:
-    """Whether all pairs are on one side: the range of ratios excludes 1."""
-    pairs = ratios(cell, measure)
-    return not min(pairs) <= 1 <= max(pairs)
-
-
-def _note(value: dict[str, Any]) -> str:
-    if value["ratio"] is None:
-        return ""
-    noise = " noise" if value["noise"] else ""
-    return f"{value['ratio']:.2f} ({value['lowest']:.2f}-{value['highest']:.2f}){noise}"
-
-
-def _time_column(measure: str) -> Column:
-    take = MEASURES[measure]
-
-    def value(cell: Cell) -> Value:
-        pairs = ratios(cell, measure) if has_times(cell) else []
-        return {
-            **{arm: median(map(take, cell["runs"][arm])) for arm in ARMS},
-            "ratio": median(pairs) if pairs else None,
-            "lowest": min(pairs, default=None),
-            "highest": max(pairs, default=None),
-            "noise": cell["noise"][measure] if pairs else None,
-        }
-
-    unit = " s" if measure.startswith("TTFT") else ""
-    return PairColumn(measure, value, f"{{:.2f}}{unit}", note=_note)
-
-
-TIMES = (*_CELL, *map(_time_column, MEASURES))
-"""Of a cell: times, as medians and as ratios with their range."""
-
-COLUMNS = (*COUNTS, *TIMES[len(_CELL) :])
-"""All of them, for JSON and CSV."""
-
-
-def compared(cell: Cell) -> tuple[int, int]:
-    """Return how many answers of a text cell are equal, and how many there are."""
-    total = cell["runs"]["stock"][0]["requests"]
-    lost = {difference["id"] for difference in cell["differences"]}
-    after = {
-        record["id"]
-        for record in cell["runs"]["stock"][0]["records"]
-        if any(record["id"].startswith(f"{path}.") for path in lost)
+def _workload(cell: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a report says of a cell; None while it has no round."""
+    rounds = _timed(cell)
+    if not rounds:
+        return None
+    compared = {name: compare(figure, rounds) for name, figure in TIMES.items()}
+    first = rounds[0]
+    answers = cell["answers"]
+    return {
+        "name": cell["name"],
+        "is_control": cell["is_control"],
+        "what": cell["what"],
+        "load": cell["kind"],
+        "cell": {"blocks": cell["blocks"], "rate": cell["rate"]},
+        "requests": first["stock"]["requests"],
+        "fewest_tokens": cell["fewest_tokens"],
+        "counts": {arm: total_counts(rounds, arm) for arm in ARMS},
+        "times": {name: one for name, one in compared.items() if one is not None},
+        "ttft_seconds": {arm: _pooled(rounds, arm, "ttft") for arm in ARMS},
+        "hit_rate_over_time": {
+            arm: [
+                [round(at, 2), round(rate, 4)]
+                for at, rate in thinned(first[arm]["hit_rates"], _MOST_POINTS)
+            ]
+            for arm in ARMS
+        },
+        "answers": answers
+        and {key: answers[key] for key in ("compared", "different", "beyond_doubt")},
+        "tenants": _tenants(rounds),
     }
-    return total - len(lost) - len(after), total - len(after)
 
 
-def is_tie(difference: dict[str, Any]) -> bool:
-    """Whether the model was undecided between the two arms' tokens."""
-    gap = difference["gap"]
-    return gap is not None and gap <= GAP and difference["radix"] in difference["top"]
+def verdicts(
+    workloads: Sequence[dict[str, Any]], gates: Sequence[Gate]
+) -> list[dict[str, Any]]:
+    """Return what a run was held to, and whether it held."""
+    found = [*_of_counts(workloads), *_of_answers(workloads)]
+    for gate in gates:
+        found += gate.check(workloads)
+    return [{"ok": ok, "text": text} for ok, text in found]
 
 
-def verdicts(result: dict[str, Any]) -> list[tuple[bool, str]]:
-    """Return what was to be shown, and whether it was."""
-    out = []
-    for cell in result["counts"]:
-        stock, radix = computed(cell, "stock"), computed(cell, "radix")
-        name = f"{cell['workload']} at {cell['pressure']:.2f}x"
-        if cell["workload"] == "control":
-            # Two texts may open with the same few words by chance.
-            fine = 0.99 * stock <= radix <= stock
-            out.append((fine, f"{name}: as many tokens as stock, less 1 % at most"))
-        elif is_loaded(cell) and reorders(result):
-            out.append((radix < stock, f"{name}: fewer tokens computed than stock"))
-        else:
-            fine = radix <= 1.01 * stock
-            out.append((fine, f"{name}: not more tokens than stock, within 1 %"))
-        repeated = all(
-            run["computed_prompt_tokens"] == computed(cell, arm)
-            for arm in ARMS
-            for run in cell["runs"][arm]
+def _of_counts(workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
+    for one in workloads:
+        stock, radix = (one["counts"][arm] for arm in ARMS)
+        fine = radix["computed_tokens"] <= _SLACK * stock["computed_tokens"]
+        yield (
+            fine,
+            f"{label(one)}: no more prompt tokens computed than stock, within 1 %",
         )
-        if not repeated:
-            out.append((False, f"{name}: the counts differ from run to run"))
-    for cell in result["texts"]:
-        fine = all(map(is_tie, cell["differences"]))
-        equal, total = compared(cell)
-        text = f"{cell['workload']} texts: {equal} of {total} equal to stock's"
-        out.append((fine, text))
-    return out
+        if stock["errors"] or radix["errors"]:
+            said = f"requests that failed: {stock['errors']:,} with stock, "
+            said += f"{radix['errors']:,} with radix"
+            yield radix["errors"] <= stock["errors"], f"{label(one)}: {said}"
 
 
-def headline(rows: list[Cell], texts: list[Cell]) -> str:
-    """Return the result in a sentence.
-
-    It is of the cells under pressure, if there are any, but for the control; what got
-    worse is named wherever it did.
-    """
-    shared = [cell for cell in rows if cell["workload"] != "control"] or rows
-    chosen = [cell for cell in shared if is_loaded(cell)] or shared
-    parts = []
-    if chosen:
-        stock, radix = (sum(computed(cell, arm) for cell in chosen) for arm in ARMS)
-        asked = sorted({cell["asked"] for cell in chosen})
-        sets = " and ".join(f"{one:g}x" for one in asked)
-        names = ", ".join(dict.fromkeys(cell["workload"] for cell in chosen))
-        parts.append(
-            f"radix computed {change(stock, radix)} prompt tokens ({stock:,} → "
-            f"{radix:,}) on {names} with a working set of {sets} the cache"
+def _of_answers(workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
+    for one in workloads:
+        answers = one["answers"]
+        if not answers or not answers["compared"]:
+            continue
+        equal = answers["compared"] - answers["different"]
+        text = (
+            f"{label(one)}: {equal:,} of {answers['compared']:,} answers equal stock's"
         )
-        waits = [
-            median(step for cell in chosen for step in steps(_first(cell, arm)))
-            for arm in ARMS
-        ]
-        parts.append(f"median wait {waits[0]:,.0f} → {waits[1]:,.0f} steps")
-        worse = list(_worse(rows))
-        if worse:
-            parts.append("p99 got worse: " + ", ".join(worse))
-    if texts:
-        equal, total = map(sum, zip(*map(compared, texts), strict=True))
-        parts.append(f"greedy texts equal: {equal} of {total}")
-    return "; ".join(parts) + "."
+        doubtful = answers["different"] - answers["beyond_doubt"]
+        if one["load"] in ("bench", "guidellm") and answers["different"]:
+            text += "; of the others it is not known whether the model was undecided"
+        elif doubtful:
+            text += f"; in {doubtful:,} the model was undecided"
+        yield not answers["beyond_doubt"], text
 
 
-def _worse(rows: list[Cell]) -> Iterator[str]:
-    for cell in rows:
-        where = f"{cell['workload']} at {cell['asked']:g}x"
-        stock, radix = (percentile(steps(_first(cell, arm)), 0.99) for arm in ARMS)
-        if radix > NOTEWORTHY * stock:
-            yield f"{where} ({stock:,.0f} → {radix:,.0f} steps)"
-        slower = has_times(cell) and min(ratios(cell, "TTFT p99")) > 1
-        if slower and cell["noise"]["TTFT p99"] is False:
-            ratio = median(ratios(cell, "TTFT p99"))
-            yield f"{where} (TTFT {ratio:.2f} times stock's)"
-
-
-def _show_times(rows: list[Cell], out: Console) -> None:
-    pairs = min(len(cell["runs"]["stock"]) for cell in rows)
-    if pairs < LEAST_PAIRS:
-        made = "one pair of runs says" if pairs == 1 else f"{pairs} pairs of runs say"
-        say(
-            out,
-            f"Times are not compared: {made} nothing about them; --repeats "
-            f"{LEAST_PAIRS} or more, without --quick, gives a range.",
+def warnings(
+    workloads: Sequence[dict[str, Any]], rounds: int, asked: int
+) -> Iterator[str]:
+    """Yield what a reader must know before believing the times."""
+    if rounds < asked:
+        yield (
+            f"The budget allowed {rounds} of {asked} rounds (--budget has the minutes)."
         )
-        return
-    title = f"Times: median of {pairs} runs; radix / stock: median (range) of pairs"
-    print_table(out, title, TIMES, rows)
-    if any(noise is None for cell in rows for noise in cell["noise"].values()):
-        say(out, "Without the control workload it is not known which times are noise.")
-    elif any(noise for cell in rows for noise in cell["noise"].values()):
-        say(out, "noise: the control, which shares nothing, shows a difference too.")
-
-
-def groups_of(result: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each model whose cache is not what pressures count with.
-
-    The groups of a hybrid model share the blocks, and vLLM makes blocks larger where a
-    state has to fit into one.
-    """
-    block_size = result["options"]["block_size"]
-    for part in ("counts", "texts"):
-        runs = [run for cell in result[part] for run in cell["runs"]["stock"]]
-        # Pieces that an earlier version kept do not tell.
-        groups = runs[0]["engine"].get("groups", ()) if runs else ()
-        if len(groups) > 1 or any(size != block_size for _, size in groups):
-            names = ", ".join(f"{name} of {size}" for name, size in groups)
+    if rounds < LEAST_ROUNDS:
+        yield (
+            f"Times have no interval: that takes {LEAST_ROUNDS} rounds, and there were "
+            f"{rounds}."
+        )
+    for one in workloads:
+        noisy = [name for name, times in one["times"].items() if is_noisy(times)]
+        if one["is_control"] and noisy:
             yield (
-                f"In the {part} the model's cache has groups of blocks ({names} "
-                "tokens); working sets are reckoned with one group of blocks of "
-                f"{block_size}."
+                "Both arms compute the same for the control, yet its interval excludes "
+                f"1 for {', '.join(noisy)}: such times are noise here."
             )
+        failed = {arm: one["counts"][arm]["errors"] for arm in ARMS}
+        if any(failed.values()):
+            yield (
+                f"{label(one)}: requests failed: {failed['stock']:,} with stock, "
+                f"{failed['radix']:,} with radix."
+            )
+    if not any(one["is_control"] for one in workloads):
+        yield "No control was run: how noisy the times are is not known."
 
 
-def show(result: dict[str, Any], out: Console) -> bool:
-    """Print a result, but for its sentence.
+def _range(workloads: Sequence[dict[str, Any]], figure: str) -> str:
+    """Return the ratio of a figure: of one workload with its interval, or a range."""
+    known = [
+        (one["times"][figure]["ratio"], one)
+        for one in workloads
+        if figure in one["times"] and one["times"][figure]["ratio"]
+    ]
+    if not known:
+        return ""
+    known.sort(key=lambda pair: pair[0])
+    if len(known) == 1:
+        times = known[0][1]["times"][figure]
+        bounds = ""
+        if times["low"] is not None:
+            bounds = f" (95 % interval {times['low']:.2f} to {times['high']:.2f})"
+        return f"{times['ratio']:.2f} of stock's{bounds}"
+    (least, best), (most, worst) = known[0], known[-1]
+    return f"{least:.2f} ({label(best)}) to {most:.2f} ({label(worst)}) of stock's"
 
-    Returns:
-        Whether everything that was to be shown was.
+
+def sentence(report: dict[str, Any]) -> str:
+    """Return the result in one sentence, to be quoted; what got worse is in it."""
+    shown = [one for one in report["workloads"] if not one["is_control"]]
+    shown = shown or report["workloads"]
+    if not shown:
+        return "Nothing was measured."
+    tokens = {
+        arm: sum(one["counts"][arm]["computed_tokens"] for one in shown) for arm in ARMS
+    }
+    stock, radix = (tokens[arm] for arm in ARMS)
+    cache = report["setup"]["cache"]["tokens"]
+    text = f"With a KV cache of {cache:,} tokens radix computed "
+    if stock == radix:
+        text += f"as many prompt tokens as stock ({stock:,})"
+    else:
+        text += f"{change(stock, radix)} prompt tokens ({stock:,} → {radix:,})"
+    mean, tail = (_range(shown, f"ttft_{name}") for name in ("mean", "p99"))
+    if report["setup"]["rounds"] < RATIO_ROUNDS:
+        mean = tail = ""
+    if mean:
+        text += f"; the mean time to the first token was {mean}"
+        if report["times_are_noise"]:
+            text += ", but times are noise here"
+    if tail:
+        text += f", its p99 {tail}"
+    worse = [
+        label(one)
+        for one in report["workloads"]
+        if one["counts"]["radix"]["computed_tokens"]
+        > NOTEWORTHY * one["counts"]["stock"]["computed_tokens"]
+    ]
+    if worse:
+        text += f"; radix computed more for {', '.join(worse)}"
+    return f"{text}."
+
+
+def make(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
+    """Return the report of a result.
+
+    Args:
+        result: of ``run``: settings, and cells with their rounds.
+        gates: of ``--fail-on``.
     """
-    rows = rows_of(result)
-    if rows:
-        title = "Counts (stock → radix; the same in every run)"
-        print_table(out, title, COUNTS, rows)
-        _show_times(rows, out)
-    for cell in result["texts"]:
-        for d in cell["differences"]:
-            say(
-                out,
-                f"{cell['workload']} request {d['id']}: token {d['at']} is "
-                f"{d['stock']} in stock and {d['radix']} in radix; stock's two most "
-                f"likely tokens are {d['gap']:.2e} apart",
-            )
-    if not result["texts"]:
-        say(out, "No texts were compared.")
-    for sentence in groups_of(result):
-        say(out, sentence)
-    checks = verdicts(result)
-    for fine, text in checks:
-        say(out, f"  {'ok  ' if fine else 'MISS'}  {text}")
-    return all(fine for fine, _ in checks)
+    workloads = [one for cell in result["cells"] if (one := _workload(cell))]
+    rounds = min((len(_timed(cell)) for cell in result["cells"]), default=0)
+    controls = [one for one in workloads if one["is_control"]]
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "versions": result["versions"],
+        "machine": result["machine"],
+        "started": result["started"],
+        "seconds": round(result["seconds"], 1),
+        "sentence": "",
+        "warnings": list(warnings(workloads, rounds, result["setup"]["rounds"])),
+        "setup": {**result["setup"], "rounds": rounds},
+        "workloads": workloads,
+        "times_are_noise": any(
+            is_noisy(one["times"].get("ttft_mean")) for one in controls
+        ),
+        "verdicts": verdicts(workloads, gates),
+        "pieces": Rows(_pieces(result)),
+    }
+    report["sentence"] = sentence(report)
+    return report
+
+
+def _pieces(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each run."""
+    for cell in result["cells"]:
+        for name in sorted(cell["rounds"], key=int):
+            for arm, run in cell["rounds"][name].items():
+                yield {
+                    "workload": cell["name"],
+                    "blocks": cell["blocks"],
+                    "rate": cell["rate"],
+                    "round": int(name),
+                    "arm": arm,
+                    "seconds": round(run["seconds"], 3),
+                    **run["counts"],
+                    **{
+                        figure.name: value if value is None else round(value, 6)
+                        for figure in TIMES.values()
+                        for value in [figure.of(run)]
+                    },
+                }

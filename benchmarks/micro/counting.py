@@ -25,7 +25,7 @@ from vllm_radix_bench.workloads.turn import Turn
 
 ROUNDS = 15
 CASES = {"shared, under pressure": (40, 400, 600), "nothing shared": (300, 300, 1000)}
-"""Number of prefixes, requests, and tokens of a prefix; 60 tokens are each one's own."""
+"""Number of prefixes, requests, tokens of a prefix; 60 more are each request's own."""
 
 
 class NoTally:

@@ -25,6 +25,11 @@ class Progress:
             "[{elapsed}{postfix}] {desc}",
         )
 
+    def grow(self, total: int, done: int) -> None:
+        """Set how many units there are, once that is known, and how many are done."""
+        self._bar.total, self._bar.n = total, done
+        self._bar.refresh()
+
     def begin(self, what: str) -> None:
         """Name what is being done."""
         self._bar.set_description_str(what)

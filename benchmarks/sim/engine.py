@@ -25,6 +25,7 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
+    KVCacheSpec,
     MambaSpec,
 )
 from vllm.v1.request import Request
@@ -99,7 +100,7 @@ def make_scheduler(
     block_size: int = 32,
     num_blocks: int = 16,
     asynchronous: bool = False,
-    layout: Layout | None = None,
+    layout: Layout | Sequence[KVCacheSpec] | None = None,
     **options: Any,
 ) -> Any:
     """Return a scheduler without an engine.
@@ -109,7 +110,8 @@ def make_scheduler(
         block_size: tokens in a block, where the layout names no number.
         num_blocks: blocks of the pool, with the null block.
         asynchronous: whether steps are scheduled ahead of their results.
-        layout: groups of the cache; None is one of full attention.
+        layout: groups of the cache, or vLLM's specs of them, whatever their blocks;
+            None is one of full attention.
         options: ``radix``, and others of ``make_vllm_config``.
 
     Raises:
@@ -121,9 +123,10 @@ def make_scheduler(
     kv_cache_config = make_kv_cache_config(block_size, num_blocks)
     sizes = {"block_size": block_size}
     if layout is not None:
-        kv_cache_config = make_kv_cache_config(
-            num_blocks=num_blocks, specs=layout.specs(block_size)
-        )
+        specs = layout
+        if isinstance(layout, Layout):
+            specs = layout.at(block_size).specs(block_size)
+        kv_cache_config = make_kv_cache_config(num_blocks=num_blocks, specs=specs)
         sizes = _adopt(config, kv_cache_config)
     return cls(
         vllm_config=config,
@@ -143,8 +146,10 @@ def _adopt(config: Any, kv_cache_config: KVCacheConfig) -> dict[str, int]:
     cache = config.cache_config
     specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
     cache.block_size = min(spec.block_size for spec in specs)
-    if any(isinstance(spec, MambaSpec) for spec in specs):
-        # A hybrid model's configuration says so by itself.
+    states = [spec.block_size for spec in specs if isinstance(spec, MambaSpec)]
+    if states:
+        # A hybrid model's configuration says so by itself; its blocks are all equal.
+        cache.block_size = max(states)
         cache.mamba_cache_mode = "align"
         cache.mamba_block_size = cache.block_size
     kv_cache_config.prefix_cache_retention_interval = (
@@ -169,7 +174,7 @@ def blocks_for(
     config = make_vllm_config(
         block_size, max_model_len=longest, max_num_batched_tokens=tokens_in_a_step
     )
-    specs = layout.specs(block_size)
+    specs = layout.at(block_size).specs(block_size)
     _adopt(config, make_kv_cache_config(specs=specs))
     return sum(
         cdiv(spec.max_memory_usage_bytes(config), spec.page_size_bytes)

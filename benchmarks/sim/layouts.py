@@ -120,9 +120,7 @@ class Layout:
         Raises:
             ValueError: vLLM has no cache with these sizes of blocks.
         """
-        groups = [
-            replace(g, block_size=g.block_size or block_size) for g in self.groups
-        ]
+        groups = self._sized(block_size)
         sizes = sorted({group.block_size for group in groups})
         for kind in ("mamba", "chunked"):
             if len(sizes) > 1 and any(group.kind == kind for group in groups):
@@ -131,7 +129,12 @@ class Layout:
                     f"tokens; allowed with {kind}: the same /BLOCK in all parts, for "
                     "vLLM has no others there"
                 )
-        return Layout(tuple(groups))
+        return Layout(groups)
+
+    def _sized(self, block_size: int) -> tuple[Group, ...]:
+        return tuple(
+            replace(g, block_size=g.block_size or block_size) for g in self.groups
+        )
 
     @property
     def dense_groups(self) -> int:
@@ -165,13 +168,12 @@ class Layout:
     def specs(self, block_size: int) -> "list[KVCacheSpec]":
         """Return vLLM's specs, one a group; their blocks have the same bytes.
 
+        Also of layouts that ``at`` refuses, which vLLM's scheduler serves.
+
         Args:
             block_size: of groups that name none.
-
-        Raises:
-            ValueError: vLLM has no cache with these sizes of blocks.
         """
-        groups = self.at(block_size).groups
+        groups = self._sized(block_size)
         whole = lcm(*(group.block_size for group in groups))
         # Smaller blocks have larger heads, and so all pages are alike.
         return [group.spec(_HEAD_SIZE * whole // group.block_size) for group in groups]

@@ -37,6 +37,16 @@ class HashedPrompt(Sequence[int]):
         self._length = length
         self._size = hashed_tokens
 
+    @property
+    def hashed_tokens(self) -> int:
+        """Tokens that an id stands for."""
+        return self._size
+
+    @property
+    def firsts(self) -> Sequence[int]:
+        """First token of each block, equal where ids are."""
+        return self._firsts
+
     def _tokens(self) -> list[int]:
         tokens = [_FILL] * self._length
         tokens[:: self._size] = self._firsts

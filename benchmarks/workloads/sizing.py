@@ -63,6 +63,7 @@ def build(
     seed: int,
     max_tokens: int | None = None,
     stretch: float = 1.0,
+    scale: float | None = None,
 ) -> Workload:
     """Build a workload whose working set is ``pressure`` times the cache.
 
@@ -78,9 +79,13 @@ def build(
         seed: of all choices.
         max_tokens: generate at most this many per turn.
         stretch: factor on lengths; longer prompts make fewer requests.
+        scale: factor on the builders' lengths, before ``stretch``; None for one that
+            grows with the cache.
     """
     target = pressure * num_blocks
-    scale = stretch * num_blocks * block_size / REFERENCE_CACHE
+    if scale is None:
+        scale = num_blocks * block_size / REFERENCE_CACHE
+    scale *= stretch
     write = Writer(random.Random(f"{name} {seed}"), encode, scale)
     counter = BlockCounter(block_size)
     groups: list[list[Turn]] = []

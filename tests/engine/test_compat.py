@@ -15,9 +15,13 @@ from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.scheduler import RadixScheduler
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
+from vllm_radix.engine.tree_pool import TreeBlockPool
 
 PAIRS = [
+    (TreeBlockPool, compat.BlockPool),
     (RadixBlockPool, compat.BlockPool),
+    (TreeKVCacheManager, compat.KVCacheManager),
     (RadixKVCacheManager, compat.KVCacheManager),
     (HybridBlockPool, compat.BlockPool),
     (HybridKVCacheManager, compat.KVCacheManager),

@@ -9,7 +9,13 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from support.hybrid_double import HybridDouble, make_hybrid_scheduler, parse_layout
+from support.hybrid_double import (
+    EVERYTHING,
+    LAYOUTS,
+    HybridDouble,
+    make_hybrid_scheduler,
+    parse_layout,
+)
 from support.prompts import prompt
 from support.traffic import hybrid_traffic
 from vllm_radix import RadixScheduler
@@ -17,16 +23,6 @@ from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.policy import StepCapacity, WaitingRequest, WaitingTree
 
-LAYOUTS = [
-    "swa:48/16",
-    "full/16+swa:64/16x2",
-    "full/16+swa:40/32",
-    "full/16+chunked:64/16",
-    "full/32+mamba/32x3",
-    "full/16+mamba/64x2",
-    "full/16+swa:40/16+mamba/32",
-]
-EVERYTHING = "full/16+swa:40/16+chunked:64/16+mamba/32"
 WITH_EVERYTHING = [*LAYOUTS, EVERYTHING]
 LAGS = [0, 1]
 EXACT = {"min_sub_block_tokens": 1}

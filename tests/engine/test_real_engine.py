@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from vllm_radix.cli import main
-from vllm_radix_bench.ab import report, runner
+from vllm_radix_bench.ab.offline import report, runner
 from vllm_radix_bench.replay import runner as replay
 from vllm_radix_bench.workloads.turn import longest_path
 

@@ -12,62 +12,35 @@ group had there. The worker is ``EngineDouble``'s; what it reads depends on the 
   step's last token in another column of the table, it is copied there first.
 """
 
-import re
-
-import torch
-from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
     MambaSpec,
     SlidingWindowSpec,
 )
-from vllm.v1.structured_output import StructuredOutputManager
 
-from support.engine_double import EngineDouble, WrongReadError, make_vllm_config
+from support.engine_double import EngineDouble, WrongReadError, make_scheduler
+from vllm_radix_bench.sim.layouts import Layout
 
 STATE = "state"
 """Where a block holds a state; keys and values are held at their offsets."""
 
 
-def parse_layout(text):
-    """Return the specs of a layout like ``full/16+swa:64/16x2``.
+LAYOUTS = [
+    "swa:48/16",
+    "full/16+swa:64/16x2",
+    "full/16+swa:40/32",
+    "full/16+chunked:64/16",
+    "full/32+mamba/32x3",
+    "full/16+mamba/64x2",
+    "full/16+swa:40/16+mamba/32",
+]
+EVERYTHING = "full/16+swa:40/16+chunked:64/16+mamba/32"
 
-    A group is ``KIND[:TOKENS]/BLOCK[xCOUNT]``: ``full``, ``swa`` with its window,
-    ``chunked`` with its chunk, or ``mamba``. Pages of all groups have the same size.
-    """
-    pattern = r"(full|swa|chunked|mamba)(?::(\d+))?/(\d+)(?:x(\d+))?"
-    parts = [re.fullmatch(pattern, part).groups() for part in text.split("+")]
-    largest = max(int(block) for kind, _, block, _ in parts if kind != "mamba")
-    page = 2 * largest * 8 * torch.float32.itemsize
-    specs = []
-    for kind, tokens, block, count in parts:
-        attention = {
-            "block_size": int(block),
-            "num_kv_heads": 1,
-            "head_size": 8 * largest // int(block),
-            "dtype": torch.float32,
-        }
-        if kind == "full":
-            spec = FullAttentionSpec(**attention)
-        elif kind == "swa":
-            spec = SlidingWindowSpec(**attention, sliding_window=int(tokens))
-        elif kind == "chunked":
-            spec = ChunkedLocalAttentionSpec(
-                **attention, attention_chunk_size=int(tokens)
-            )
-        else:
-            spec = MambaSpec(
-                block_size=int(block),
-                shapes=((page // 4,),),
-                dtypes=(torch.float32,),
-                mamba_cache_mode="align",
-            )
-        specs += [spec] * int(count or 1)
-    assert len({spec.page_size_bytes for spec in specs}) == 1
-    return specs
+
+def parse_layout(text):
+    """Return the specs of a ``Layout`` whose parts all name the tokens of a block."""
+    return Layout.parse(text).specs(0)
 
 
 def make_hybrid_scheduler(cls, layout, num_blocks, asynchronous=False, **options):
@@ -81,31 +54,8 @@ def make_hybrid_scheduler(cls, layout, num_blocks, asynchronous=False, **options
         options: ``radix``, and others of ``make_vllm_config``.
     """
     specs = parse_layout(layout) if isinstance(layout, str) else layout
-    config = make_vllm_config(specs[0].block_size, num_blocks, **options)
-    # The CPU platform turns it off; the scheduler does not mind.
-    config.scheduler_config.async_scheduling = asynchronous
-    cache = config.cache_config
-    groups = [KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)]
-    layout = KVCacheConfig(
-        num_blocks=num_blocks,
-        kv_cache_tensors=[],
-        kv_cache_groups=groups,
-        prefix_cache_retention_interval=cache.prefix_cache_retention_interval,
-    )
-    if layout.has_mamba_layers:
-        # What the configuration of such a model would have set.
-        cache.mamba_cache_mode = "align"
-    block_size, hash_block_size = resolve_kv_cache_block_sizes(layout, config)
-    if layout.has_mamba_layers:
-        cache.block_size = block_size
-    return cls(
-        vllm_config=config,
-        kv_cache_config=layout,
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=block_size,
-        hash_block_size=hash_block_size,
-        log_stats=True,
-    )
+    options = {"asynchronous": asynchronous, "layout": specs, **options}
+    return make_scheduler(cls, num_blocks=num_blocks, **options)
 
 
 class HybridDouble(EngineDouble):

@@ -10,11 +10,11 @@ descriptor; what else the process prints goes to its log. Settings and jobs are 
      "report": "module:function", whose result is added to each job's}
     {"requests": [{"id", "tokens", "max_tokens", "after", ...}], ...}
 
-Unlike ``vllm_radix_bench.ab.arm`` it takes any engine argument, so asynchronous
-scheduling and graphs too, needs no tokenizer, lets requests arrive by the clock, abort,
-stop by a token and answer several times, and resets the cache in the middle. The engine
-core runs inside this process. Imports nothing of vllm_radix: in a stock arm the plugin
-is not even loaded.
+Unlike ``vllm_radix_bench.ab.offline.arm`` it takes any engine argument, so
+asynchronous scheduling and graphs too, needs no tokenizer, lets requests arrive by the
+clock, abort, stop by a token and answer several times, and resets the cache in the
+middle. The engine core runs inside this process. Imports nothing of vllm_radix: in a
+stock arm the plugin is not even loaded.
 """
 
 import contextlib

@@ -14,12 +14,11 @@ from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
 from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.grammar_waits import GrammarWaits
 from vllm_radix.engine.holds import Holds
-from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.lookups import PrefixLookups
-from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.queue import PrefixQueue
 from vllm_radix.engine.stuck_plan import StuckPlan
 from vllm_radix.engine.tenants import Tenants
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.policy import (
     ORDERS,
     AdmissionPlanner,
@@ -61,7 +60,7 @@ class AdmissionController:
 
     def __init__(
         self,
-        manager: RadixKVCacheManager | HybridKVCacheManager,
+        manager: TreeKVCacheManager,
         config: RadixConfig,
         computing: set[Request],
         clock: Callable[[], float],

@@ -13,7 +13,7 @@ Blocks let go with ``unpin_blocks`` (HiSparse) are the exception vLLM makes: bla
 ones among them stay at the tail, to be reused last.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 from vllm_radix.engine.compat import (
@@ -24,6 +24,7 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.open_tails import OpenBlocks
 from vllm_radix.engine.request_keys import RequestKeys
+from vllm_radix.engine.tree_pool import TreeBlockPool
 from vllm_radix.metrics.tally import Tally
 from vllm_radix.tree import (
     BYTES_PER_TOKEN,
@@ -75,7 +76,7 @@ class _Ids(Sequence[int]):
         return [self._blocks[i].block_id for i in range(*index.indices(len(self)))]
 
 
-class RadixBlockPool(BlockPool):
+class RadixBlockPool(TreeBlockPool):
     """A ``BlockPool`` whose prefix cache is a radix tree.
 
     Takes vLLM's arguments. ``adopt`` turns an existing pool into one instead:
@@ -93,9 +94,6 @@ class RadixBlockPool(BlockPool):
     """
 
     tree: RadixTree
-    keys: RequestKeys
-    tally: Tally
-    mirror: bool
     mirror_by_default = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,9 +109,7 @@ class RadixBlockPool(BlockPool):
         Raises:
             RuntimeError: blocks are in use or cached already.
         """
-        used = pool.num_gpu_blocks - pool.get_num_free_blocks()
-        if used != 1 or len(pool.cached_block_hash_to_block):
-            raise RuntimeError("radix: the block pool is in use already")
+        cls.check_unused(pool)
         pool.__class__ = cls
         pool._plant(policy, mirror)
         return pool
@@ -151,11 +147,6 @@ class RadixBlockPool(BlockPool):
             partial=partial,
             written=self._written,
         )
-
-    @property
-    def num_blank_blocks(self) -> int:
-        """Free blocks that hold nothing cached."""
-        return self.free_block_queue.num_free_blocks - self.tree.num_idle
 
     # -- what the manager calls ------------------------------------------------
 
@@ -284,37 +275,6 @@ class RadixBlockPool(BlockPool):
         self._reuse(freed)
         self.open_tails.move(request, blocks[num_full_blocks - 1])
 
-    def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
-        """Take blank blocks, then what the tree lets go of."""
-        if num_blocks <= self.free_block_queue.num_free_blocks:
-            blank = self.num_blank_blocks
-            if num_blocks > blank:
-                evicted = self.tree.evict(num_blocks - blank)
-                self.tally.note_evicted(evicted)
-                self._put_next(evicted, blank)
-        # Should the tree fall short, because a cached block is held below an
-        # idle one, the list's order decides; vLLM's method says so to the tree.
-        return super().get_new_blocks(num_blocks)
-
-    def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
-        """Hold blocks that were hit."""
-        self.tree.acquire([block.block_id for block in blocks if not block.ref_cnt])
-        super().touch(blocks)
-
-    def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
-        """Let go of blocks, the first one to be evicted first."""
-        blocks = list(ordered_blocks)
-        self._release(blocks)
-        super().free_blocks(blocks)
-
-    def unpin_blocks(
-        self, blocks: Iterable[KVCacheBlock], *args: Any, **kwargs: Any
-    ) -> None:
-        """Let go of blocks that stay readable until they are reused."""
-        blocks = list(blocks)
-        self._release(blocks)
-        super().unpin_blocks(blocks, *args, **kwargs)
-
     def evict_blocks(self, block_ids: set[int]) -> None:
         """Drop blocks, duplicates of them and all that is cached below them.
 
@@ -435,14 +395,12 @@ class RadixBlockPool(BlockPool):
             AssertionError: an invariant is broken.
         """
         self.tree.check()
-        free = {block.block_id for block in self.free_block_queue.get_all_free_blocks()}
-        assert len(free) == self.get_num_free_blocks(), "the free list is miscounted"
+        self._check_free_list()
         idle = 0
         for block in self.blocks:
             if block.is_null:
                 continue
             block_id = block.block_id
-            assert (block_id in free) == (block.ref_cnt == 0), f"{block!r} is misfiled"
             if self.tree.is_idle(block_id):
                 assert block.ref_cnt == 0, f"{block!r} is in use, not idle"
                 idle += 1

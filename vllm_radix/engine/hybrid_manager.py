@@ -22,8 +22,10 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
-from vllm_radix.engine.miss_log import MissLog
+from vllm_radix.engine.miss_log import PointMissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
+from vllm_radix.engine.typical_request import TypicalRequest
 from vllm_radix.tree import HOLE
 from vllm_radix.tree.resume import Chunk, Dense, Resume, ResumePoint, State
 
@@ -33,14 +35,11 @@ _MAX_PLACES = 64
 _ROOM = 2
 """Blocks left free beyond what a request needs before some are spent on copies."""
 
-_TYPICAL_TOKENS = 1024
-"""Tokens of a request, before any came."""
-
 MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
 
 
-class HybridKVCacheManager(KVCacheManager):
+class HybridKVCacheManager(TreeKVCacheManager):
     """A ``KVCacheManager`` over a tree of resume points, for any cache groups.
 
     ``adopt`` turns an existing manager into one.
@@ -48,13 +47,11 @@ class HybridKVCacheManager(KVCacheManager):
     Attributes:
         plans: where running requests leave resume points.
         align: resume points lie at multiples of so many tokens.
-        miss_log: None; misses are not explained here.
     """
 
     block_pool: HybridBlockPool
     plans: ResumePlans
     align: int
-    miss_log: MissLog | None
 
     @classmethod
     def adopt(
@@ -62,6 +59,7 @@ class HybridKVCacheManager(KVCacheManager):
         manager: KVCacheManager,
         mirror: bool = False,
         min_sub_block_tokens: int | None = None,
+        explain: bool = False,
     ) -> "HybridKVCacheManager":
         """Turn an unused manager, and its pool, into hybrid ones, in place.
 
@@ -70,18 +68,20 @@ class HybridKVCacheManager(KVCacheManager):
             mirror: keep vLLM's map of hashes as well.
             min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
                 copies of blocks; None for hits that end with blocks only.
+            explain: keep a ``miss_log``.
         """
         manager.__class__ = cls
-        manager._adopt(mirror, min_sub_block_tokens)
+        manager._adopt(mirror, min_sub_block_tokens, explain)
         return manager
 
-    def _adopt(self, mirror: bool, min_sub_block_tokens: int | None) -> None:
+    def _adopt(
+        self, mirror: bool, min_sub_block_tokens: int | None, explain: bool
+    ) -> None:
         self._groups = self.coordinator.single_type_managers
         self._components = [
             GROUP_TYPES[type(group)].component(group) for group in self._groups
         ]
         HybridBlockPool.adopt(self.block_pool, self._components, mirror)
-        self.miss_log = None
         self._min_sub_block_tokens = min_sub_block_tokens
         self._states = [
             group
@@ -97,9 +97,10 @@ class HybridKVCacheManager(KVCacheManager):
         gap = min_sub_block_tokens or 1
         if self._states:
             gap = max(gap, MIN_TOKENS_PER_STATE)
-        self._typical_tokens = 0.0
+        self._typical = TypicalRequest(self._components)
         tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
+        self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
@@ -107,33 +108,19 @@ class HybridKVCacheManager(KVCacheManager):
 
     def note_arrival(self, num_tokens: int) -> None:
         """Note the length of a request that came, for ``units``."""
-        typical = self._typical_tokens or num_tokens
-        self._typical_tokens = typical + (num_tokens - typical) / 16
+        self._typical.note_arrival(num_tokens)
 
     def units(self, blocks: int) -> int:
         """Return how many tokens blocks have room for, in requests as they come."""
-        tokens = int(self._typical_tokens or _TYPICAL_TOKENS)
-        return int(blocks * tokens / self._blocks_for(tokens))
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        """Return how many blocks a request of so many tokens holds."""
-        needed = 0
-        for component in self._components:
-            end = component.end_block(num_tokens)
-            needed += end - component.first_block(num_tokens)
-            # The state that a step begins with, beside the one it ends with.
-            needed += isinstance(component, State) and end > 1
-        # Of chunks alone: none is held where one begins.
-        return max(1, needed)
+        return self._typical.tokens_in(blocks)
 
     def new_step_starts(self) -> None:
         """Note that what the step before wrote can be read."""
-        super().new_step_starts()
         for plan in self.plans.open():
             plan.open.difference_update(
                 point.num_tokens for point in plan.unwritten if point.alive
             )
-        self.block_pool.new_step_starts()
+        super().new_step_starts()
 
     # -- looking up ------------------------------------------------------------
 
@@ -144,11 +131,14 @@ class HybridKVCacheManager(KVCacheManager):
             As vLLM's: the blocks of each group, the tokens that need not be
             computed, and 0 (junctions are planned here).
         """
-        if not self.prefix_cache_lookup_enabled(request):
-            self._look_up_nothing(request)
+        self._looked_up = None
+        if not self.enable_caching:
             return self.empty_kv_cache_blocks, 0, 0
-        limit = request.num_tokens - 1
-        found = self._place(request, limit)
+        limit, found = request.num_tokens - 1, None
+        if self.prefix_cache_lookup_enabled(request):
+            found = self._place(request, limit)
+            if self.miss_log is not None:
+                self.miss_log.record_lookup(request, found.num_tokens if found else 0)
         cached = 0 if found is None else found.num_tokens
         plan = self._plan(request, limit, cached)
         self._looked_up = request.request_id, found.point if found else None, plan
@@ -166,11 +156,6 @@ class HybridKVCacheManager(KVCacheManager):
         ):
             self.coordinator.emit_cached_block_events(request, tuple(blocks))
         return self.create_kv_cache_blocks(tuple(blocks)), cached, 0
-
-    def _look_up_nothing(self, request: Request) -> None:
-        limit = request.num_tokens - 1
-        plan = self._plan(request, limit, 0) if self.enable_caching else None
-        self._looked_up = (request.request_id, None, plan) if plan else None
 
     def _place(self, request: Request, limit: int) -> Resume | None:
         """Return where a request is to go on: the latest place that fits."""
@@ -252,6 +237,8 @@ class HybridKVCacheManager(KVCacheManager):
             tally.note_lookup(request.num_tokens, num_hits, self._whole)
         if self._looked_up is not None and self._looked_up[1] is not None:
             self.block_pool.tree.note_hit(self._looked_up[1])
+        if self.miss_log is not None:
+            self.miss_log.record_admission(request)
 
     # -- computing -------------------------------------------------------------
 
@@ -430,18 +417,9 @@ class HybridKVCacheManager(KVCacheManager):
 
     # -- leaving ---------------------------------------------------------------
 
-    def free(self, request: Request) -> None:
-        """Free a request's blocks; others can go on where it stops."""
-        self._leave(request)
-        super().free(request)
-
-    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
-        """Return a request's blocks, to be freed later."""
-        self._leave(request)
-        return super().pop_blocks_for_free(request)
-
     def _leave(self, request: Request) -> None:
         """Add a point where an ending or preempted request stops, and no further."""
+        super()._leave(request)
         plan = self.plans.pop(request.request_id)
         if plan is None:
             return

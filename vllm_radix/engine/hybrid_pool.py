@@ -12,12 +12,13 @@ from typing import Any
 from vllm_radix.engine.compat import BlockPool, KVCacheBlock, Request
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.request_keys import RequestKeys
+from vllm_radix.engine.tree_pool import TreeBlockPool
 from vllm_radix.metrics.tally import Tally
 from vllm_radix.tree.resume import Component, ResumePoint, ResumeTree
 from vllm_radix.tree.resume.resume_tree import BlockAt
 
 
-class HybridBlockPool(BlockPool):
+class HybridBlockPool(TreeBlockPool):
     """A ``BlockPool`` whose prefix cache is a tree of resume points.
 
     Attributes:
@@ -30,9 +31,6 @@ class HybridBlockPool(BlockPool):
     """
 
     tree: ResumeTree
-    keys: RequestKeys
-    tally: Tally
-    mirror: bool
 
     @classmethod
     def adopt(
@@ -48,9 +46,7 @@ class HybridBlockPool(BlockPool):
         Raises:
             RuntimeError: blocks are in use or cached already.
         """
-        used = pool.num_gpu_blocks - pool.get_num_free_blocks()
-        if used != 1 or len(pool.cached_block_hash_to_block):
-            raise RuntimeError("radix: the block pool is in use already")
+        cls.check_unused(pool)
         pool.__class__ = cls
         pool.tree = ResumeTree(components)
         # A letter is a token: a medium has as many as it has placeholders.
@@ -128,11 +124,6 @@ class HybridBlockPool(BlockPool):
         if block.block_id in self.tree:
             self._drop(self.tree.discard(block.block_id))
 
-    @property
-    def num_blank_blocks(self) -> int:
-        """Free blocks that hold nothing cached."""
-        return self.free_block_queue.num_free_blocks - self.tree.num_idle
-
     # -- what vLLM calls -------------------------------------------------------
 
     def cache_full_blocks(self, *args: Any, **kwargs: Any) -> None:
@@ -148,35 +139,6 @@ class HybridBlockPool(BlockPool):
     ) -> None:
         """Note that a step copies a block before it writes to it."""
         self.moved[src_block.block_id] = dst_block
-
-    def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
-        """Take blank blocks, then what the tree lets go of."""
-        if num_blocks <= self.free_block_queue.num_free_blocks:
-            blank = self.num_blank_blocks
-            if num_blocks > blank:
-                evicted = self.tree.evict(num_blocks - blank)
-                self.tally.note_evicted(evicted)
-                self._reuse(evicted)
-        return super().get_new_blocks(num_blocks)
-
-    def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
-        """Hold blocks that were hit."""
-        self.tree.acquire([block.block_id for block in blocks if not block.ref_cnt])
-        super().touch(blocks)
-
-    def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
-        """Let go of blocks."""
-        blocks = list(ordered_blocks)
-        self._release(blocks)
-        super().free_blocks(blocks)
-
-    def unpin_blocks(
-        self, blocks: Iterable[KVCacheBlock], *args: Any, **kwargs: Any
-    ) -> None:
-        """Let go of blocks that stay readable until they are reused."""
-        blocks = list(blocks)
-        self._release(blocks)
-        super().unpin_blocks(blocks, *args, **kwargs)
 
     def evict_blocks(self, block_ids: set[int]) -> None:
         """Drop blocks and all that needs them."""
@@ -232,6 +194,9 @@ class HybridBlockPool(BlockPool):
         self.tally.evicted_blocks["dropped"] += len(block_ids)
         self._reuse(block_ids)
 
+    def _put_next(self, block_ids: list[int], blank: int) -> None:
+        self._reuse(block_ids)
+
     def _reuse(self, block_ids: list[int]) -> None:
         """Take idle blocks that went blank, to be reused first."""
         for block_id in block_ids:
@@ -249,14 +214,12 @@ class HybridBlockPool(BlockPool):
             AssertionError: an invariant is broken.
         """
         self.tree.check()
-        free = {block.block_id for block in self.free_block_queue.get_all_free_blocks()}
-        assert len(free) == self.get_num_free_blocks(), "the free list is miscounted"
+        self._check_free_list()
         for block in self.blocks:
             if block.is_null:
                 continue
             block_id = block.block_id
             cached = block_id in self.tree
-            assert (block_id in free) == (block.ref_cnt == 0), f"{block!r} is misfiled"
             assert self.tree.is_idle(block_id) == (cached and not block.ref_cnt), (
                 f"{block!r}: tree and list disagree on whether it is idle"
             )

@@ -11,13 +11,14 @@ from vllm_radix.engine.compat import (
 )
 from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
 from vllm_radix.engine.miss_log import MissLog
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.tree import LRU, EvictionPolicy, Match
 
 _ROOM = 2
 """Blocks left free beyond what a request needs before one is spent on a copy."""
 
 
-class RadixKVCacheManager(KVCacheManager):
+class RadixKVCacheManager(TreeKVCacheManager):
     """A ``KVCacheManager`` over a radix tree, for one full-attention group.
 
     Takes vLLM's arguments. ``adopt`` turns an existing manager into one: the
@@ -27,13 +28,11 @@ class RadixKVCacheManager(KVCacheManager):
         min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
             a copy of the block; None looks at block boundaries only.
         plans: None; nobody has to plan where such models can go on.
-        miss_log: says why prefixes were missed, if wanted.
     """
 
     block_pool: RadixBlockPool
     plans: None = None
     min_sub_block_tokens: int | None
-    miss_log: MissLog | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,13 +81,6 @@ class RadixKVCacheManager(KVCacheManager):
     def units(blocks: int) -> int:
         """Return blocks in what the tree counts prefixes in: blocks."""
         return blocks
-
-    def new_step_starts(self) -> None:
-        """Note that the blocks of the step before are written by now."""
-        super().new_step_starts()
-        self.block_pool.new_step_starts()
-        if self.miss_log is not None:
-            self.miss_log.new_step_starts()
 
     # -- looking up ------------------------------------------------------------
 
@@ -188,20 +180,9 @@ class RadixKVCacheManager(KVCacheManager):
 
     # -- leaving ---------------------------------------------------------------
 
-    def free(self, request: Request) -> None:
-        """Free a request's blocks; its last one stays cached as far as it goes."""
-        self._leave(request)
-        super().free(request)
-
-    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
-        """Return a request's blocks, to be freed later."""
-        self._leave(request)
-        return super().pop_blocks_for_free(request)
-
     def _leave(self, request: Request) -> None:
-        """Publish what an ending or preempted request has computed, and no more."""
-        if self.miss_log is not None:
-            self.miss_log.leave(request)
+        """Publish what a leaving request has computed, its last block as well."""
+        super()._leave(request)
         self.block_pool.open_tails.leave(request)
         blocks = self._group.req_to_blocks.get(request.request_id)
         if blocks and self.enable_caching:

@@ -111,6 +111,7 @@ class ResumePlans:
             is not.
 
     Attributes:
+        grain: as given.
         min_gap: as given.
         dense: as given.
         waiting: the requests that wait, if somebody orders them.
@@ -119,7 +120,7 @@ class ResumePlans:
     def __init__(
         self, grain: int, min_gap: int, max_tokens: int, dense: bool = True
     ) -> None:
-        self._grain = grain
+        self.grain = grain
         self.min_gap = min_gap
         self.dense = dense
         self._seen = SeenPrompts(max_tokens)
@@ -151,7 +152,7 @@ class ResumePlans:
 
     def place(self, shared: int) -> int:
         """Return where a junction lies of requests that share so many tokens."""
-        return shared // self._grain * self._grain
+        return shared // self.grain * self.grain
 
     def get(self, request_id: str) -> ResumePlan | None:
         """Return the plan of a request that runs; None for others."""

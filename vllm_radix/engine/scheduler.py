@@ -36,6 +36,7 @@ from vllm_radix.engine.support import (
     layout_problem,
     stock_scheduler_cls,
 )
+from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.metrics.sampler import Sampler
 from vllm_radix.policy import StepCapacity
 from vllm_radix.tree import POLICIES
@@ -56,7 +57,7 @@ class RadixScheduler(Scheduler):
             supported; the message is one sentence that names the fix.
     """
 
-    kv_cache_manager: RadixKVCacheManager | HybridKVCacheManager
+    kv_cache_manager: TreeKVCacheManager
     waiting: RequestQueue
 
     def __new__(
@@ -112,9 +113,9 @@ class RadixScheduler(Scheduler):
                 num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
             )
         else:
-            HybridKVCacheManager.adopt(self.kv_cache_manager, mirror, least)
-            if config.explain:
-                self._left_to_stock.append("explanations (a model with several groups)")
+            HybridKVCacheManager.adopt(
+                self.kv_cache_manager, mirror, least, config.explain
+            )
         self._clock: Callable[[], float] = time.monotonic
         self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.
@@ -234,12 +235,10 @@ class RadixScheduler(Scheduler):
             num_new_local_computed_tokens,
             num_external_computed_tokens,
         )
-        manager = self.kv_cache_manager
-        if isinstance(manager, HybridKVCacheManager):
-            start = request.num_computed_tokens + num_new_local_computed_tokens
-            start += num_external_computed_tokens
-            return manager.next_stop(request, start, start + tokens) - start
-        return tokens
+        start = request.num_computed_tokens + num_new_local_computed_tokens
+        start += num_external_computed_tokens
+        end = start + tokens
+        return self.kv_cache_manager.next_stop(request, start, end) - start
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""

@@ -25,6 +25,7 @@ from vllm_radix.tree.changes import ChangeLog
 from vllm_radix.tree.debug.check import check_tree
 from vllm_radix.tree.debug.dump import dump
 from vllm_radix.tree.debug.miss import Miss, explain
+from vllm_radix.tree.eviction_history import EvictionHistory
 from vllm_radix.tree.evictor import PIN, UNHIT
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.partial_blocks import (
@@ -424,6 +425,11 @@ class RadixTree(TreeState):
             [5 6] blocks 2, held
         """
         return dump(self._shape, self._table, self.block_size, tokens)
+
+    def remember_evictions(self) -> EvictionHistory:
+        """Return a ``history``, kept from now on, for ``explain``."""
+        self.history = EvictionHistory()
+        return self.history
 
     def explain(
         self,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vllm_radix_bench.ab import report as ab_report
+from vllm_radix_bench.ab.offline import report as ab_report
 from vllm_radix_bench.replay import report as replay_report
 from vllm_radix_bench.report.columns import (
     Column,

@@ -7,7 +7,7 @@ import pytest
 from bench.report.test_columns import AB_ROWS, REPORTS
 from rich.console import Console
 
-from vllm_radix_bench.ab import report as ab_report
+from vllm_radix_bench.ab.offline import report as ab_report
 from vllm_radix_bench.replay import report as replay_report
 from vllm_radix_bench.report.columns import Column
 from vllm_radix_bench.report.tables import console, print_table, say

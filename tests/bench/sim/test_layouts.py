@@ -19,11 +19,11 @@ from vllm_radix_bench.workloads.turn import Turn
 SCHEDULERS = pytest.mark.parametrize("cls", [Scheduler, AsyncScheduler])
 
 
-def scheduler(text, cls=Scheduler, **options):
+def scheduler(text, cls=Scheduler, block_size=32, **options):
     sizes = {"max_model_len": 4096, "max_num_batched_tokens": 2048, **options}
     return make_scheduler(
         cls,
-        32,
+        block_size,
         4000,
         asynchronous=cls is AsyncScheduler,
         layout=Layout.parse(text),
@@ -100,7 +100,9 @@ def test_what_vllm_has_no_cache_for_is_refused():
         Layout.parse("fullx64+swa:3")
     for text in ("full/16+mamba/32", "full+chunked:64/32"):
         with pytest.raises(ValueError, match="16 and 32 tokens; allowed with"):
-            Layout.parse(text).specs(16)
+            Layout.parse(text).at(16)
+        with pytest.raises(ValueError, match="16 and 32 tokens; allowed with"):
+            scheduler(text, block_size=16)
 
 
 @SCHEDULERS

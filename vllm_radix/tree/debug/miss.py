@@ -20,9 +20,12 @@ class Miss(NamedTuple):
         reason: ``none``: all that was asked for is cached. ``evicted``: the next
             block was cached and had to go. ``diverged``: what is cached goes on
             with other tokens. ``apart``: the tokens are cached in another
-            namespace. ``unseen``: nothing cached goes on from here.
+            namespace. ``unseen``: nothing cached goes on from here. ``unkept``: of a
+            tree of resume points: the tokens are cached, and what else is needed to
+            go on after them is not.
         token: the first token that is not cached.
-        evicted_at: for ``evicted``, the time that ``EvictionHistory.now`` had.
+        evicted_at: for ``evicted``, the time that ``EvictionHistory.now`` had; for
+            ``unkept``, when what is needed was evicted, if it was.
     """
 
     reason: str

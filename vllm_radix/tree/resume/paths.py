@@ -363,6 +363,16 @@ class Paths:
             edge = edge.parent
         return above, b"".join(reversed(parts))
 
+    def key_of(self, point: ResumePoint) -> bytes:
+        """Return the tokens before a point: O(those)."""
+        parts: list[bytes] = []
+        edge: Edge | None = point.edge
+        end = point.num_tokens
+        while edge is not None:
+            parts.append(edge.tokens(edge.start, end))
+            end, edge = edge.start, edge.parent
+        return b"".join(reversed(parts))
+
     def namespace(self, edge: Edge) -> Namespace:
         """Return the namespace of an edge: O(edges above, and namespaces)."""
         while edge.parent is not None:

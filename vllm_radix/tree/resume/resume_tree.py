@@ -290,6 +290,9 @@ class ResumeTree(ResumeState):
                 point = self._evictor.take_parked()
             if point is None:
                 break
+            if self.history is not None:
+                namespace = self._paths.namespace(point.edge)
+                self.history.note(self._paths.key_of(point), namespace)
             freed += self.remove(point)
         return freed
 
@@ -317,6 +320,8 @@ class ResumeTree(ResumeState):
         for point in self._points.values():
             point.alive = False
         self._start_empty()
+        if self.history is not None:
+            self.history.clear()
         self.version += 1
         if self.changes is not None:
             self.changes.rescan_all = True

@@ -8,10 +8,12 @@ from itertools import count
 from typing import Any
 
 from vllm_radix.tree.changes import ChangeLog
+from vllm_radix.tree.debug.miss import Miss
 from vllm_radix.tree.prefix_cache import Namespace
 from vllm_radix.tree.resume.check import check_tree, dump
 from vllm_radix.tree.resume.components import Component, Dense
 from vllm_radix.tree.resume.evictor import ResumeEvictor
+from vllm_radix.tree.resume.miss import EvictedPoints, explain
 from vllm_radix.tree.resume.paths import Paths
 from vllm_radix.tree.resume.point import (
     Edge,
@@ -35,6 +37,8 @@ class ResumeState:
         components: as given.
         version: grows with every change of what ``find`` could answer.
         changes: log of what may change a look-up's answer, if somebody reads it.
+        history: set by ``remember_evictions``, to learn from ``explain`` what was
+            evicted; then an eviction is O(the tokens before the point) more.
         following_bytes: of the tokens behind a place in ``changes``; fewer where a
             point lies nearer.
         tells_all: whether the log has every such change: where there is a state. Else a
@@ -51,6 +55,7 @@ class ResumeState:
         self.components = tuple(components)
         self.version = 0
         self.changes: ChangeLog | None = None
+        self.history: EvictedPoints | None = None
         self._ids = count()
         self._dense = [
             group for group, c in enumerate(self.components) if isinstance(c, Dense)
@@ -212,6 +217,38 @@ class ResumeState:
             if num_tokens == point.num_tokens:
                 return ResumeProbe(found or 0, needed, (point.id, num_tokens))
         return ResumeProbe(found or 0, needed, (None, 0))
+
+    def remember_evictions(self) -> EvictedPoints:
+        """Return a ``history``, kept from now on, for ``explain``."""
+        self.history = EvictedPoints()
+        return self.history
+
+    def explain(
+        self,
+        key: bytes,
+        namespace: Namespace = None,
+        limit: int | None = None,
+        *,
+        least: int = 1,
+        grain: int = 1,
+    ) -> Miss:
+        """Return why a request cannot go on later than it does.
+
+        O(L + d), and O(L) in each of up to 64 other namespaces.
+
+        Args:
+            key: tokens.
+            namespace: where to look.
+            limit: most tokens to match.
+            least: fewest tokens that are worth a point.
+            grain: points lie at multiples of so many tokens.
+        """
+        tokens = len(key) // BYTES_PER_TOKEN
+        tokens = tokens if limit is None else min(limit, tokens)
+        found = self.probe(key, namespace, tokens).num_blocks
+        return explain(
+            self._paths, self.history, key, namespace, tokens, found, least, grain
+        )
 
     # -- reading ---------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vllm_radix_bench.ab.arm import Settings, as_request
-from vllm_radix_bench.ab.process import ARMS, ArmProcess, both_arms
+from vllm_radix_bench.ab.offline.arm import Settings, as_request
+from vllm_radix_bench.ab.offline.process import ARMS, ArmProcess, both_arms
 from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.report.progress import Progress, seconds_in_words
 from vllm_radix_bench.workloads.builders import SERVED

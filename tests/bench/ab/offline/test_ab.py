@@ -10,7 +10,7 @@ import pytest
 
 from vllm_radix.cli import main
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.ab import models, process, runner
+from vllm_radix_bench.ab.offline import models, process, runner
 from vllm_radix_bench.report import output as output_module
 from vllm_radix_bench.report.output import OutputFile
 
@@ -82,7 +82,17 @@ def arms(monkeypatch):
 
 @pytest.fixture
 def words(tiny, tmp_path):
-    made = ["ab", "--model", tiny, "--no-texts", "--pressure", "4", "--blocks", "32"]
+    made = [
+        "ab",
+        "--offline",
+        "--model",
+        tiny,
+        "--no-texts",
+        "--pressure",
+        "4",
+        "--blocks",
+        "32",
+    ]
     made += ["--workloads", "few-shot", "control"]
     return [*made, "--output", str(tmp_path / "out" / "ab.json")]
 

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from vllm_radix_bench.ab import report
-from vllm_radix_bench.ab.runner import differences
+from vllm_radix_bench.ab.offline import report
+from vllm_radix_bench.ab.offline.runner import differences
 from vllm_radix_bench.report import columns
 
 

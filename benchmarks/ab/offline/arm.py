@@ -1,7 +1,7 @@
 """One arm of the A/B: a real engine in a process of its own.
 
-Started by ``runner`` as ``python -m vllm_radix_bench.ab.arm SETTINGS FD``. Reads one
-workload a line from standard input and writes one result a line to the file
+Started by ``runner`` as ``python -m vllm_radix_bench.ab.offline.arm SETTINGS FD``.
+Reads one workload a line from standard input and writes one result a line to the file
 descriptor; everything else that the process prints goes to its log. The engine
 core runs inside this process, so that arrivals are tied to engine steps and the
 counts are the same in every run.

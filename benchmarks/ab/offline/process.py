@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_radix.exits import CommandError, ExitCode
-from vllm_radix_bench.ab.arm import Settings
+from vllm_radix_bench.ab.offline.arm import Settings
 from vllm_radix_bench.report.output import OutputError
 
 ARMS = ("stock", "radix")
@@ -22,6 +22,9 @@ ARMS = ("stock", "radix")
 _ERROR = re.compile(r"\bERROR\b|^(\w+\.)*\w*(Error|Exception)\b")
 """Lines of vLLM's log that tell of an error, and last lines of tracebacks."""
 _USUAL = re.compile(r"^(\([^)]*\) )?(DEBUG|INFO|WARNING)\b")
+_PREFIX = re.compile(r"^(\([^)]*\) )*(ERROR \S+ \S+ \[[^\]]*\] )?")
+"""What vLLM puts before each line of a traceback."""
+_SAID = re.compile(r"^(\w+\.)*\w*(Error|Exception): \S")
 _MOST_LINES = 10
 
 
@@ -54,7 +57,7 @@ class ArmProcess:
                 f"({error.strerror})"
             ) from error
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "vllm_radix_bench.ab.arm"]
+        command = [sys.executable, "-m", "vllm_radix_bench.ab.offline.arm"]
         command += [json.dumps(asdict(settings)), str(writing)]
         with sink:
             self._process = subprocess.Popen(
@@ -149,11 +152,22 @@ def how_it_ended(status: int) -> str:
 def excerpt(log: str) -> str:
     """Return the lines of a log that tell of errors; if none does, its last ones.
 
+    Of tracebacks, the line that says what was wrong, each once: the first is the cause.
     What vLLM says of its work is left out.
     """
+    said: dict[str, None] = {}
     lines = [line for line in log.splitlines() if not _USUAL.search(line)]
-    errors = [line for line in lines if _ERROR.search(line)]
-    return "\n".join(errors[-_MOST_LINES:] or lines[-3:])
+    for line in lines:
+        text = _PREFIX.sub("", line)
+        if _SAID.match(text):
+            said[text] = None
+        elif _ERROR.search(line) and not text.startswith((" ", "Traceback")):
+            said[line] = None
+    errors = list(said)
+    if errors:
+        half = _MOST_LINES // 2
+        return "\n".join(dict.fromkeys(errors[:half] + errors[-half:]))
+    return "\n".join(lines[-3:])
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""Makes the loads that a command line asks for."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_radix_bench.ab.loads import Bench, Forest, Load, built_in, in_vocabulary
+from vllm_radix_bench.ab.servers import Cache
+from vllm_radix_bench.report.cli_types import InputError
+from vllm_radix_bench.traces.load import load
+from vllm_radix_bench.workloads.encoders import ChatTemplate, load_encode
+from vllm_radix_bench.workloads.sizing import REFERENCE_CACHE, build
+from vllm_radix_bench.workloads.turn import Turn, Workload, longest_path
+
+_LARGEST_SCALE = 3.0
+"""Factor on the builders' lengths: their prompts have then up to some 4,500 tokens."""
+_SHRINK = 0.8
+
+
+def read_trace(arguments: argparse.Namespace, tokenizer: str) -> list[Turn] | None:
+    """Return the requests of the trace; None if none is named.
+
+    Raises:
+        ValueError: it cannot be read; the message says where.
+    """
+    if arguments.trace is None:
+        return None
+    folder = Path(tokenizer)
+    return load(
+        arguments.trace,
+        load_encode(folder),
+        encode_chat=ChatTemplate(folder),
+        closed_loop=arguments.closed_loop,
+        limit=arguments.limit,
+        rate=arguments.speed,
+    )
+
+
+def vocabulary_of(model: str) -> int:
+    """Return how many tokens a model knows."""
+    from vllm.transformers_utils.config import get_config
+
+    config: Any = get_config(model, trust_remote_code=False)
+    return int(config.get_text_config().vocab_size)
+
+
+def sized(
+    name: str,
+    tokenizer: str,
+    cache: Cache,
+    max_model_len: int,
+    pressure: float,
+    seed: int,
+) -> Workload:
+    """Return a built-in workload for a cache, with requests that the model takes.
+
+    Raises:
+        InputError: the model takes none.
+    """
+    encode = load_encode(Path(tokenizer))
+    blocks = max(1, cache.tokens // cache.block_size)
+    scale = min(cache.tokens / REFERENCE_CACHE, _LARGEST_SCALE)
+    while scale > 0.02:
+        work = build(
+            name,
+            encode,
+            num_blocks=blocks,
+            block_size=cache.block_size,
+            pressure=pressure,
+            seed=seed,
+            scale=scale,
+        )
+        if longest_path(work.roots) < max_model_len:
+            return work
+        scale *= _SHRINK
+    raise InputError(
+        f"{name}: a request does not fit the server's {max_model_len:,} tokens: raise "
+        "--max-model-len"
+    )
+
+
+def make_loads(
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    trace: list[Turn] | None,
+    model: str,
+    tokenizer: str,
+    cache: Cache,
+    max_model_len: int,
+) -> list[Load]:
+    """Return what is sent: the trace, vLLM's bench, built-in workloads.
+
+    Args:
+        arguments: of the command.
+        names: of built-in workloads.
+        trace: requests of it; None for no trace.
+        model: folder or name.
+        tokenizer: folder or name.
+        cache: that built-in workloads are sized for.
+        max_model_len: tokens of the longest request that the servers take.
+
+    Raises:
+        InputError: a request is too long.
+    """
+    loads: list[Load] = []
+    if trace is not None:
+        roots = in_vocabulary(trace, vocabulary_of(model))
+        longest = longest_path(roots)
+        if longest > max_model_len:
+            raise InputError(
+                f"--trace: a request takes {longest:,} tokens, and the servers take "
+                f"{max_model_len:,}: raise --max-model-len"
+            )
+        loads.append(
+            Forest("trace", arguments.trace.name, "requests of a trace", roots)
+        )
+    if arguments.after:
+        log = arguments.output.parent / "ab-bench.log"
+        loads.append(Bench(tuple(arguments.after), log, tokenizer))
+    for name in names:
+        work = sized(
+            name, tokenizer, cache, max_model_len, arguments.pressure, arguments.seed
+        )
+        loads.append(built_in(work))
+    return loads
