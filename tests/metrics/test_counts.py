@@ -10,7 +10,7 @@ from support.hybrid_double import HybridDouble, make_hybrid_scheduler
 from support.prompts import grouped, prompt
 from support.traffic import traffic
 from vllm_radix import RadixScheduler
-from vllm_radix.engine.miss_log import _PLACED, _WORDS
+from vllm_radix.engine.miss_log import _COUNTED_AS, _PLACED, _WORDS
 from vllm_radix.metrics.sampler import INTERVAL
 from vllm_radix.metrics.series import ADMISSIONS, BOUNDS, REASONS, SERIES
 
@@ -271,6 +271,22 @@ def test_reasons_make_up_all_that_was_missed(seed):
     assert engine.scheduler.tally.lookups["complete"] == 1
 
 
+def test_reasons_of_several_groups_make_up_all_that_was_missed():
+    scheduler = make_hybrid_scheduler(
+        RadixScheduler, HYBRID, 60, radix={"explain": True}
+    )
+    engine = HybridDouble(scheduler)
+    shared = prompt("shared", 200)
+    for number, cut in enumerate((200, 200, 150, 64, 190, 120, 120)):
+        engine.add(f"{number}", shared[:cut] + prompt(number, 30))
+        engine.run()
+    tally = scheduler.tally
+    missed = sum(tally.missed_tokens.values())
+    assert sum(tally.hit_tokens.values()) + missed + 7 == tally.queried_tokens
+    assert sum(tally.lookups.values()) == 7
+    assert tally.lookups["unkept"] + tally.lookups["given_up"] > 0
+
+
 def test_reasons_are_not_shown_where_they_are_not_known():
     scheduler = make_scheduler(RadixScheduler)
     for name in ("missed_tokens", "lookups"):
@@ -282,7 +298,7 @@ def test_reasons_are_not_shown_where_they_are_not_known():
 def test_every_reason_has_its_count():
     """One that is not in the list would end the engine."""
     assert set(ADMISSIONS) == set(_PLACED)
-    assert set(REASONS) == set(_WORDS) - {"none"} | {"complete"}
+    assert set(REASONS) == {_COUNTED_AS.get(reason, reason) for reason in _WORDS}
     assert set(BOUNDS) < set(ADMISSIONS)
 
 
