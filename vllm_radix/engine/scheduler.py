@@ -27,6 +27,7 @@ from vllm_radix.engine.compat import (
 )
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.recorder import TrafficRecorder
 from vllm_radix.engine.support import (
     config_problem,
     feature_problem,
@@ -128,6 +129,12 @@ class RadixScheduler(Scheduler):
                 lambda: self._clock(),
             )
             self.waiting = self.admission.queue
+        self.recorder: TrafficRecorder | None = None
+        if config.record:
+            keys = self.kv_cache_manager.block_pool.keys
+            self.recorder = TrafficRecorder(
+                vllm_config, config, keys, lambda: self._clock()
+            )
         self._announce()
 
     @property
@@ -228,8 +235,22 @@ class RadixScheduler(Scheduler):
             return manager.next_stop(request, start, start + tokens) - start
         return tokens
 
+    def add_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Add a request to the waiting queue."""
+        if self.recorder is not None:
+            self.recorder.note_arrival(request)
+        super().add_request(request, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        """Release what is held outside of the engine."""
+        super().shutdown()
+        if self.recorder is not None:
+            self.recorder.writer.close()
+
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
+        if self.recorder is not None:
+            self.recorder.record(request)
         if self.admission is not None:
             self.admission.remove(request)
         return super()._free_request(request, *args, **kwargs)
