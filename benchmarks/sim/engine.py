@@ -124,7 +124,7 @@ def make_scheduler(
         kv_cache_config = make_kv_cache_config(
             num_blocks=num_blocks, specs=layout.specs(block_size)
         )
-        sizes = _adopt(config, kv_cache_config)
+        sizes = adopt_layout(config, kv_cache_config)
     return cls(
         vllm_config=config,
         kv_cache_config=kv_cache_config,
@@ -134,7 +134,7 @@ def make_scheduler(
     )
 
 
-def _adopt(config: Any, kv_cache_config: KVCacheConfig) -> dict[str, int]:
+def adopt_layout(config: Any, kv_cache_config: KVCacheConfig) -> dict[str, int]:
     """Give two configurations what vLLM's engine core gives them for a layout.
 
     Returns:
@@ -170,7 +170,7 @@ def blocks_for(
         block_size, max_model_len=longest, max_num_batched_tokens=tokens_in_a_step
     )
     specs = layout.specs(block_size)
-    _adopt(config, make_kv_cache_config(specs=specs))
+    adopt_layout(config, make_kv_cache_config(specs=specs))
     return sum(
         cdiv(spec.max_memory_usage_bytes(config), spec.page_size_bytes)
         for spec in specs

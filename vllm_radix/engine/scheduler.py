@@ -142,6 +142,11 @@ class RadixScheduler(Scheduler):
         """Whether block hashes should wait until somebody reads them."""
         return not self.kv_cache_manager.block_pool.mirror
 
+    @property
+    def left_to_stock(self) -> tuple[str, ...]:
+        """What is served as stock vLLM does, and why."""
+        return tuple(self._left_to_stock)
+
     def _min_sub_block_tokens(self, config: RadixConfig) -> int | None:
         """Return the option, or None where a hit must end with a block."""
         if not config.sub_block:
