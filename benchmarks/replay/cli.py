@@ -5,7 +5,6 @@ what stock vLLM and radix would compute, and how long requests would wait.
 """
 
 import argparse
-import logging
 import os
 from contextlib import closing
 from functools import partial
@@ -19,6 +18,7 @@ from vllm_radix_bench.report.cli_types import (
     WithDefaults,
     number,
     pressure,
+    quiet_vllm,
     refuse_same_file,
     whole,
 )
@@ -278,13 +278,6 @@ def _check_sizes(options: "Options") -> None:
         )
 
 
-def _quiet_vllm() -> None:
-    """Let vLLM log errors only, unless the environment says otherwise."""
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # It logs before it reads the variable.
-    logging.getLogger("vllm").setLevel(level)
-
-
 def _input(arguments: argparse.Namespace, roots: list[Turn]) -> dict[str, Any]:
     """Return where requests come from; for a run that goes on with another."""
     from vllm_radix_bench.replay import runner
@@ -306,7 +299,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         OutputError: the result cannot be written where it is to be.
         StoppedError: the run ended early; it names what is kept.
     """
-    _quiet_vllm()
+    quiet_vllm()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     from vllm_radix_bench.replay import report, runner

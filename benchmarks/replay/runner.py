@@ -114,6 +114,8 @@ def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
     Raises:
         ValueError: an option is wrong.
     """
+    # What the environment says of recording is meant for servers.
+    options = {"record": "", **options}
     return Arm(name, RadixScheduler, RadixConfig.resolve(options).to_dict())
 
 
@@ -200,7 +202,9 @@ def run_arm(
 ) -> Outcome:
     """Run all requests on one arm."""
     scheduler = scheduler_of(arm, blocks, options, longest)
-    return VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+    outcome = VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+    scheduler.shutdown()
+    return outcome
 
 
 def scheduler_of(arm: Arm, blocks: int, options: Options, longest: int) -> Any:
@@ -367,6 +371,7 @@ def fingerprint(roots: Sequence[Turn]) -> str:
         said = (name, len(prompt), turn.max_tokens, turn.tenant, turn.salt, *sent)
         found.update(repr(said).encode())
         found.update(encode(turn.tokens))
+        found.update(encode(turn.answer or ()))
     return found.hexdigest()[:16]
 
 

@@ -58,7 +58,7 @@ def layout_of_model(folder: Path) -> Layout:
     if not (folder / "config.json").is_file():
         raise ValueError(f"model:{folder}: no config.json is in that folder")
     try:
-        with _silence():
+        with silence():
             config = EngineArgs(
                 model=str(folder),
                 skip_tokenizer_init=True,
@@ -72,15 +72,15 @@ def layout_of_model(folder: Path) -> Layout:
             said = error.errors()[0]["msg"]
         raise ValueError(f"model:{folder}: vLLM does not take it: {said}") from error
     try:
-        return _layout(config)
-    except _NotUnderstoodError as error:
+        return layout_of_config(config)
+    except ValueError as error:
         raise ValueError(
             f"model:{folder}: {error}; write the layout out as full+swa:TOKENS"
         ) from error
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep vLLM's tracebacks from the terminal: what it raises is told."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -90,11 +90,19 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-class _NotUnderstoodError(Exception):
+class _NotUnderstoodError(ValueError):
     """Says what is not understood."""
 
 
-def _layout(config: VllmConfig) -> Layout:
+def layout_of_config(config: VllmConfig) -> Layout:
+    """Return the layout of a model, with the sizes of blocks that a GPU has.
+
+    Args:
+        config: of the model; changed.
+
+    Raises:
+        ValueError: something in it is not understood here; the message names it.
+    """
     model = config.model_config
     text = model.hf_text_config
     if model.is_encoder_decoder or model.runner_type != "generate":
