@@ -324,9 +324,10 @@ def _blocks_in(gb: float, per_block: float) -> int:
     if not 2 <= blocks <= _MOST_BLOCKS:
         # Rounded to the inside of what is allowed.
         least, most = 3.1 * per_block / 1e9, 0.99 * _MOST_BLOCKS * per_block / 1e9
+        shown = f"{most:,.0f}" if most >= 100 else f"{most:.2g}"
         raise InputError(
             f"--kv-gb: {gb:g} GB hold {max(blocks, 0):,} blocks of the model; allowed: "
-            f"{least:.2g} to {most:{',.0f' if most >= 100 else '.2g'}}"
+            f"{least:.2g} to {shown}"
         )
     return blocks
 
