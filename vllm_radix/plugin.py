@@ -178,7 +178,7 @@ def _choose_hasher(engine_core: Any) -> None:
 
 def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:
     """Add radix's metrics to vLLM's loggers of statistics, where radix serves."""
-    if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+    if not is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
     from vllm_radix.metrics.collector import RadixStatLogger
 

@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.doctor.finding import Finding, Status, starts
-from vllm_radix_bench.report.cli_types import InputError, quiet_vllm
+from vllm_radix_bench.report.cli_types import InputError
+from vllm_radix_bench.report.quiet import quiet_vllm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

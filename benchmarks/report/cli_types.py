@@ -1,7 +1,6 @@
 """What command lines share: numbers that are checked, help, and an error."""
 
 import argparse
-import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -66,10 +65,3 @@ def refuse_same_file(named: Mapping[str, Path | None]) -> None:
         other = known.setdefault(os.path.realpath(path), name)
         if other != name:
             raise InputError(f"{name}: {path} is {other}, too; allowed: another file")
-
-
-def quiet_vllm() -> None:
-    """Let vLLM log errors only, unless the environment says otherwise."""
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # It logs before it reads the variable.
-    logging.getLogger("vllm").setLevel(level)
