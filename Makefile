@@ -50,6 +50,7 @@ conformance:  ## vLLM's own tests, stock against ours (5 minutes)
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
 	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc
 	$(BIN)/python -m vllm_radix_bench.micro.scheduler
+	$(BIN)/python -m vllm_radix_bench.micro.counting
 	$(BIN)/python -m vllm_radix_bench.micro.ordering
 	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 

@@ -14,6 +14,7 @@ from typing import Any
 from docstring_parser import parse
 
 from vllm_radix.config import ENV_PREFIX, RadixConfig
+from vllm_radix.metrics.series import SERIES
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 
@@ -50,6 +51,19 @@ def orders() -> str:
 def eviction_policies() -> str:
     """Return the table of the eviction policies."""
     return registered(POLICIES)
+
+
+def metrics() -> str:
+    """Return the table of all metrics, from ``SERIES``."""
+    rows = []
+    for series in SERIES.values():
+        name = f"`{series.shown}`"
+        if series.label:
+            values = ", ".join(f"`{value}`" for value in series.values)
+            name += f" by `{series.label}`: {values}"
+        only = f" Only: {series.only}." if series.only else ""
+        rows.append((name, series.kind, f"{series.about}.{only}", series.use))
+    return table(("metric", "kind", "what it says", "what it tells"), rows)
 
 
 def classes(*names: str) -> str:

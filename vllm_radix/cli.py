@@ -26,6 +26,10 @@ COMMANDS = {
         "what radix would do to a trace, without a model",
         "vllm_radix_bench.replay.cli",
     ),
+    "top": (
+        "what a running server does, from its metrics",
+        "vllm_radix_bench.top.cli",
+    ),
 }
 """Help of each subcommand, and the module that has ``add_arguments``.
 

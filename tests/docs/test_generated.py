@@ -8,6 +8,7 @@ import pytest
 
 from support.pages import PAGES, ROOT
 from vllm_radix.config import RadixConfig
+from vllm_radix.metrics.series import REASONS, SERIES
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 from vllm_radix_bench.traces.formats import FORMATS
@@ -27,6 +28,8 @@ def test_generated_tables_are_what_the_code_says():
         ("options.md", [f"RADIX_{name.upper()}" for name in RadixConfig.names()]),
         ("options.md", ORDERS),
         ("scheduling.md", ORDERS),
+        ("metrics.md", [series.shown for series in SERIES.values()]),
+        ("metrics.md", REASONS),
         ("eviction-and-sessions.md", POLICIES),
         ("replay.md", [name for one in FORMATS for name in one.fields]),
     ],

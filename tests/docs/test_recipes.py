@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import tomllib
 import torch
+from prometheus_client import REGISTRY
 from vllm.plugins import load_plugins_by_group
 from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -24,6 +26,9 @@ from support.prompts import prompt
 from vllm_radix import RadixScheduler
 from vllm_radix.config import RadixConfig, parse_flag
 from vllm_radix.engine.groups import GROUP_TYPES
+from vllm_radix.metrics.collector import RadixStatLogger, unregister
+from vllm_radix.metrics.series import SERIES
+from vllm_radix.metrics.wire import RadixStats
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 from vllm_radix.tree.resume import Chunk
@@ -52,7 +57,7 @@ def follow(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registries = [(one, dict(one)) for one in (ORDERS, POLICIES, GROUP_TYPES)]
+    registries = [(one, dict(one)) for one in (ORDERS, POLICIES, GROUP_TYPES, SERIES)]
     modules = set(sys.modules)
     # What the recipes change is put back.
     monkeypatch.setattr(formats, "FORMATS", formats.FORMATS)
@@ -150,6 +155,18 @@ def test_a_component_that_keeps_too_little_is_seen(follow, monkeypatch):
     monkeypatch.setattr(group, "component", one_chunk)
     with pytest.raises(WrongReadError, match="of group 1 in block 0"):
         serve_chunks(follow)
+
+
+def test_the_metric_of_the_recipe_is_sent_and_shown(follow, capsys):
+    follow("show_metric")
+    assert "namespaces: [2]" in capsys.readouterr().out
+    model = SimpleNamespace(model_config=SimpleNamespace(served_model_name="m"))
+    logger = RadixStatLogger(model, [0])
+    stats = SimpleNamespace(radix=RadixStats(gauges={"namespaces": [2]}))
+    logger.record(stats, None)
+    labels = {"model_name": "m", "engine": "0"}
+    assert REGISTRY.get_sample_value("vllm_radix:namespaces", labels) == 2
+    unregister()
 
 
 def test_the_trace_format_of_the_recipe_is_read(follow, tmp_path):

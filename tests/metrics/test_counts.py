@@ -10,8 +10,9 @@ from support.hybrid_double import HybridDouble, make_hybrid_scheduler
 from support.prompts import grouped, prompt
 from support.traffic import traffic
 from vllm_radix import RadixScheduler
+from vllm_radix.engine.miss_log import _COUNTED_AS, _PLACED, _WORDS
 from vllm_radix.metrics.sampler import INTERVAL
-from vllm_radix.metrics.series import SERIES
+from vllm_radix.metrics.series import ADMISSIONS, BOUNDS, REASONS, SERIES
 
 HYBRID = "full/16+swa:64/16x2"
 
@@ -24,10 +25,13 @@ class Ledger:
         scheduler.clock = lambda: next(ticks) * step
         self.scheduler, self.samples = scheduler, []
         self.steps, self.queries, self.hits = 0, 0, 0
+        self.idle = set()
         original = scheduler.make_stats
 
         def make_stats(*args, **kwargs):
             stats = original(*args, **kwargs)
+            if not (stats.num_running_reqs + stats.num_waiting_reqs):
+                self.idle.add(self.steps)
             self.steps += 1
             self.queries += stats.prefix_cache_stats.queries
             self.hits += stats.prefix_cache_stats.hits
@@ -208,7 +212,7 @@ def test_each_bound_that_fires_is_counted(radix, bound):
     )
     ticks = count()
     engine.scheduler.clock = lambda: next(ticks) * 0.01
-    for name, tokens in grouped(8, 6, 160, 20).items():
+    for name, tokens in grouped(6, 12, 160, 20).items():
         engine.add(name, tokens, 3)
     longest = 0
     while engine.scheduler.has_requests():
@@ -258,7 +262,29 @@ def test_reasons_make_up_all_that_was_missed(seed):
     requests = sum(tally.lookups.values())
     hits = sum(tally.hit_tokens.values())
     assert hits + sum(tally.missed_tokens.values()) + requests == tally.queried_tokens
-    assert tally.lookups["complete"] > 0 and not tally.missed_tokens["complete"]
+    assert tally.lookups["unseen"] > 0 and not tally.missed_tokens["complete"]
+    radix = {"explain": True, "min_sub_block_tokens": 1}
+    engine = EngineDouble(make_scheduler(radix=radix))
+    for name in ("first", "again"):
+        engine.add(name, prompt("same", 70), 1)
+        engine.run()
+    assert engine.scheduler.tally.lookups["complete"] == 1
+
+
+def test_reasons_of_several_groups_make_up_all_that_was_missed():
+    scheduler = make_hybrid_scheduler(
+        RadixScheduler, HYBRID, 60, radix={"explain": True}
+    )
+    engine = HybridDouble(scheduler)
+    shared = prompt("shared", 200)
+    for number, cut in enumerate((200, 200, 150, 64, 190, 120, 120)):
+        engine.add(f"{number}", shared[:cut] + prompt(number, 30))
+        engine.run()
+    tally = scheduler.tally
+    missed = sum(tally.missed_tokens.values())
+    assert sum(tally.hit_tokens.values()) + missed + 7 == tally.queried_tokens
+    assert sum(tally.lookups.values()) == 7
+    assert tally.lookups["unkept"] + tally.lookups["given_up"] > 0
 
 
 def test_reasons_are_not_shown_where_they_are_not_known():
@@ -267,6 +293,13 @@ def test_reasons_are_not_shown_where_they_are_not_known():
         assert SERIES[name].read(scheduler) is None
         explained = make_scheduler(RadixScheduler, radix={"explain": True})
         assert SERIES[name].read(explained) is not None
+
+
+def test_every_reason_has_its_count():
+    """One that is not in the list would end the engine."""
+    assert set(ADMISSIONS) == set(_PLACED)
+    assert set(REASONS) == {_COUNTED_AS.get(reason, reason) for reason in _WORDS}
+    assert set(BOUNDS) < set(ADMISSIONS)
 
 
 # -- samples -------------------------------------------------------------------
@@ -303,9 +336,10 @@ def test_the_last_step_sends_what_is_left_at_once():
     for name in ("a", "b"):
         engine.add(name, prompt(name, 70), 5)
         engine.run()
-    sent = [at for at, sample in enumerate(ledger.samples) if sample is not None]
-    # The first of all, and the last of each.
-    assert sent == [0, ledger.steps // 2 - 1, ledger.steps - 1]
+    sent = {at for at, sample in enumerate(ledger.samples) if sample is not None}
+    # The first of all, and when nothing is left.
+    assert sent == {0} | ledger.idle and {4, ledger.steps - 1} <= ledger.idle
+    assert len(ledger.idle) < ledger.steps / 2
     assert ledger.totals() == ledger.counted()
 
 

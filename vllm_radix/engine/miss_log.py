@@ -34,6 +34,9 @@ _WORDS = {
     "evicted {age:.1f} s ago",
 }
 
+_COUNTED_AS = {"none": "complete", GIVEN_UP: "given_up"}
+"""Names in metrics, where they differ."""
+
 _PLACED = {
     "turn": "it was its turn",
     "prefix": "its prefix was cached",
@@ -155,7 +158,7 @@ class MissLog:
         self.last = request.request_id, miss, num_cached
         self.missed_tokens[miss.reason] += max(0, missed)
         if not request.num_preemptions:
-            reason = "complete" if miss.reason == "none" else miss.reason
+            reason = _COUNTED_AS.get(miss.reason, miss.reason)
             self._pool.tally.note_reason(reason, max(0, missed))
         why = _WORDS[miss.reason]
         age = self.clock() - (miss.evicted_at or 0.0)

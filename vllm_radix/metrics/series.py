@@ -18,7 +18,10 @@ KINDS = ("counter", "gauge", "histogram", "info")
 
 HIT_PLACES = ("block_end", "inside")
 
-REASONS = ("evicted", "diverged", "unseen", "apart", "pending", "unused", "complete")
+REASONS = (
+    *("evicted", "diverged", "unseen", "apart", "pending", "unused", "unkept"),
+    *("given_up", "complete"),
+)
 """Why a cached prefix ends where it does; see ``vllm_radix.engine.miss_log``."""
 
 EVICTIONS = ("room", "duplicate", "dropped", "reset")
@@ -164,8 +167,8 @@ def _describe(scheduler: Any) -> dict[str, str]:
     }
 
 
-_EXPLAINED = "`explain`, one cache group"
-_ORDERED = "a `policy` but `fcfs`, and not `--scheduling-policy priority`"
+_EXPLAINED = "with `explain`"
+_ORDERED = "where radix orders"
 
 for _series in (
     Series(

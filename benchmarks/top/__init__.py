@@ -1,0 +1,1 @@
+"""``vllm-radix top``: what a running server does, in a terminal."""
