@@ -185,6 +185,32 @@ class ResumeTree(ResumeState):
             point.shared |= point.hits > 1
             point.base = self._evictor.clock
 
+    def note_answer(
+        self, key: bytes, namespace: Namespace, start: int, end: int
+    ) -> None:
+        """Note that an answer was made of some tokens of a path, for ``ends_answer``.
+
+        O(L + d), and the points on the last edges.
+
+        Args:
+            key: at least ``end`` tokens.
+            namespace: of the key.
+            start: tokens before the answer.
+            end: tokens up to its end.
+        """
+        for edge, depth in reversed(self._paths.walk(key, namespace, end)):
+            for point in reversed(edge.points):
+                if point.num_tokens <= depth:
+                    point.ends_answer |= point.num_tokens > start
+                    return
+
+    def ends_answer(self, point_id: int, num_tokens: int) -> bool:
+        """Return whether a point lies after so many tokens, and last in an answer."""
+        point = self._points.get(point_id)
+        return (
+            point is not None and point.ends_answer and point.num_tokens == num_tokens
+        )
+
     # -- holding and letting go ------------------------------------------------
 
     def acquire(self, blocks: Iterable[int]) -> None:
