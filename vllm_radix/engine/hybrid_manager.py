@@ -19,6 +19,7 @@ from vllm_radix.engine.compat import (
     KVCacheManager,
     Request,
 )
+from vllm_radix.engine.follow_ups import PointFollowUps
 from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
@@ -418,11 +419,17 @@ class HybridKVCacheManager(TreeKVCacheManager):
     # -- leaving ---------------------------------------------------------------
 
     def _leave(self, request: Request) -> None:
-        """Add a point where an ending or preempted request stops, and no further."""
+        """Add a point where a leaving request stops; note where an answer ends."""
         super()._leave(request)
         plan = self.plans.pop(request.request_id)
-        if plan is None:
-            return
+        if plan is not None:
+            self._leave_points(plan)
+            if request.is_finished():
+                self.block_pool.note_answer(request)
+
+    def _leave_points(self, plan: ResumePlan) -> None:
+        """Add a point where an ending or preempted request stops, and no further."""
+        request = plan.request
         done = request.num_computed_tokens
         self._retract(plan, done)
         # A state has seen every token up to here, those of a step under way included:
@@ -459,9 +466,9 @@ class HybridKVCacheManager(TreeKVCacheManager):
                 if isinstance(component, Dense) and not block.is_null:
                     self.block_pool.drop(block)
 
-    def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
-        """Return none: answers are not told apart by their blocks here."""
-        return []
+    def make_follow_ups(self) -> PointFollowUps:
+        """Return what recognizes requests that go on from an answer, by its point."""
+        return PointFollowUps(self.block_pool.tree)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all that is cached, and the prompts that came before."""

@@ -119,6 +119,14 @@ class HybridBlockPool(TreeBlockPool):
         """Remove a point that will not be written."""
         self._drop(self.tree.remove(point))
 
+    def note_answer(self, request: Request) -> None:
+        """Note where the answer of a request that ended can be gone on from."""
+        start = request.num_prompt_tokens
+        end = min(request.num_computed_tokens, request.num_tokens)
+        if start < end:
+            key, namespace = self.keys.key(request, end), self.keys.namespace(request)
+            self.tree.note_answer(key, namespace, start, end)
+
     def drop(self, block: KVCacheBlock) -> None:
         """Remove what needs a block that will not be written, if it is cached."""
         if block.block_id in self.tree:
