@@ -1,11 +1,8 @@
 """The scheduler over several cache groups: reads are right, and few tokens computed."""
 
 import time
-from collections import Counter
 
 import pytest
-from vllm.config import KVEventsConfig
-from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -394,47 +391,3 @@ def test_prompts_that_tokens_do_not_tell_go_on_at_ends_of_blocks(layout, monkeyp
     run(engine, {f"{name} again": tokens for name, tokens in prompts.items()})
     again = [engine.cached[f"{name} again"] for name in prompts]
     assert {*again} == {239 // manager._whole * manager._whole}
-
-
-# -- events --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lag", LAGS)
-@pytest.mark.parametrize("layout", WITH_EVERYTHING)
-def test_events_tell_what_each_group_has_cached(layout, lag, monkeypatch):
-    seen = []
-    take_events = HybridKVCacheManager.take_events
-
-    def heard(self):
-        events = take_events(self)
-        seen.extend(events)
-        return events
-
-    monkeypatch.setattr(HybridKVCacheManager, "take_events", heard)
-    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
-    engine = hybrid_traffic(layout, 3, lag=lag, kv_events_config=events)
-    manager = engine.scheduler.kv_cache_manager
-    manager.take_events()
-    pool = manager.block_pool
-    # As with stock, two blocks may have one hash: each is told.
-    known, stored, removed = Counter(), 0, 0
-    for event in seen:
-        if isinstance(event, AllBlocksCleared):
-            known.clear()
-            continue
-        told = Counter((event.group_idx, block) for block in event.block_hashes)
-        if isinstance(event, BlockStored):
-            known += told
-            stored += told.total()
-        else:
-            assert isinstance(event, BlockRemoved)
-            assert told <= known, "removed, and never stored"
-            known -= told
-            removed += told.total()
-    assert {group for group, _ in known} <= {*range(len(engine.specs))}
-    assert stored > removed > 0
-    hashed = [block for block in pool.blocks if block.block_hash is not None]
-    assert known.total() <= len(hashed)
-    assert len(known) == len(pool.cached_block_hash_to_block)
-    for block in hashed:
-        assert block.block_id in pool.tree, "announced, and not to be found"
