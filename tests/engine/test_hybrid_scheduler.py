@@ -122,6 +122,20 @@ def test_random_traffic_reads_right_with_other_options(options, lag):
             hybrid_traffic(layout, seed, RadixScheduler, lag, **options)
 
 
+@pytest.mark.parametrize("cls", [Scheduler, RadixScheduler])
+@pytest.mark.parametrize(
+    "layout",
+    ["swa:48/16", "full/16+swa:64/16x2", "full/16+swa:40/32", "full/16+chunked:64/16"],
+)
+def test_random_traffic_reads_right_with_drafts(layout, cls):
+    """Wrong ones are written behind what is known, and written over."""
+    engines = [hybrid_traffic(layout, seed, cls, drafts=3) for seed in range(30, 34)]
+    assert all(engine.accepted > 20 for engine in engines)
+    assert sum(len(engine.resumed) for engine in engines) > 0
+    if cls is RadixScheduler:
+        assert sum(engine.copied for engine in engines) > 0
+
+
 @pytest.mark.parametrize("layout", WITH_EVERYTHING)
 def test_with_whole_blocks_alone_nothing_is_copied(layout):
     size = max(spec.block_size for spec in parse_layout(layout))
