@@ -205,6 +205,16 @@ def test_the_next_turn_goes_on_where_the_last_one_ended(layout):
     assert engine.cached["1"] == 85 + 21
 
 
+def test_with_a_unit_stock_goes_on_later_where_a_prompt_is_sent_again():
+    """Its state at the prompt's last unit is kept; docs/hybrid-models.md says so."""
+    prompts = dict.fromkeys(("first", "again"), prompt("one", 90))
+    cached = {}
+    for cls in (Scheduler, RadixScheduler):
+        engine = engine_of("full/32+mamba/32x2", cls, radix=EXACT, prefix_match_unit=8)
+        cached[cls] = run(engine, prompts, at_once=False).cached["again"]
+    assert cached == {Scheduler: 88, RadixScheduler: 64}
+
+
 # -- holding -------------------------------------------------------------------
 
 
