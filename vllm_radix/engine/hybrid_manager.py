@@ -103,6 +103,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
         self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
+        self.block_pool.junctions = self._whole_junctions
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
         self._looked_up: tuple[str, int | None, ResumePlan] | None = None
@@ -152,10 +153,9 @@ class HybridKVCacheManager(TreeKVCacheManager):
             blocks.append([pool.null_block] * run.first + kept)
         if (
             self.enable_kv_cache_events
-            and not cached % self._whole
             and getattr(request, "kv_cache_report_mode", "incremental") == "full"
         ):
-            self.coordinator.emit_cached_block_events(request, tuple(blocks))
+            self.block_pool.announce_hit(request, cached, cached % self._whole == 0)
         return self.create_kv_cache_blocks(tuple(blocks)), cached, 0
 
     def _place(self, request: Request, limit: int) -> Resume | None:
@@ -263,6 +263,12 @@ class HybridKVCacheManager(TreeKVCacheManager):
             if request_id == request.request_id:
                 return looked_up
         return plan
+
+    def _whole_junctions(self, request: Request) -> list[int]:
+        """Return where a request is to leave points for others at ends of blocks."""
+        plan = self._plan_of(request)
+        junctions = [] if plan is None else plan.junctions
+        return [place for place in junctions if place % self._whole == 0]
 
     def allocate_slots(
         self,
