@@ -14,6 +14,10 @@ import vllm_radix
 from vllm_radix.exits import EPILOG, say_why
 
 COMMANDS = {
+    "doctor": (
+        "whether a server will start with radix, and what to do if not",
+        "vllm_radix_bench.doctor.cli",
+    ),
     "ab": (
         "A/B of stock vLLM against radix, on real servers or in this process",
         "vllm_radix_bench.ab.cli",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_radix.policy import ORDERS
+from vllm_radix.record import path_problem
 from vllm_radix.tree import POLICIES
 
 SECTION = "radix"
@@ -32,12 +33,17 @@ _CHOICES: dict[str, Collection[str]] = {
     "attention": ("stock", "grouped"),
     "on_unsupported": ("error", "stock"),
 }
-_LEAST = {"max_overtakes": 0, "fair_quantum": 1, "min_sub_block_tokens": 1}
+_LEAST = {
+    "max_overtakes": 0,
+    "fair_quantum": 1,
+    "min_sub_block_tokens": 1,
+    "record_limit_mb": 1,
+}
 _RANGES = {
     "max_extra_wait": (0.0, 1e9),
     "patience": (0.0, 1e9),
 }
-_SWITCHES = ("hold", "sub_block", "explain")
+_SWITCHES = ("hold", "sub_block", "explain", "record_tokens")
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,12 @@ class RadixConfig:
             pays; full CUDA graphs are off then.
         explain: log for each request how much of its prompt was cached, why not more,
             and why it was placed where it was in the queue.
+        record: a file to write a trace of the traffic to, which ``vllm-radix replay``
+            reads. Empty: no trace.
+        record_tokens: write token ids into the trace; else it tells only which
+            requests share how much.
+        record_limit_mb: megabytes from which on a new trace is begun; the one before
+            it is kept as ``FILE.1``, older ones are deleted.
         on_unsupported: what to do with a model or setting that radix cannot serve.
             ``error``: refuse to start. ``stock``: serve it with stock vLLM and say so
             in the log.
@@ -92,6 +104,9 @@ class RadixConfig:
     eviction: str = "lru"
     attention: str = "stock"
     explain: bool = False
+    record: str = ""
+    record_tokens: bool = False
+    record_limit_mb: int = 256
     on_unsupported: str = "error"
 
     def __post_init__(self) -> None:
@@ -122,6 +137,14 @@ class RadixConfig:
                 f"radix option 'tenant': {self.tenant!r} is not a name: give "
                 "'cache_salt', the name of a field of vllm_xargs, or ''"
             )
+        if not isinstance(self.record, str):
+            raise ValueError(
+                f"radix option 'record': {self.record!r} is not a path: give the path "
+                "of a file, or ''"
+            )
+        problem = path_problem(self.record) if self.record else None
+        if problem is not None:
+            raise ValueError(f"radix option 'record': {problem}")
         for name in _SWITCHES:
             value = getattr(self, name)
             if not isinstance(value, bool):

@@ -71,7 +71,7 @@ def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
     # One view of both kinds; an EngineArgs keeps its fields in its __dict__.
     fields = engine_args if isinstance(engine_args, dict) else vars(engine_args)
     present = fields.get("scheduler_cls")
-    if present is not None and not _is_ours(present):
+    if present is not None and not is_ours(present):
         raise ValueError(
             f"radix brings its own scheduler, and scheduler_cls is {present!r}: "
             "drop one of the two"
@@ -86,7 +86,7 @@ def enable(engine_args: ArgsT, **options: Any) -> ArgsT:
     return engine_args
 
 
-def _is_ours(scheduler_cls: object) -> bool:
+def is_ours(scheduler_cls: object) -> bool:
     """Whether a scheduler class, or its name, is radix's or derives from it."""
     if isinstance(scheduler_cls, type):
         names = [f"{c.__module__}.{c.__qualname__}" for c in scheduler_cls.__mro__]
@@ -178,7 +178,7 @@ def _choose_hasher(engine_core: Any) -> None:
 
 def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:
     """Add radix's metrics to vLLM's loggers of statistics, where radix serves."""
-    if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+    if not is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
     from vllm_radix.metrics.collector import RadixStatLogger
 
@@ -190,7 +190,7 @@ def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:
 
 def _check_config(vllm_config: Any) -> None:
     """Refuse what cannot be served, before weights load."""
-    if not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+    if not is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
     from vllm_radix.engine.support import (
         config_problem,

@@ -25,7 +25,7 @@ from vllm_radix_bench.report.cli_types import (
     refuse_same_file,
     whole,
 )
-from vllm_radix_bench.report.output import OutputFile, all_written
+from vllm_radix_bench.report.output import OutputFile, all_written, alone
 from vllm_radix_bench.report.progress import Progress
 from vllm_radix_bench.report.quiet import quiet_vllm
 from vllm_radix_bench.report.tables import console, say, say_where
@@ -272,8 +272,6 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         known = unfinished.load() if arguments.resume else None
     except ValueError as error:
         parser.error(str(error))
-    for file in (output, html):
-        file.prepare()
     options = Options(
         serve=serve,
         rounds=arguments.rounds,
@@ -283,19 +281,24 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         budget_seconds=arguments.budget * 60,
         ready_seconds=arguments.ready_timeout,
         stall_seconds=arguments.stall_timeout,
-        folder=output.path.parent,
+        logs=output.path.with_suffix(""),
     )
-    try:
-        result = _measure(arguments, options, settings, trace, unfinished, known, gates)
-    except StoppedError as error:
-        # What does not fit the servers is known once they are up.
-        if isinstance(error.__cause__, InputError):
-            parser.error(str(error.__cause__))
-        raise
-    made = report.make(result, gates)
-    output.write_json(made)
-    html.write(render_ab(made))
-    unfinished.remove()
+    with alone(output.path):
+        for file in (output, html):
+            file.prepare()
+        try:
+            result = _measure(
+                arguments, options, settings, trace, unfinished, known, gates
+            )
+        except StoppedError as error:
+            # What does not fit the servers is known once they are up.
+            if isinstance(error.__cause__, InputError):
+                parser.error(str(error.__cause__))
+            raise
+        made = report.make(result, gates)
+        output.write_json(made)
+        html.write(render_ab(made))
+        unfinished.remove()
     out = console()
     show(made, out)
     say_where(out, "Every figure", output, None)

@@ -116,7 +116,8 @@ def make_loads(
             Forest("trace", arguments.trace.name, "requests of a trace", roots)
         )
     if arguments.after:
-        log = arguments.output.parent / "ab-bench.log"
+        name = f"{arguments.output.stem}-bench.log"
+        log = arguments.output.with_name(name)
         loads.append(Bench(tuple(arguments.after), log, tokenizer))
     for name in names:
         work = sized(

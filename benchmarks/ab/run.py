@@ -38,7 +38,7 @@ class Options:
         budget_seconds: after which no round is begun; None for no end.
         ready_seconds: for a server to come up.
         stall_seconds: after which a server that counts nothing has hung.
-        folder: for logs.
+        logs: path that theirs begin with.
     """
 
     serve: ServeOptions
@@ -49,7 +49,7 @@ class Options:
     budget_seconds: float | None
     ready_seconds: float
     stall_seconds: float
-    folder: Path
+    logs: Path
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Servers:
         stack = ExitStack()
         spec = self.options.serve.spec(arm, extra)
         ready = self.options.ready_seconds
-        server = stack.enter_context(running(spec, self.options.folder, ready))
+        server = stack.enter_context(running(spec, self.options.logs, ready))
         self._up[arm] = server, stack
         return server
 

@@ -287,13 +287,19 @@ class Server:
 
 
 @contextmanager
-def running(spec: ServerSpec, folder: Path, ready_seconds: float) -> Iterator[Server]:
+def running(spec: ServerSpec, logs: Path, ready_seconds: float) -> Iterator[Server]:
     """Start a server, wait until it is ready, end it in any case.
+
+    Args:
+        spec: how it is started.
+        logs: path that its log's begins with.
+        ready_seconds: that it may take.
 
     Raises:
         ServerError: it did not come up.
     """
-    server = Server(spec, free_port(), folder / f"ab-{spec.arm}.log")
+    log = logs.with_name(f"{logs.name}-{spec.arm}.log")
+    server = Server(spec, free_port(), log)
     try:
         server.wait_until_ready(ready_seconds)
         yield server

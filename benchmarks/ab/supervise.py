@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -60,6 +61,16 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
             break
 
 
+def _copy(output: int) -> None:
+    """Copy what the server prints to the log; a full disk is no reason to die."""
+    while text := os.read(output, 1 << 16):
+        while text:
+            try:
+                text = text[os.write(1, text) :]
+            except OSError:
+                break
+
+
 def main() -> int:
     """Run a server until it or the command ends.
 
@@ -77,12 +88,22 @@ def main() -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
 
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=begin)
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=begin,
+    )
+    assert server.stdout is not None
+    copying = threading.Thread(target=_copy, args=[server.stdout.fileno()], daemon=True)
+    copying.start()
     try:
         _wait(server, pipe)
         status = server.poll()
     finally:
         _end(server)
+        copying.join(timeout=1)
     status = server.returncode if status is None else status
     return SIGNALLED - status if status < 0 else status
 

@@ -33,7 +33,7 @@ from vllm_radix_bench.html.parts import (
 
 _VARIED = ("blocks", "rate")
 ARMS = ("stock", "radix")
-_MANY = 8
+MANY = 8
 """Workloads from which on a click shows each."""
 _LOADS = {
     "built-in": "requests of our own",
@@ -41,8 +41,11 @@ _LOADS = {
     "trace": "a trace",
     "guidellm": "GuideLLM",
 }
+ABOUT_POINTS = (
+    "Is the mean bought with the slowest requests? Then a point lies bottom right."
+)
 HOW_TO_READ = (
-    "× is times better than stock: 2× is half the tokens, half the time, or twice the "
+    "× is times better than {}: 2× is half the tokens, half the time, or twice the "
     "requests per second; below 1× is worse."
 )
 _TIMES = {
@@ -66,7 +69,7 @@ def page_of(report: dict[str, Any]) -> Page:
     """Return the page of a report; see ``benchmarks/ab/report.schema.json``."""
     workloads = _titled(report.get("workloads") or [])
     noise = bool(report.get("times_are_noise"))
-    folded = len(workloads) > _MANY
+    folded = len(workloads) > MANY
     setup = report.get("setup") or {}
     machine = report.get("machine") or {}
     model = words(setup.get("model"))
@@ -86,7 +89,7 @@ def page_of(report: dict[str, Any]) -> Page:
             for one in report.get("verdicts") or ()
         ],
         facts=_facts(report, setup, machine),
-        how_to_read=[HOW_TO_READ],
+        how_to_read=[HOW_TO_READ.format("stock")],
         overview=list(_overview(workloads, noise)),
         summary=[_summary(workloads)] if workloads else [],
         maps=list(_maps(workloads)),
@@ -211,12 +214,11 @@ def _overview(workloads: Sequence[dict[str, Any]], noise: bool) -> Iterator[Figu
         if mean.gain is not None and slow.gain is not None
     ]
     title = "Mean against p99"
-    note = (
-        "Is the mean bought with the slowest requests? Then a point lies bottom right."
-    )
-    if len(points) > _MANY:
+    note = ABOUT_POINTS
+    if len(points) > MANY:
         note += " Names that would overlap are left out; the table has all."
-    yield Figure(title, mean_against_p99(title, points), note)
+    if len(points) > 1:
+        yield Figure(title, mean_against_p99(title, points), note)
     note = "Counts have no interval: they are facts. A time without one shows nothing."
     yield Figure("How to read the bars", legend(), note)
 

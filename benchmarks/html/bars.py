@@ -78,12 +78,13 @@ class Bar:
         return f"{times(self.gain)} ({factors(self.low, self.high)})"
 
 
-def bars(title: str, rows: Sequence[Bar]) -> Markup:
+def bars(title: str, rows: Sequence[Bar], than: str = "stock") -> Markup:
     """Return a chart of gains, a row for each workload.
 
     Args:
         title: of the chart.
         rows: from top to bottom.
+        than: what they are compared with.
     """
     if not rows:
         return chart(40, title, "No figures.", label(0, 24, "No figures.", kind="dim"))
@@ -103,7 +104,7 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
         *(_row(axis, row, _TOP + _ROW * i) for i, row in enumerate(rows)),
     ]
     said = "; ".join(f"{row.name}: {row.said()}, {_in_words(row)}" for row in rows)
-    return chart(bottom + _BOTTOM, title, f"Times better than stock: {said}.", *parts)
+    return chart(bottom + _BOTTOM, title, f"Times better than {than}: {said}.", *parts)
 
 
 def _in_words(row: Bar) -> str:
@@ -174,13 +175,15 @@ def _bar(axis: Axis, row: Bar, gain: float, top: float) -> list[Markup]:
     return parts
 
 
-def legend() -> Markup:
+def legend(has_intervals: bool = True) -> Markup:
     """Return a chart that says how bars are read."""
     kinds = {
         "better": "better: its interval is above 1×",
         "worse": "worse: its interval is below 1×",
         "open": "no difference is shown",
     }
+    if not has_intervals:
+        kinds = {"better": "better", "worse": "worse", "open": "no difference"}
     parts: list[Markup] = []
     for i, (kind, said) in enumerate(kinds.items()):
         top = 8 + i * 26
@@ -188,8 +191,10 @@ def legend() -> Markup:
         if kind == "worse":
             parts.append(hatch(2, top, 44, _BAR))
         parts.append(label(58, top + 10, said))
+    said = "Filled: better. Hatched: worse. An outline: no difference is shown."
     top = 8 + len(kinds) * 26
+    if not has_intervals:
+        return chart(top, "How to read the bars", said, *parts)
     across = f"M2 {top + 5}H46M2 {top + 1}v8M46 {top + 1}v8"
     parts += [path([across], "whisker"), label(58, top + 10, "95 % interval")]
-    said = "Filled: better. Hatched: worse. An outline: no difference is shown."
     return chart(top + 22, "How to read the bars", said, *parts)

@@ -92,7 +92,7 @@ def hit_rates(title: str, arms: dict[str, Sequence[Sequence[object]]]) -> Markup
     words = "; ".join(map(said, curves))
     text = _minutes if last >= 600 else _time
     return _plot(title, f"{words}.", curves, axis, text, "time since the start",
-                 "hit rate", steps=False)  # fmt: skip
+                 "hit rate until then", steps=False)  # fmt: skip
 
 
 def _numbers(values: Iterable[object]) -> list[float]:

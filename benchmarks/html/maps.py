@@ -31,12 +31,15 @@ _CELL_HEIGHT, _LEAST_CELL = 30, 58
 Box = tuple[float, float, float, float]
 
 
-def mean_against_p99(title: str, points: Sequence[tuple[str, float, float]]) -> Markup:
+def mean_against_p99(
+    title: str, points: Sequence[tuple[str, float, float]], than: str = "stock"
+) -> Markup:
     """Return a chart of gains: the mean across, the slowest hundredth upwards.
 
     Args:
         title: of the chart.
         points: name, gain of the mean and gain of p99.
+        than: what they are compared with.
     """
     if not points:
         return chart(40, title, "No figures.", label(0, 24, "No figures.", kind="dim"))
@@ -76,7 +79,7 @@ def mean_against_p99(title: str, points: Sequence[tuple[str, float, float]]) -> 
     taken.append((left, up(1) - 1, right, up(1) + 1))
     parts += _named(marks, taken, (left, top, right, bottom))
     said = "; ".join(f"{n}: mean {times(x)}, p99 {times(y)}" for n, x, y in points)
-    return chart(bottom + 42, title, f"Times better than stock: {said}.", *parts)
+    return chart(bottom + 42, title, f"Times better than {than}: {said}.", *parts)
 
 
 def _quadrant(
@@ -169,12 +172,13 @@ class Cells:
     column_title: str
 
 
-def heat_map(title: str, cells: Cells) -> Markup:
+def heat_map(title: str, cells: Cells, than: str = "stock") -> Markup:
     """Return a map of gains, a figure in every cell; what is worse is hatched.
 
     Args:
         title: of the map.
         cells: of it.
+        than: what they are compared with.
     """
     names = max(text_width(row) for row in (*cells.rows, cells.row_title))
     left = min(max(names + 10, 40), 150)
@@ -204,7 +208,7 @@ def heat_map(title: str, cells: Cells) -> Markup:
             said.append(tip)
             parts.append(_cell(x, y, across, gain, most, tip))
     height = top + _CELL_HEIGHT * len(cells.rows) + 4
-    text = f"Times better than stock. {'; '.join(said)}."
+    text = f"Times better than {than}. {'; '.join(said)}."
     return chart(height, title, text, *parts, width=width)
 
 

@@ -45,7 +45,7 @@ def seconds(value: Any) -> str:
     if number is None:
         return NONE
     if number == 0:
-        return "0 s"
+        return f"0{SPACE}s"
     if abs(number) < 1e-3:
         return f"{digits(number * 1e6)}{SPACE}µs"
     if abs(number) < 1:

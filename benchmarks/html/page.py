@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from vllm_radix_bench.html import ab
+from vllm_radix_bench.html import ab, replay
 from vllm_radix_bench.html.numbers import SPACE
 from vllm_radix_bench.html.parts import Page
 from vllm_radix_bench.html.svg import clean
@@ -18,6 +18,15 @@ def render_ab(report: dict[str, Any]) -> str:
         report: as in report.json; see ``benchmarks/ab/report.schema.json``.
     """
     return render(ab.page_of(report))
+
+
+def render_replay(result: dict[str, Any]) -> str:
+    """Return the page of a replay.
+
+    Args:
+        result: as ``vllm-radix replay`` writes it.
+    """
+    return render(replay.page_of(result))
 
 
 def render(page: Page) -> str:

@@ -5,7 +5,6 @@ what stock vLLM and radix would compute, and how long requests would wait.
 """
 
 import argparse
-import logging
 import os
 from contextlib import closing
 from functools import partial
@@ -23,6 +22,7 @@ from vllm_radix_bench.report.cli_types import (
     whole,
 )
 from vllm_radix_bench.report.output import OutputFile, Rows, all_written
+from vllm_radix_bench.report.quiet import quiet_vllm
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.layouts import FORMS, Layout
@@ -49,8 +49,10 @@ _OF_A_TRACE = {
     "closed_loop": False,
     "default_output_length": DEFAULT_OUTPUT_LENGTH,
 }
+_BLOCKS, _MOST_BLOCKS, _BLOCK_SIZE = 25_000, 1_000_000, 16
 _FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
 _FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
+_FLAGS |= {"bytes_per_block": "what a block of --model takes"}
 _FLAGS |= {"arm_options": "the options of --arms, RADIX_ variables among them"}
 """Options of the command by those of a result, where the names differ."""
 _positive = partial(number, float, LEAST_FACTOR, 1e6)
@@ -121,14 +123,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARM",
         help="stock, radix, radix:{JSON options}, apc-off, or a scheduler class",
     )
-    add(
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
         "--blocks",
         nargs="+",
         type=whole(2),
-        default=[25_000],
         metavar="N",
-        help="blocks of the cache; several are run one after the other. 25000 of 16 "
-        "tokens are 52 GB of an 8B model's KV cache",
+        help="blocks of the cache; several are run one after the other (default: "
+        f"{_BLOCKS}, which of 16 tokens are 52 GB of an 8B model's KV cache)",
+    )
+    size.add_argument(
+        "--kv-gb",
+        nargs="+",
+        type=_positive,
+        metavar="GB",
+        help="size of the cache in GB instead, of 10^9 bytes, for the model of --model",
+    )
+    add(
+        "--model",
+        metavar="MODEL",
+        help="folder, or name on the Hugging Face hub, whose config.json says what a "
+        "token takes in the cache, and the layout of a hybrid model; for --kv-gb",
     )
     add(
         "--layout",
@@ -140,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stay those of a full-attention model",
     )
     for flag, default, what in (
-        ("block-size", 16, "tokens in a block, where the layout names no number"),
+        ("block-size", _BLOCK_SIZE, "tokens in a block, if the layout names no number"),
         ("max-num-seqs", 128, "requests running at once"),
         ("max-num-batched-tokens", 8192, "tokens in a step"),
     ):
@@ -183,6 +198,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the finished runs of a replay that was stopped",
     )
     add("--csv", type=Path, metavar="FILE", help="where to write the tables, as CSV")
+    add("--html", type=Path, metavar="FILE", help="where to write a page with charts")
 
 
 def _cost(text: str) -> tuple[str, float]:
@@ -265,6 +281,57 @@ def _layout(text: str | None) -> str | None:
         raise InputError(f"--layout: {error}") from error
 
 
+def _cache(
+    arguments: argparse.Namespace,
+) -> tuple[list[int], str | None, float | None]:
+    """Return the blocks of the caches, their layout, and a block's bytes if known.
+
+    Raises:
+        InputError: options do not go together, or the model is not understood.
+    """
+    layout = _layout(arguments.layout)
+    if arguments.kv_gb is None:
+        if arguments.model is not None:
+            raise InputError("--model: it is for --kv-gb, which is not given")
+        return list(dict.fromkeys(arguments.blocks or [_BLOCKS])), layout, None
+    if arguments.model is None:
+        raise InputError("--kv-gb: name the model with --model FOLDER_OR_NAME, too")
+    if layout is not None:
+        raise InputError("--layout: with --kv-gb the layout is that of --model")
+    from vllm_radix_bench.sim.model_layouts import cache_of_model
+
+    try:
+        model = cache_of_model(arguments.model)
+    except ValueError as error:
+        raise InputError(f"--model: {error}") from error
+    per_block = float(model.bytes_per_block)
+    if model.layout is None:
+        per_block *= arguments.block_size / model.block_size
+    elif arguments.block_size != _BLOCK_SIZE:
+        raise InputError("--block-size: with --kv-gb and a hybrid model it is vLLM's")
+    made = [_blocks_in(gb, per_block) for gb in arguments.kv_gb]
+    layout = None if model.layout is None else str(model.layout)
+    return list(dict.fromkeys(made)), layout, per_block
+
+
+def _blocks_in(gb: float, per_block: float) -> int:
+    """Return the blocks for requests in a cache: all but vLLM's own, the null block.
+
+    Raises:
+        InputError: there is no space for them.
+    """
+    blocks = int(gb * 1e9 // per_block) - 1
+    if not 2 <= blocks <= _MOST_BLOCKS:
+        # Rounded to the inside of what is allowed.
+        least, most = 3.1 * per_block / 1e9, 0.99 * _MOST_BLOCKS * per_block / 1e9
+        shown = f"{most:,.0f}" if most >= 100 else f"{most:.2g}"
+        raise InputError(
+            f"--kv-gb: {gb:g} GB hold {max(blocks, 0):,} blocks of the model; allowed: "
+            f"{least:.2g} to {shown}"
+        )
+    return blocks
+
+
 def _check_sizes(options: "Options") -> None:
     """Refuse sizes that vLLM's scheduler refuses.
 
@@ -278,20 +345,14 @@ def _check_sizes(options: "Options") -> None:
         )
 
 
-def _quiet_vllm() -> None:
-    """Let vLLM log errors only, unless the environment says otherwise."""
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # It logs before it reads the variable.
-    logging.getLogger("vllm").setLevel(level)
-
-
 def _input(arguments: argparse.Namespace, roots: list[Turn]) -> dict[str, Any]:
     """Return where requests come from; for a run that goes on with another."""
     from vllm_radix_bench.replay import runner
 
     of_a_trace = arguments.trace is not None
     names = ["trace", *_OF_A_TRACE] if of_a_trace else ["workload", *_OF_A_WORKLOAD]
-    found = {name: getattr(arguments, name) for name in (*names, "tokenizer")}
+    names += ["tokenizer", "kv_gb", "model"]
+    found = {name: getattr(arguments, name) for name in names}
     texts = {name: str(one) for name, one in found.items() if isinstance(one, Path)}
     return {**found, **texts, "requests": runner.fingerprint(roots)}
 
@@ -306,8 +367,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         OutputError: the result cannot be written where it is to be.
         StoppedError: the run ended early; it names what is kept.
     """
-    _quiet_vllm()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    quiet_vllm()
+    if arguments.model is None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     from vllm_radix_bench.replay import report, runner
     from vllm_radix_bench.replay.oracles import every_turn
@@ -318,9 +380,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     output = OutputFile(arguments.output)
     csv = arguments.csv and OutputFile(arguments.csv, "--csv")
+    html = arguments.html and OutputFile(arguments.html, "--html")
     try:
+        blocks, layout, bytes_per_block = _cache(arguments)
         options = runner.Options(
-            blocks=list(dict.fromkeys(arguments.blocks)),
+            blocks=blocks,
             arms=list(dict.fromkeys(arguments.arms)),
             block_size=arguments.block_size,
             max_num_seqs=arguments.max_num_seqs,
@@ -329,13 +393,15 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             priorities=arguments.priority,
             cost=CostModel(**dict(arguments.cost)),
             known_in_advance=not arguments.no_oracle,
-            layout=_layout(arguments.layout),
+            layout=layout,
+            bytes_per_block=bytes_per_block,
         )
         refuse_same_file(
             {
                 "the trace": arguments.trace,
                 "--output": arguments.output,
                 "--csv": arguments.csv,
+                "--html": arguments.html,
             }
         )
         _check_sizes(options)
@@ -352,8 +418,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if arguments.resume:
             result = unfinished.load() or result
     except (OSError, ValueError) as error:
-        parser.error(str(error))
-    for file in filter(None, (output, csv)):
+        said = str(error)
+        if arguments.kv_gb is not None and said.startswith("--blocks: "):
+            said = said.replace("--blocks", "--kv-gb", 1)
+        parser.error(said)
+    for file in filter(None, (output, csv, html)):
         file.prepare()
     pieces = runner.plan(options, result)
     total = runner.total_pieces(options)
@@ -371,10 +440,16 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     output.write_json({**result, "rows": records(report.COLUMNS, rows)})
     if csv:
         csv.write(csv_text(report.COLUMNS, rows))
+    if html:
+        from vllm_radix_bench.html.page import render_replay
+
+        html.write(render_replay(result))
     unfinished.remove()
     out = console()
     report.show(result, rows, out)
     say_where(out, "Every request", output, csv)
+    if html:
+        say_where(out, "The page", html, None)
     for sentence in verdict(result):
         say(out, sentence)
-    return ExitCode.GOOD if all_written(output, csv) else ExitCode.OUTPUT
+    return ExitCode.GOOD if all_written(output, csv, html) else ExitCode.OUTPUT

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from itertools import count
 
+import numpy as np
+
 from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
 from vllm_radix_bench.workloads.turn import Turn
 
@@ -36,19 +38,29 @@ def infinite_cache(roots: Sequence[Turn]) -> int:
     comparisons of prompts. Blocks have no boundaries here, and the last token of a
     known prompt, which an engine computes for its logits, is not counted.
     """
-    keys: dict[str | None, list[bytes]] = {}
+    # With each sequence the length of its prompt: what follows is a known answer.
+    keys: dict[str | None, list[tuple[bytes, int]]] = {}
     answered = 0
     for _, turn, prompt in every_turn(roots):
-        # An answer is in the prompts of the turns that go on from it, and only there.
-        keys.setdefault(turn.salt, []).append(encode(prompt))
+        known = turn.answer or ()
+        # An engine never computes the KV of an answer's last token.
+        key = encode([*prompt, *known[: len(known) - 1]])
+        keys.setdefault(turn.salt, []).append((key, len(prompt)))
+        # One that is made up is in the prompts that go on from it, and only there.
         if not all(child.whole for child in turn.children):
             answered += turn.max_tokens
     tokens = 0
     for same in keys.values():
         before = b""
-        for key in sorted(same):
+        # Of the tokens on the path: whether they were generated.
+        generated = np.zeros(max(len(key) for key, _ in same), dtype=bool)
+        for key, start in sorted(same):
             shared = common_units(before, 0, key, 0, BYTES_PER_TOKEN)
-            tokens += len(key) // BYTES_PER_TOKEN - shared
+            end = len(key) // BYTES_PER_TOKEN
+            generated[shared:end] = False
+            answered += int(np.count_nonzero(~generated[start:end]))
+            generated[start:end] = True
+            tokens += end - shared
             before = key
     return tokens - answered
 
@@ -62,6 +74,7 @@ def known_in_advance(roots: Sequence[Turn]) -> tuple[list[Turn], dict[str, list[
     turns = []
     for _, turn, prompt in every_turn(roots):
         flat = Turn(prompt, turn.max_tokens, tenant=turn.tenant, salt=turn.salt)
+        flat.answer = turn.answer
         turns.append((turn.salt or "", encode(prompt), flat))
     turns.sort(key=lambda entry: entry[:2])
     answers: dict[str, list[int]] = {}

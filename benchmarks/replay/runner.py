@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -49,6 +50,7 @@ REQUEST_COLUMNS = (
     "preemptions",
 )
 """Of each request's row in a result; see ``sim.driver.Record``."""
+_MOST_SAMPLES = 100
 _SHORTEST = 1e-9
 """Seconds to a first token that the clock, late in a long trace, may show as 0."""
 _OVERLOADED, _EARLY, _FEW = 0.1, 0.9, 20
@@ -70,6 +72,7 @@ class Options:
     cost: CostModel = field(default_factory=CostModel)
     known_in_advance: bool = True
     layout: str | None = None
+    bytes_per_block: float | None = None
 
     def dense_cache(self) -> tuple[int, int]:
         """Return blocks and block size of the first cache for what keeps all tokens.
@@ -114,6 +117,8 @@ def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
     Raises:
         ValueError: an option is wrong.
     """
+    # What the environment says of recording is meant for servers.
+    options = {"record": "", **options}
     return Arm(name, RadixScheduler, RadixConfig.resolve(options).to_dict())
 
 
@@ -200,7 +205,9 @@ def run_arm(
 ) -> Outcome:
     """Run all requests on one arm."""
     scheduler = scheduler_of(arm, blocks, options, longest)
-    return VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+    outcome = VirtualRun(scheduler, options.cost, answers, progress).run(roots)
+    scheduler.shutdown()
+    return outcome
 
 
 def scheduler_of(arm: Arm, blocks: int, options: Options, longest: int) -> Any:
@@ -359,6 +366,18 @@ def request_rows(outcome: Outcome) -> list[list[Any]]:
     ]
 
 
+def hit_rates(outcome: Outcome) -> list[list[float]]:
+    """Return seconds and the hit rate until then, at some first tokens, at most 100."""
+    records = sorted(outcome.records, key=lambda record: record.first_token)
+    prompts = list(accumulate(record.prompt_tokens for record in records))
+    cached = list(accumulate(record.cached_tokens for record in records))
+    chosen = {round(i) for i in np.linspace(0, len(records) - 1, _MOST_SAMPLES)}
+    return [
+        [round(records[i].first_token, 6), round(cached[i] / prompts[i], 6)]
+        for i in sorted(chosen)
+    ]
+
+
 def fingerprint(roots: Sequence[Turn]) -> str:
     """Return a text that is another for other requests."""
     found = sha256()
@@ -367,6 +386,7 @@ def fingerprint(roots: Sequence[Turn]) -> str:
         said = (name, len(prompt), turn.max_tokens, turn.tenant, turn.salt, *sent)
         found.update(repr(said).encode())
         found.update(encode(turn.tokens))
+        found.update(encode(turn.answer or ()))
     return found.hexdigest()[:16]
 
 
@@ -383,7 +403,8 @@ def new_result(roots: Sequence[Turn], options: Options) -> dict[str, Any]:
         "last_arrival": last_arrival(roots),
         "request_columns": list(REQUEST_COLUMNS),
         "cells": [
-            {"blocks": blocks, "arms": {}, "requests": {}} for blocks in options.blocks
+            {"blocks": blocks, "arms": {}, "requests": {}, "hit_rate_over_time": {}}
+            for blocks in options.blocks
         ],
         "machine": {"scheduler_cpu_seconds_per_request": [{} for _ in options.blocks]},
     }
@@ -448,6 +469,7 @@ def run(
             overloaded = is_overloaded(roots, outcome)
             cell["arms"][name] = {**summary(outcome), "overloaded": overloaded}
             cell["requests"][name] = request_rows(outcome)
+            cell["hit_rate_over_time"][name] = hit_rates(outcome)
             used = result["machine"]["scheduler_cpu_seconds_per_request"][number]
             used[name] = outcome.scheduler_cpu / len(outcome.records)
         save()

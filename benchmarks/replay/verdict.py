@@ -10,24 +10,33 @@ from vllm_radix_bench.report.columns import NOTEWORTHY, change
 
 def verdict(result: dict[str, Any]) -> list[str]:
     """Return a sentence for each cache, and one if there is more load than capacity."""
-    said = [_compared(result, cell) for cell in result["cells"]]
-    return [*filter(None, said), *_too_much_load(result)]
+    said = [compared(result, cell) for cell in result["cells"]]
+    return [*filter(None, said), *too_much_load(result)]
 
 
 def cache_size(result: dict[str, Any], blocks: int) -> str:
-    """Return the size of a cache in words, in GB where the cost model knows."""
+    """Return the size of a cache in words, in GB where model or cost model know."""
     options = result["options"]
+    per_block = options.get("bytes_per_block")
     if options["layout"] is not None:
-        return f"{blocks:,} blocks in the layout {options['layout']}"
+        size = f", {_gb(blocks * per_block)}" if per_block else ""
+        return f"{blocks:,} blocks in the layout {options['layout']}{size}"
     tokens = blocks * options["block_size"]
-    per_token = options["cost"]["kv_bytes_per_token"]
-    size = f", {tokens * per_token / 1e9:,.1f} GB" if per_token else ""
+    if per_block is None:
+        per_block = options["cost"]["kv_bytes_per_token"] * options["block_size"]
+    size = f", {_gb(blocks * per_block)}" if per_block else ""
     return (
         f"{blocks:,} blocks of {options['block_size']} tokens ({tokens:,} tokens{size})"
     )
 
 
-def _compared(result: dict[str, Any], cell: dict[str, Any]) -> str:
+def _gb(size: float) -> str:
+    """Return bytes in GB: 52.4 GB, 0.003 GB."""
+    gb = size / 1e9
+    return f"{gb:,.1f} GB" if gb >= 0.05 else f"{gb:.2g} GB"
+
+
+def compared(result: dict[str, Any], cell: dict[str, Any]) -> str:
     """Return what radix did beside stock; empty where not both were run."""
     arms = cell["arms"]
     name = next((name for name in arms if name.partition(":")[0] == "radix"), None)
@@ -55,7 +64,7 @@ def _worse(stock: dict[str, Any], radix: dict[str, Any]) -> Iterator[str]:
         yield f"preemptions {before:,} → {after:,}"
 
 
-def _too_much_load(result: dict[str, Any]) -> Iterator[str]:
+def too_much_load(result: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence if arms cannot serve requests as fast as they come."""
     found = [
         (name, arm)

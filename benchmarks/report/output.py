@@ -1,11 +1,14 @@
 """Files of results: written whole or not at all, and never lost."""
 
+import fcntl
 import json
 import os
 import re
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,38 @@ class OutputFile:
             return
         self.path, self.unsaved = made, None
         print(f"{sentence}going on in {made}", file=sys.stderr)
+
+
+@contextmanager
+def alone(path: Path, option: str = "--output") -> Iterator[None]:
+    """Keep other runs from writing where this one does.
+
+    Args:
+        path: of the result; a lock lies beside it while the run lasts, and is free
+            again however the run ends.
+        option: that named it, for messages.
+
+    Raises:
+        OutputError: another run writes there, or the lock cannot be made.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise _unwritable(option, path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{option}: another run is writing {path}; allowed: another file, or "
+                "the same once that run has ended"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def all_written(*files: OutputFile | None) -> bool:

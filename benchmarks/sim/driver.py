@@ -97,7 +97,8 @@ class VirtualRun:
     Args:
         scheduler: fresh; its ``clock``, if it has one, is set to the run's.
         cost: of a step.
-        answers: tokens that a request is answered with, by id; others are made up.
+        answers: tokens that a request is answered with, by id; others are those of
+            its turn, or made up.
         progress: called with the number of requests done since the last call.
         prefix: of the requests' ids.
     """
@@ -207,7 +208,9 @@ class VirtualRun:
                 sampled.append([])
                 continue
             sent = self._pending[request_id]
-            known = self._answers.get(request_id)
+            known = sent.turn.answer
+            if known is None:
+                known = self._answers.get(request_id)
             at = len(sent.answer)
             token = known[at] if known is not None else next(self._fresh)
             sent.answer.append(token)

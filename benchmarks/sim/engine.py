@@ -127,7 +127,7 @@ def make_scheduler(
         if isinstance(layout, Layout):
             specs = layout.at(block_size).specs(block_size)
         kv_cache_config = make_kv_cache_config(num_blocks=num_blocks, specs=specs)
-        sizes = _adopt(config, kv_cache_config)
+        sizes = adopt_layout(config, kv_cache_config)
     return cls(
         vllm_config=config,
         kv_cache_config=kv_cache_config,
@@ -137,7 +137,7 @@ def make_scheduler(
     )
 
 
-def _adopt(config: Any, kv_cache_config: KVCacheConfig) -> dict[str, int]:
+def adopt_layout(config: Any, kv_cache_config: KVCacheConfig) -> dict[str, int]:
     """Give two configurations what vLLM's engine core gives them for a layout.
 
     Returns:
@@ -175,7 +175,7 @@ def blocks_for(
         block_size, max_model_len=longest, max_num_batched_tokens=tokens_in_a_step
     )
     specs = layout.at(block_size).specs(block_size)
-    _adopt(config, make_kv_cache_config(specs=specs))
+    adopt_layout(config, make_kv_cache_config(specs=specs))
     return sum(
         cdiv(spec.max_memory_usage_bytes(config), spec.page_size_bytes)
         for spec in specs

@@ -7,7 +7,7 @@ loaded but the class of a model that has states, which knows their size.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import ModelRegistry
 from vllm.utils.math_utils import cdiv
 from vllm.utils.torch_utils import get_dtype_size
-from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
-from vllm.v1.kv_cache_interface import MambaSpec
+from vllm.v1.core.kv_cache_utils import (
+    get_kv_cache_config_from_groups,
+    get_kv_cache_groups,
+)
+from vllm.v1.kv_cache_interface import KVCacheGroupSpec, MambaSpec
 
 from vllm_radix_bench.sim.layouts import Group, Layout
 
@@ -57,9 +60,24 @@ def layout_of_model(folder: Path) -> Layout:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"model:{folder}: no config.json is in that folder")
+    config = _config_of(folder, "model:")
     try:
-        with _silence():
-            config = EngineArgs(
+        return _as_layout(_groups(config))
+    except _NotUnderstoodError as error:
+        raise ValueError(
+            f"model:{folder}: {error}; write the layout out as full+swa:TOKENS"
+        ) from error
+
+
+def _config_of(folder: Path, prefix: str) -> VllmConfig:
+    """Return vLLM's configuration of a model.
+
+    Raises:
+        ValueError: vLLM does not take it; the message begins with the prefix.
+    """
+    try:
+        with silence():
+            return EngineArgs(
                 model=str(folder),
                 skip_tokenizer_init=True,
                 load_format="dummy",
@@ -70,17 +88,75 @@ def layout_of_model(folder: Path) -> Layout:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         if isinstance(error, ValidationError):
             said = error.errors()[0]["msg"]
-        raise ValueError(f"model:{folder}: vLLM does not take it: {said}") from error
+        message = f"{prefix}{folder}: vLLM does not take it: {said}"
+        raise ValueError(message) from error
+
+
+@dataclass(frozen=True)
+class ModelCache:
+    """The KV cache of a model.
+
+    Attributes:
+        layout: its groups; None where all layers are full attention.
+        bytes_per_block: of a block, with all layers of its group.
+        block_size: tokens in a block of the first group.
+    """
+
+    layout: Layout | None
+    bytes_per_block: int
+    block_size: int
+
+
+def cache_of_model(model: str) -> ModelCache:
+    """Return the KV cache of a model, in the type of its configuration.
+
+    Args:
+        model: a folder with a config.json, or a name on the Hugging Face hub.
+
+    Raises:
+        ValueError: there is none, or something in it is not understood here; the
+            message names it.
+    """
+    config = _config_of(_folder_of(model), "")
     try:
-        return _layout(config)
+        groups = _groups(config)
     except _NotUnderstoodError as error:
+        raise ValueError(f"{model}: {error}") from error
+    layout = _as_layout(groups)
+    is_plain = len(layout.groups) == 1 and layout.groups[0].kind == "full"
+    return ModelCache(
+        None if is_plain else layout,
+        _bytes_per_block(config, [group for group, _ in groups]),
+        layout.groups[0].block_size,
+    )
+
+
+def _folder_of(model: str) -> Path:
+    """Return the folder of a model's config.json.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(model)
+    if (path / "config.json").is_file():
+        return path
+    if path.exists() or path.is_absolute() or model.count("/") != 1:
+        raise ValueError(f"{model}: no config.json is in that folder")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # it tells of each attempt
+    try:
+        return Path(hf_hub_download(model, "config.json")).parent
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"model:{folder}: {error}; write the layout out as full+swa:TOKENS"
+            f"{model}: no such folder is here, and the Hugging Face hub gives no "
+            "config.json of that name"
         ) from error
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep vLLM's tracebacks from the terminal: what it raises is told."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -90,11 +166,24 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-class _NotUnderstoodError(Exception):
+class _NotUnderstoodError(ValueError):
     """Says what is not understood."""
 
 
-def _layout(config: VllmConfig) -> Layout:
+def layout_of_config(config: VllmConfig) -> Layout:
+    """Return the layout of a model, with the sizes of blocks that a GPU has.
+
+    Args:
+        config: of the model; changed.
+
+    Raises:
+        ValueError: something in it is not understood here; the message names it.
+    """
+    return _as_layout(_groups(config))
+
+
+def _groups(config: VllmConfig) -> list[tuple[KVCacheGroupSpec, Group]]:
+    """Return the groups that vLLM makes of a model's layers, and what they keep."""
     model = config.model_config
     text = model.hf_text_config
     if model.is_encoder_decoder or model.runner_type != "generate":
@@ -180,8 +269,8 @@ def _state_bytes(config: VllmConfig) -> int:
 
 def _grouped(
     config: VllmConfig, layers: list[tuple[int, Group]], block_size: int
-) -> Layout:
-    """Return the groups that vLLM puts layers into.
+) -> list[tuple[KVCacheGroupSpec, Group]]:
+    """Return the groups that vLLM puts layers into, and what they keep.
 
     Args:
         config: of the model.
@@ -198,11 +287,30 @@ def _grouped(
         named[name] = replace(one, block_size=block_size)
         sizes = architecture[number]
         specs[name] = named[name].spec(sizes.total_num_kv_heads * sizes.head_size)
-    return Layout(
-        tuple(
+    return [
+        (
+            group,
             replace(
                 named[group.layer_names[0]], block_size=group.kv_cache_spec.block_size
-            )
-            for group in get_kv_cache_groups(config, specs)
+            ),
         )
-    )
+        for group in get_kv_cache_groups(config, specs)
+    ]
+
+
+def _as_layout(groups: Sequence[tuple[KVCacheGroupSpec, Group]]) -> Layout:
+    return Layout(tuple(group for _, group in groups))
+
+
+def _bytes_per_block(config: VllmConfig, groups: list[KVCacheGroupSpec]) -> int:
+    """Return the bytes of a block, by which vLLM divides memory.
+
+    A group's specs hold keys and values of float32: see ``Group.spec``.
+    """
+    probe = 1 << 50
+    made = get_kv_cache_config_from_groups(config, groups, probe)
+    # Of so much memory, what is left over does not matter.
+    of_floats = round(probe / made.num_blocks)
+    of_type = of_floats * get_dtype_size(config.model_config.dtype) // 4
+    # MLA keeps one vector for a token, where others keep a key and a value.
+    return of_type // 2 if config.model_config.use_mla else of_type

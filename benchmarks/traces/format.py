@@ -1,7 +1,8 @@
 """What a trace format is; ``formats`` has them all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_radix_bench.traces.line import Line
 from vllm_radix_bench.workloads.encoders import Encode, EncodeChat
@@ -19,11 +20,13 @@ class ReadOptions:
         encode: text to token ids, without special tokens.
         encode_chat: messages to the token ids of a prompt; None without a tokenizer.
         output_length: of requests whose line names none.
+        earlier: what lines leave to later ones of the same file, by request.
     """
 
     encode: Encode
     encode_chat: EncodeChat | None = None
     output_length: int = DEFAULT_OUTPUT_LENGTH
+    earlier: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,6 +44,8 @@ class TracedRequest:
         id: by which others name it.
         follows: ``id`` of the request whose answer it goes on from, if it is known.
         may_add: whether its tokens may be what it adds to its session, not all.
+        place: among requests of the same time; those of the same place come in the
+            order of the file.
     """
 
     turn: Turn
@@ -51,6 +56,7 @@ class TracedRequest:
     id: str | None = None
     follows: str | None = None
     may_add: bool = False
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class TraceFormat:
         fields: all that are read.
         marks: fields of which each format has others: with one of them, a line is of
             this format, unless it is of one that stands before it in ``FORMATS``.
-        read: makes a request of a line; its errors name the line and the field.
+        read: makes a request of a line, or None of one that holds none; its errors
+            name the line and the field.
         id_field: by which lines name each other; no two may have the same.
         ignored: fields that a line may have, and that do not matter here.
     """
@@ -72,7 +79,7 @@ class TraceFormat:
     about: str
     fields: tuple[str, ...]
     marks: tuple[str, ...]
-    read: Callable[[Line, ReadOptions], TracedRequest]
+    read: Callable[[Line, ReadOptions], TracedRequest | None]
     ignored: tuple[str, ...] = ()
     id_field: str = ""
 

@@ -34,6 +34,8 @@ def _read(path: Path, options: ReadOptions, limit: int | None) -> list[TracedReq
                 "one format in a file",
             )
         request = this.read(line, options)
+        if request is None:
+            continue
         if request.id is not None:
             if request.id in ids:
                 raise line.wrong(this.id_field, "one that no earlier line has")
@@ -72,12 +74,12 @@ def _in_order(requests: list[TracedRequest], rate: float) -> list[TracedRequest]
     for number, request in enumerate(requests):
         at = latest.get(request.session, start) if request.at is None else request.at
         latest[request.session] = at
-        times.append((at, number))
+        times.append((at, request.place, number))
         request.turn.delay /= rate
         if request.at is not None:
             request.turn.delay = 0.0
             request.turn.arrival = (at - start) / request.units / rate
-    return [requests[number] for _, number in sorted(times)]
+    return [requests[number] for *_, number in sorted(times)]
 
 
 def _link(requests: list[TracedRequest], closed_loop: bool) -> list[Turn]:

@@ -24,6 +24,7 @@ class Turn:
         priority: of vLLM's priority policy.
         salt: of the cache; None shares with all that have none.
         whole: whether ``tokens`` are the whole prompt, not an addition to the path.
+        answer: its ``max_tokens`` tokens, where they are known.
     """
 
     tokens: Sequence[int]
@@ -35,6 +36,7 @@ class Turn:
     priority: int = 0
     salt: str | None = None
     whole: bool = False
+    answer: Sequence[int] | None = None
 
 
 @dataclass

@@ -1,11 +1,8 @@
 """The scheduler over several cache groups: reads are right, and few tokens computed."""
 
 import time
-from collections import Counter
 
 import pytest
-from vllm.config import KVEventsConfig
-from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -121,6 +118,20 @@ def test_random_traffic_reads_right_with_other_options(options, lag):
             hybrid_traffic(layout, seed, RadixScheduler, lag, **options)
 
 
+@pytest.mark.parametrize("cls", [Scheduler, RadixScheduler])
+@pytest.mark.parametrize(
+    "layout",
+    ["swa:48/16", "full/16+swa:64/16x2", "full/16+swa:40/32", "full/16+chunked:64/16"],
+)
+def test_random_traffic_reads_right_with_drafts(layout, cls):
+    """Wrong ones are written behind what is known, and written over."""
+    engines = [hybrid_traffic(layout, seed, cls, drafts=3) for seed in range(30, 34)]
+    assert all(engine.accepted > 20 for engine in engines)
+    assert sum(len(engine.resumed) for engine in engines) > 0
+    if cls is RadixScheduler:
+        assert sum(engine.copied for engine in engines) > 0
+
+
 @pytest.mark.parametrize("layout", WITH_EVERYTHING)
 def test_with_whole_blocks_alone_nothing_is_copied(layout):
     size = max(spec.block_size for spec in parse_layout(layout))
@@ -188,6 +199,16 @@ def test_the_next_turn_goes_on_where_the_last_one_ended(layout):
     said = [*said, *engine.outputs["0"], *prompt("more", 15)]
     run(engine, {"1": said})
     assert engine.cached["1"] == 85 + 21
+
+
+def test_with_a_unit_stock_goes_on_later_where_a_prompt_is_sent_again():
+    """Its state at the prompt's last unit is kept; docs/hybrid-models.md says so."""
+    prompts = dict.fromkeys(("first", "again"), prompt("one", 90))
+    cached = {}
+    for cls in (Scheduler, RadixScheduler):
+        engine = engine_of("full/32+mamba/32x2", cls, radix=EXACT, prefix_match_unit=8)
+        cached[cls] = run(engine, prompts, at_once=False).cached["again"]
+    assert cached == {Scheduler: 88, RadixScheduler: 64}
 
 
 # -- holding -------------------------------------------------------------------
@@ -390,47 +411,3 @@ def test_prompts_that_tokens_do_not_tell_go_on_at_ends_of_blocks(layout, monkeyp
     run(engine, {f"{name} again": tokens for name, tokens in prompts.items()})
     again = [engine.cached[f"{name} again"] for name in prompts]
     assert {*again} == {239 // manager._whole * manager._whole}
-
-
-# -- events --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lag", LAGS)
-@pytest.mark.parametrize("layout", WITH_EVERYTHING)
-def test_events_tell_what_each_group_has_cached(layout, lag, monkeypatch):
-    seen = []
-    take_events = HybridKVCacheManager.take_events
-
-    def heard(self):
-        events = take_events(self)
-        seen.extend(events)
-        return events
-
-    monkeypatch.setattr(HybridKVCacheManager, "take_events", heard)
-    events = KVEventsConfig(enable_kv_cache_events=True, publisher="null")
-    engine = hybrid_traffic(layout, 3, lag=lag, kv_events_config=events)
-    manager = engine.scheduler.kv_cache_manager
-    manager.take_events()
-    pool = manager.block_pool
-    # As with stock, two blocks may have one hash: each is told.
-    known, stored, removed = Counter(), 0, 0
-    for event in seen:
-        if isinstance(event, AllBlocksCleared):
-            known.clear()
-            continue
-        told = Counter((event.group_idx, block) for block in event.block_hashes)
-        if isinstance(event, BlockStored):
-            known += told
-            stored += told.total()
-        else:
-            assert isinstance(event, BlockRemoved)
-            assert told <= known, "removed, and never stored"
-            known -= told
-            removed += told.total()
-    assert {group for group, _ in known} <= {*range(len(engine.specs))}
-    assert stored > removed > 0
-    hashed = [block for block in pool.blocks if block.block_hash is not None]
-    assert known.total() <= len(hashed)
-    assert len(known) == len(pool.cached_block_hash_to_block)
-    for block in hashed:
-        assert block.block_id in pool.tree, "announced, and not to be found"

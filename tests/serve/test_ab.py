@@ -18,7 +18,7 @@ def test_ab_on_real_servers(tiny, tmp_path):
     shared = list(range(100, 400))
     lines = [
         {
-            "prompt_token_ids": [*shared, 500 + i],
+            "token_ids": [*shared, 500 + i],
             "output_length": 4,
             "tenant": "ab"[i % 2],
         }

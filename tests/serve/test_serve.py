@@ -52,7 +52,7 @@ def metric(base, name):
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
-def bench(base, model, folder):
+def bench(base, model, folder, *more):
     """vLLM's own load generator, on prompts that share prefixes."""
     result = folder / "bench.json"
     command = [VLLM, "bench", "serve", "--base-url", base, "--model", NAME]
@@ -61,7 +61,7 @@ def bench(base, model, folder):
     command += ["--prefix-repetition-suffix-len", "16"]
     command += ["--prefix-repetition-num-prefixes", "3"]
     command += ["--prefix-repetition-output-len", "4", "--save-result"]
-    command += ["--result-filename", str(result), "--disable-tqdm"]
+    command += ["--result-filename", str(result), "--disable-tqdm", *more]
     env = {**os.environ, "PYTHONHASHSEED": "0", "VLLM_PLUGINS": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -124,6 +124,7 @@ def test_the_flag_is_in_the_server_s_help():
     [
         (["--radix.polcy", "prefix"], "unknown radix option 'polcy'; options: policy"),
         (["--radix.policy", "sjf"], "'sjf' is not one of 'prefix', 'fcfs'"),
+        (["--radix.record", "/no/such/t.jsonl"], "'/no/such/t.jsonl' is in no folder"),
     ],
 )
 def test_a_bad_option_stops_the_server_with_status_2(smollm2, option, message):

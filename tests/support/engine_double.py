@@ -9,7 +9,7 @@ between a wrong block table and a wrong answer.
 
 from collections import deque
 
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from vllm_radix import RadixScheduler
@@ -39,6 +39,11 @@ def _chain(before, token):
     return hash((before, token))
 
 
+def _say(chain):
+    """Return what a model says next: a function of what it has read."""
+    return 3 + chain % (VOCABULARY - 3)
+
+
 def make_scheduler(cls=RadixScheduler, **options):
     """Return a scheduler, ours by default; see ``sim.engine.make_scheduler``."""
     return engine.make_scheduler(cls, **options)
@@ -52,8 +57,10 @@ class EngineDouble:
         lag: steps scheduled ahead of their results, as in asynchronous
             scheduling.
         check: verify pool and tree after every step.
+        drafts: how many tokens are drafted after each that is said; some are wrong.
 
     Attributes:
+        accepted: drafts that were right, and computed.
         computed: tokens computed so far.
         copied: blocks copied so far.
         hashed: block hashes computed so far.
@@ -62,9 +69,12 @@ class EngineDouble:
         resumed: ids in order of admission after a preemption.
     """
 
-    def __init__(self, scheduler, lag=0, check=True):
+    def __init__(self, scheduler, lag=0, check=True, drafts=0):
+        assert not (lag and drafts), "drafts are of the step before"
         self.scheduler = scheduler
         self.lag = lag
+        self.drafts = drafts
+        self.accepted = 0
         self._check = check and isinstance(scheduler, RadixScheduler)
         self.block_size = scheduler.block_size
         self.slots = {}  # (block, offset) -> what its KV depends on
@@ -127,6 +137,20 @@ class EngineDouble:
         ).values():
             for one in engine_outputs.outputs:
                 self.outputs.setdefault(one.request_id, []).extend(one.new_token_ids)
+        if self.drafts:
+            drafts = [self._draft(request_id) for request_id in result.req_ids]
+            self.scheduler.update_draft_token_ids(
+                DraftTokenIds(list(result.req_ids), drafts)
+            )
+
+    def _draft(self, request_id):
+        """Return what may be said next; the token after each fifth is wrong."""
+        chain = self._chain_to(request_id, len(self.tokens[request_id]))[-1]
+        drafts = []
+        for _ in range(self.drafts):
+            drafts.append(_say(chain) if chain % 5 else 3)
+            chain = _chain(chain, drafts[-1])
+        return drafts
 
     # -- the worker ------------------------------------------------------------
 
@@ -164,7 +188,9 @@ class EngineDouble:
             starts[request_id] = cached.num_computed_tokens[i]
         self._prepare_blocks(output)
         self._prepare_states(output, starts)
+        drafts = output.scheduled_spec_decode_tokens
         for request_id, count in output.num_scheduled_tokens.items():
+            self.tokens[request_id] += drafts.get(request_id, ())
             self._write(request_id, starts[request_id], count)
         sampled = []
         for request_id, count in output.num_scheduled_tokens.items():
@@ -175,15 +201,25 @@ class EngineDouble:
             if done < len(tokens):
                 sampled.append([])
                 continue
-            # What a model would say is a function of what it has read.
-            tokens.append(3 + self.chains[request_id][done] % (VOCABULARY - 3))
-            sampled.append(tokens[-1:])
+            sampled.append(self._verify(request_id, drafts.get(request_id, ())))
         ids = list(output.num_scheduled_tokens)
         return ModelRunnerOutput(
             req_ids=ids,
             req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
             sampled_token_ids=sampled,
         )
+
+    def _verify(self, request_id, drafts):
+        """Return what is said after the right ones of the drafts, those first."""
+        tokens, chain = self.tokens[request_id], self.chains[request_id]
+        known = len(tokens) - len(drafts)
+        right = 0
+        while right < len(drafts) and drafts[right] == _say(chain[known + right]):
+            right += 1
+        del tokens[known + right :], chain[known + right + 1 :]
+        tokens.append(_say(chain[-1]))
+        self.accepted += right
+        return tokens[known:]
 
     def _set_table(self, request_id, blocks):
         self.tables[request_id] = list(blocks[0])

@@ -65,6 +65,7 @@ class HybridDouble(EngineDouble):
         scheduler: vLLM's or ours.
         lag: steps scheduled ahead of their results.
         check: verify pool and tree after every step.
+        drafts: as ``EngineDouble``'s.
 
     Attributes:
         blocks: what each block holds: its group, and by offset (or ``STATE``) the
@@ -74,8 +75,8 @@ class HybridDouble(EngineDouble):
         moved: states moved to another column so far.
     """
 
-    def __init__(self, scheduler, lag=0, check=True):
-        super().__init__(scheduler, lag, check)
+    def __init__(self, scheduler, lag=0, check=True, drafts=0):
+        super().__init__(scheduler, lag, check, drafts)
         groups = scheduler.kv_cache_config.kv_cache_groups
         self.specs = [group.kv_cache_spec for group in groups]
         known = FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec

@@ -124,7 +124,14 @@ def drive(engine, rng, seed, requests, faults, priority, longest=150, **fields):
 
 
 def hybrid_traffic(
-    layout, seed, cls=RadixScheduler, lag=0, check=True, priority=False, **options
+    layout,
+    seed,
+    cls=RadixScheduler,
+    lag=0,
+    check=True,
+    priority=False,
+    drafts=0,
+    **options,
 ):
     """Serve random requests over several KV cache groups, in a pool that is small.
 
@@ -135,6 +142,7 @@ def hybrid_traffic(
         lag: steps scheduled ahead of their results.
         check: verify pool and tree after every step.
         priority: schedule by priorities, which requests have at random.
+        drafts: tokens that are drafted after each; some are wrong.
         options: as for ``make_hybrid_scheduler``.
 
     Returns:
@@ -150,6 +158,12 @@ def hybrid_traffic(
         options.setdefault("prefix_cache_retention_interval", rng.choice([0, 64, None]))
     if priority:
         options["scheduling_policy"] = "priority"
+    if drafts:
+        options["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": drafts,
+            "prompt_lookup_max": 2,
+        }
     scheduler = make_hybrid_scheduler(
         cls,
         layout,
@@ -160,7 +174,7 @@ def hybrid_traffic(
         scheduler_reserve_full_isl=False,
         **options,
     )
-    engine = HybridDouble(scheduler, lag, check)
+    engine = HybridDouble(scheduler, lag, check, drafts)
     # Some stop at a token that was not known when the next step was scheduled.
     drive(engine, rng, seed, 30, faults=True, priority=priority, stop=(5, 6))
     return engine

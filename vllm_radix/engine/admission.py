@@ -11,7 +11,6 @@ from itertools import chain
 
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import Request, RequestStatus, SchedulerOutput
-from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.grammar_waits import GrammarWaits
 from vllm_radix.engine.holds import Holds
 from vllm_radix.engine.lookups import PrefixLookups
@@ -106,7 +105,7 @@ class AdmissionController:
         )
         if manager.plans is not None:
             manager.plans.waiting = self._waiting_tree
-        self._follow_ups = FollowUps(self._size)
+        self._follow_ups = manager.make_follow_ups()
         self._taken: dict[Node, int] = {}
         self._picks: dict[str, PlannedAdmission] = {}
         self._changes = 0
@@ -198,7 +197,7 @@ class AdmissionController:
             self._waiting_tree.remove(self._computing.pop(request_id))
         elif self._take(request_id) is not None:
             self._depart(self._clock(), 1)
-        self._follow_ups.note_finished(request, self._manager.held_blocks(request_id))
+        self._follow_ups.note_finished(request)
         self._tenants.charge(self._tenants.name_of(request), request.num_output_tokens)
 
     def _take(self, request_id: str, keep: bool = False) -> WaitingRequest | None:

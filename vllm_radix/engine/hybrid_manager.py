@@ -19,6 +19,7 @@ from vllm_radix.engine.compat import (
     KVCacheManager,
     Request,
 )
+from vllm_radix.engine.follow_ups import PointFollowUps
 from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
@@ -102,6 +103,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
         self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
+        self.block_pool.junctions = self._whole_junctions
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
         self._looked_up: tuple[str, int | None, ResumePlan] | None = None
@@ -151,10 +153,9 @@ class HybridKVCacheManager(TreeKVCacheManager):
             blocks.append([pool.null_block] * run.first + kept)
         if (
             self.enable_kv_cache_events
-            and not cached % self._whole
             and getattr(request, "kv_cache_report_mode", "incremental") == "full"
         ):
-            self.coordinator.emit_cached_block_events(request, tuple(blocks))
+            self.block_pool.announce_hit(request, cached, cached % self._whole == 0)
         return self.create_kv_cache_blocks(tuple(blocks)), cached, 0
 
     def _place(self, request: Request, limit: int) -> Resume | None:
@@ -262,6 +263,12 @@ class HybridKVCacheManager(TreeKVCacheManager):
             if request_id == request.request_id:
                 return looked_up
         return plan
+
+    def _whole_junctions(self, request: Request) -> list[int]:
+        """Return where a request is to leave points for others at ends of blocks."""
+        plan = self._plan_of(request)
+        junctions = [] if plan is None else plan.junctions
+        return [place for place in junctions if place % self._whole == 0]
 
     def allocate_slots(
         self,
@@ -418,11 +425,17 @@ class HybridKVCacheManager(TreeKVCacheManager):
     # -- leaving ---------------------------------------------------------------
 
     def _leave(self, request: Request) -> None:
-        """Add a point where an ending or preempted request stops, and no further."""
+        """Add a point where a leaving request stops; note where an answer ends."""
         super()._leave(request)
         plan = self.plans.pop(request.request_id)
-        if plan is None:
-            return
+        if plan is not None:
+            self._leave_points(plan)
+            if request.is_finished():
+                self.block_pool.note_answer(request)
+
+    def _leave_points(self, plan: ResumePlan) -> None:
+        """Add a point where an ending or preempted request stops, and no further."""
+        request = plan.request
         done = request.num_computed_tokens
         self._retract(plan, done)
         # A state has seen every token up to here, those of a step under way included:
@@ -459,9 +472,9 @@ class HybridKVCacheManager(TreeKVCacheManager):
                 if isinstance(component, Dense) and not block.is_null:
                     self.block_pool.drop(block)
 
-    def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
-        """Return none: answers are not told apart by their blocks here."""
-        return []
+    def make_follow_ups(self) -> PointFollowUps:
+        """Return what recognizes requests that go on from an answer, by its point."""
+        return PointFollowUps(self.block_pool.tree)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all that is cached, and the prompts that came before."""

@@ -6,15 +6,20 @@ which go; reference counts, the free list, metrics and events stay vLLM's::
     head [ blank blocks | cached, idle blocks ] tail
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from vllm_radix.engine.compat import BlockPool, KVCacheBlock, Request
+from vllm_radix.engine.compat import (
+    BlockHashWithGroupId,
+    BlockPool,
+    KVCacheBlock,
+    Request,
+)
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tree_pool import TreeBlockPool
 from vllm_radix.metrics.tally import Tally
-from vllm_radix.tree.resume import Component, ResumePoint, ResumeTree
+from vllm_radix.tree.resume import Component, Dense, ResumePoint, ResumeTree
 from vllm_radix.tree.resume.resume_tree import BlockAt
 
 
@@ -28,9 +33,12 @@ class HybridBlockPool(TreeBlockPool):
             It knows what stock would have cached, and of it what the tree has kept.
         tally: counts of what happens, for metrics.
         moved: copies that vLLM is to make of blocks in this step, by the block's id.
+        junctions: returns where a running request leaves points at whole blocks.
+        mirror_by_default: keep that map whether or not anybody reads it; for tests.
     """
 
     tree: ResumeTree
+    mirror_by_default = False
 
     @classmethod
     def adopt(
@@ -52,15 +60,18 @@ class HybridBlockPool(TreeBlockPool):
         # A letter is a token: a medium has as many as it has placeholders.
         tokens = pool.num_gpu_blocks * max(c.block_size for c in components)
         pool.keys = RequestKeys(1, tokens)
-        pool.mirror = mirror or bool(pool.enable_kv_cache_events)
+        events = bool(pool.enable_kv_cache_events)
+        pool.mirror = mirror or cls.mirror_by_default or events
         pool.moved = {}
         pool.tally = Tally(pool.num_gpu_blocks)
+        pool.junctions = lambda request: ()
         pool._marks = make_marks(pool.num_gpu_blocks)
         # Points whose blocks this step and its copies write.
         pool._being_written = []
         return pool
 
     moved: dict[int, KVCacheBlock]
+    junctions: Callable[[Request], Sequence[int]]
     _being_written: list[ResumePoint]
 
     # -- what the manager calls ------------------------------------------------
@@ -119,17 +130,73 @@ class HybridBlockPool(TreeBlockPool):
         """Remove a point that will not be written."""
         self._drop(self.tree.remove(point))
 
+    def note_answer(self, request: Request) -> None:
+        """Note where the answer of a request that ended can be gone on from."""
+        start = request.num_prompt_tokens
+        end = min(request.num_computed_tokens, request.num_tokens)
+        if start < end:
+            key, namespace = self.keys.key(request, end), self.keys.namespace(request)
+            self.tree.note_answer(key, namespace, start, end)
+
     def drop(self, block: KVCacheBlock) -> None:
         """Remove what needs a block that will not be written, if it is cached."""
         if block.block_id in self.tree:
             self._drop(self.tree.discard(block.block_id))
 
+    def announce_hit(self, request: Request, num_tokens: int, whole: bool) -> None:
+        """Announce the blocks of a hit once more, for who asked for full reports.
+
+        Args:
+            request: that was hit.
+            num_tokens: so many of its tokens.
+            whole: whether the hit ends with a block of each group; else only whole
+                blocks of full attention have hashes.
+        """
+        for group, component in enumerate(self.tree.components):
+            if whole or isinstance(component, Dense):
+                size = component.block_size
+                self.emit_cached_block_events(request, num_tokens // size, size, group)
+
     # -- what vLLM calls -------------------------------------------------------
 
-    def cache_full_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """Note blocks in vLLM's map, if it is kept; the tree takes points instead."""
-        if self.mirror:
-            super().cache_full_blocks(*args, **kwargs)
+    def cache_full_blocks(
+        self,
+        request: Request,
+        blocks: list[KVCacheBlock],
+        num_cached_blocks: int,
+        num_full_blocks: int,
+        block_size: int,
+        kv_cache_group_id: int,
+        block_mask: list[bool] | None = None,
+    ) -> None:
+        """Note blocks in vLLM's map, if it is kept; the tree takes points instead.
+
+        Args:
+            request: whose blocks.
+            blocks: all its blocks.
+            num_cached_blocks: of them, how many were noted before.
+            num_full_blocks: up to which they are noted now.
+            block_size: tokens in a block of the group.
+            kv_cache_group_id: the group.
+            block_mask: which of them stock would keep, junctions apart; None for all.
+        """
+        if not self.mirror:
+            return
+        if block_mask is not None:
+            component = self.tree.components[kv_cache_group_id]
+            for place in self.junctions(request):
+                first = max(component.first_block(place), num_cached_blocks)
+                for index in range(first, min(place // block_size, num_full_blocks)):
+                    block_mask[index - num_cached_blocks] = True
+        super().cache_full_blocks(
+            request,
+            blocks,
+            num_cached_blocks,
+            num_full_blocks,
+            block_size,
+            kv_cache_group_id,
+            block_mask,
+        )
 
     def cache_partial_block(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: points lie at any token."""
@@ -165,6 +232,16 @@ class HybridBlockPool(TreeBlockPool):
             self.tally.note_evicted(evicted)
             self._reuse(evicted)
         return self._forget(block)
+
+    def _emit_block_removed_events(
+        self, block_hashes: list[BlockHashWithGroupId]
+    ) -> None:
+        """Say what is cached no more: not what another block still holds."""
+        if self.enable_kv_cache_events:
+            cached = self.cached_block_hash_to_block
+            super()._emit_block_removed_events(
+                [one for one in block_hashes if cached.get_one_block(one) is None]
+            )
 
     # -- between tree and list -------------------------------------------------
 

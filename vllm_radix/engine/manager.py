@@ -9,6 +9,7 @@ from vllm_radix.engine.compat import (
     KVCacheManager,
     Request,
 )
+from vllm_radix.engine.follow_ups import BlockFollowUps
 from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
 from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
@@ -172,6 +173,10 @@ class RadixKVCacheManager(TreeKVCacheManager):
                 self._group.req_to_blocks[request_id],
                 self._group.num_cached_block.get(request_id, 0),
             )
+
+    def make_follow_ups(self) -> BlockFollowUps:
+        """Return what recognizes requests that go on from an answer, by its blocks."""
+        return BlockFollowUps(self.block_pool.tree.block_size, self.held_blocks)
 
     def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
         """Return the blocks that a request holds, by position: vLLM's own list."""

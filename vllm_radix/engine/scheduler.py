@@ -28,6 +28,7 @@ from vllm_radix.engine.compat import (
 )
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.recorder import TrafficRecorder
 from vllm_radix.engine.support import (
     config_problem,
     feature_problem,
@@ -133,12 +134,23 @@ class RadixScheduler(Scheduler):
             self.waiting = self.admission.queue
         self.tally = self.kv_cache_manager.block_pool.tally
         self._sampler = Sampler(self)
+        self.recorder: TrafficRecorder | None = None
+        if config.record:
+            keys = self.kv_cache_manager.block_pool.keys
+            self.recorder = TrafficRecorder(
+                vllm_config, config, keys, lambda: self._clock()
+            )
         self._announce()
 
     @property
     def wants_lazy_hashes(self) -> bool:
         """Whether block hashes should wait until somebody reads them."""
         return not self.kv_cache_manager.block_pool.mirror
+
+    @property
+    def left_to_stock(self) -> tuple[str, ...]:
+        """What is served as stock vLLM does, and why."""
+        return tuple(self._left_to_stock)
 
     def _min_sub_block_tokens(self, config: RadixConfig) -> int | None:
         """Return the option, or None where a hit must end with a block."""
@@ -240,8 +252,22 @@ class RadixScheduler(Scheduler):
         end = start + tokens
         return self.kv_cache_manager.next_stop(request, start, end) - start
 
+    def add_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Add a request to the waiting queue."""
+        if self.recorder is not None:
+            self.recorder.note_arrival(request)
+        super().add_request(request, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        """Release what is held outside of the engine."""
+        super().shutdown()
+        if self.recorder is not None:
+            self.recorder.writer.close()
+
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ended."""
+        if self.recorder is not None:
+            self.recorder.record(request)
         if self.admission is not None:
             self.admission.remove(request)
         return super()._free_request(request, *args, **kwargs)

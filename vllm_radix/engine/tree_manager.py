@@ -1,9 +1,9 @@
 """What admission and the scheduler ask of a cache manager, whatever tree it is over."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 from vllm_radix.engine.compat import KVCacheBlock, KVCacheManager, Request
+from vllm_radix.engine.follow_ups import FollowUps
 from vllm_radix.engine.miss_log import MissLog
 from vllm_radix.engine.resume_plans import ResumePlans
 from vllm_radix.engine.tree_pool import TreeBlockPool
@@ -34,8 +34,8 @@ class TreeKVCacheManager(KVCacheManager):
         """Return for how much blocks have room, in what the tree counts prefixes in."""
 
     @abstractmethod
-    def held_blocks(self, request_id: str) -> Sequence[KVCacheBlock]:
-        """Return the blocks that a request holds, if answers are told apart by them."""
+    def make_follow_ups(self) -> FollowUps:
+        """Return what recognizes requests that go on from an answer."""
 
     # -- what the scheduler asks -----------------------------------------------
 

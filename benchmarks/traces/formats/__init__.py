@@ -11,9 +11,11 @@ from vllm_radix_bench.traces.formats.chat import CHAT
 from vllm_radix_bench.traces.formats.mooncake import MOONCAKE
 from vllm_radix_bench.traces.formats.openai_batch import OPENAI_BATCH
 from vllm_radix_bench.traces.formats.plain import PLAIN
+from vllm_radix_bench.traces.formats.recorded import RECORDED
 from vllm_radix_bench.traces.line import Line
 
 FORMATS: tuple[TraceFormat, ...] = (
+    RECORDED,
     # Before Mooncake's, for both have hash_ids.
     BAILIAN,
     MOONCAKE,

@@ -17,6 +17,8 @@ from vllm_radix.cli import main
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.ab import loads, run, serve_options, servers
 from vllm_radix_bench.ab.servers import ServerSpec, plugins_of
+from vllm_radix_bench.report import output as output_module
+from vllm_radix_bench.report.output import alone
 
 STUB = str(Path(__file__).parents[2] / "support" / "stub_server.py")
 PIECES = 8
@@ -278,6 +280,62 @@ def test_a_gate_names_a_workload_of_the_run(stubs, words, output, capsys):
     assert not output.exists()
 
 
+def test_two_runs_do_not_write_to_one_file(stubs, words, output, capsys):
+    with alone(output):
+        assert main(words) == ExitCode.OUTPUT
+    err = capsys.readouterr().err
+    assert f"--output: another run is writing {output}" in err
+    assert not output.exists()
+    # A lock that a killed run left behind is free.
+    output.with_name("ab.json.lock").touch()
+    assert main(words) == ExitCode.GOOD
+
+
+def test_a_wrong_line_of_a_trace_is_named(words, tmp_path, capsys):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"token_ids": [1, 2], "output_length": -1}\n')
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--trace", str(trace)])
+    assert stop.value.code == ExitCode.INPUT
+    said = capsys.readouterr().err
+    assert f"{trace}, line 1" in said and "output_length" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with little room."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("file systems can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_loses_nothing(
+    stubs, words, small_disk, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(output_module.tempfile, "tempdir", None)
+    send = run.send
+
+    async def filling(*arguments):
+        done = await send(*arguments)
+        with suppress(OSError), (small_disk / "filler").open("wb") as file:
+            file.write(b"x" * 400_000)
+        return done
+
+    monkeypatch.setattr(run, "send", filling)
+    output = small_disk / "ab.json"
+    assert main([*words, "--output", str(output)]) == ExitCode.OUTPUT
+    out, err = capsys.readouterr()
+    assert f"{output} cannot be written (No space left on device)" in err
+    (where,) = (path for path in tmp_path.glob("ab-*.json"))
+    assert f"Every figure is in {where}." in out
+    assert len(json.loads(where.read_text())["workloads"]) == 2
+
+
 def test_without_a_model_one_is_asked_for(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["ab", "--output", str(tmp_path / "ab.json")])
@@ -288,7 +346,7 @@ def test_without_a_model_one_is_asked_for(capsys, tmp_path):
 def test_another_s_server_is_never_measured(stubs, tmp_path, monkeypatch):
     """A server that does not listen itself, while another answers on its port."""
     spec = ServerSpec("stock", "m", ())
-    with servers.running(spec, tmp_path, 60) as other:
+    with servers.running(spec, tmp_path / "ab", 60) as other:
         sleeper = [sys.executable, "-c", "import time; time.sleep(1000)"]
         monkeypatch.setattr(ServerSpec, "command", lambda self, port: sleeper)
         (tmp_path / "second").mkdir()

@@ -10,6 +10,7 @@ import report_picture
 from setup_env import HOW_TO_INSTALL_CHROMIUM
 
 from support import ab_reports as reports
+from vllm_radix.cli import main
 from vllm_radix_bench.html.page import render_ab
 from vllm_radix_bench.html.svg import text_width
 
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 PHONE, DESK = 390, 1200
+LONG_ARM = 'radix:{"policy": "fcfs", "sub_block": false, "eviction": "lru"}'
+NAMES = [*reports.ALL, "replay"]
+LEAST_CHARTS = {name: len(make()["workloads"]) for name, make in reports.ALL.items()}
+LEAST_CHARTS["replay"] = 7
 MEASURE = """() => {
   const shown = (e) => e.getClientRects().length > 0;
   const place = (e) => { const b = e.getBoundingClientRect();
@@ -30,6 +35,7 @@ MEASURE = """() => {
     scale: svg.getBoundingClientRect().width / svg.viewBox.baseVal.width,
     marks: [...svg.querySelectorAll('.bar, .curve, .point, .cell, .whisker')]
       .filter(shown).length,
+    bars: [...svg.querySelectorAll('.bar')].map(place),
     texts: [...svg.querySelectorAll('text')].map((text) => ({
       text: [...text.childNodes].filter((n) => n.nodeType === 3)
         .map((n) => n.textContent).join(''),
@@ -80,8 +86,15 @@ def open_page(chromium, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pages():
-    return {name: render_ab(make()) for name, make in reports.ALL.items()}
+def pages(tmp_path_factory):
+    """Every page, by name: those of reports, and one of a replay."""
+    page = tmp_path_factory.mktemp("replayed") / "r.html"
+    words = ["replay", "--workload", "agents", "--pressure", "3", "--load", "1.5"]
+    words += ["--blocks", "100", "200", "--html", str(page)]
+    words += ["--output", str(page.with_suffix(".json"))]
+    assert main([*words, "--arms", "stock", "radix", LONG_ARM, "apc-off"]) == 0
+    made = {name: render_ab(make()) for name, make in reports.ALL.items()}
+    return {**made, "replay": page.read_text()}
 
 
 def meet(one, other):
@@ -93,13 +106,12 @@ def meet(one, other):
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-@pytest.mark.parametrize("name", reports.ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_chart_is_drawn_and_readable(pages, open_page, name, width):
     tab = open_page(pages[name], width)
     tab.evaluate(OPEN_ALL)
     charts = tab.evaluate(MEASURE)
-    workloads = reports.ALL[name]()["workloads"]
-    assert len(charts) >= 6 + len(workloads)
+    assert len(charts) >= 6 + LEAST_CHARTS[name]
     for chart in charts:
         assert chart["shown"] and chart["name"] and len(chart["said"]) > 10, chart
         left, top, right, bottom = chart["place"]
@@ -110,6 +122,7 @@ def test_every_chart_is_drawn_and_readable(pages, open_page, name, width):
         for one in texts:
             assert one["size"] * chart["scale"] >= 11, one
             assert one["place"][0] >= left - 1 and one["place"][2] <= right + 1, one
+            assert not any(meet(one["place"], bar) for bar in chart["bars"]), one
         for i, one in enumerate(texts):
             for other in texts[:i]:
                 assert not meet(one["place"], other["place"]), (
@@ -117,15 +130,16 @@ def test_every_chart_is_drawn_and_readable(pages, open_page, name, width):
                 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", reports.ALL)
-@pytest.mark.parametrize("width", [320, PHONE, 768, DESK])
-def test_the_page_never_scrolls_sideways(pages, open_page, name, width):
-    tab = open_page(pages[name], width)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_never_scrolls_sideways(pages, open_page, name):
+    tab = open_page(pages[name])
     tab.evaluate(OPEN_ALL)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    for width in (320, PHONE, 719, 721, 1079, 1081, DESK):
+        tab.set_viewport_size({"width": width, "height": 844})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, width
 
 
-@pytest.mark.parametrize("name", reports.ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_text_is_a_figure_that_is_none(pages, open_page, name):
     tab = open_page(pages[name])
     tab.evaluate(OPEN_ALL)
@@ -165,7 +179,7 @@ def test_the_browser_would_refuse_to_load_or_run_anything(pages, chromium, tmp_p
     tab.close()
 
 
-@pytest.mark.parametrize("name", ["ordinary", "many", "matrix"])
+@pytest.mark.parametrize("name", ["ordinary", "many", "matrix", "replay"])
 def test_paper_shows_all_that_a_click_shows(pages, open_page, name):
     tab = open_page(pages[name])
     tab.emulate_media(media="print", color_scheme="dark")

@@ -12,6 +12,23 @@ from vllm_radix_bench.sim.driver import StalledError
 from vllm_radix_bench.traces.load import load
 
 ARMS = ["stock", "radix", "apc-off"]
+GEMMA4 = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "sliding_window": 128,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+    "num_kv_shared_layers": 0,
+}
+"""A toy with sliding windows."""
 
 
 def lines(count, apart):
@@ -306,3 +323,79 @@ def test_the_default_output_is_named_for_the_command(tmp_path, monkeypatch):
     workload = ["--workload", "few-shot", "--blocks", "200", "--no-oracle"]
     assert main(["replay", *workload]) == ExitCode.GOOD
     assert (tmp_path / "results" / "replay.json").exists()
+
+
+SMOLLM2_BLOCK = 2 * 30 * 3 * 64 * 2 * 16
+"""Bytes: keys and values of 30 layers with 3 heads of 64, bfloat16, 16 tokens."""
+
+
+def test_a_cache_in_gb_is_the_blocks_that_a_server_has(words, output, smollm2, capsys):
+    """One block is vLLM's own."""
+    at = words.index("--blocks")
+    gb = [f"{SMOLLM2_BLOCK * n / 1e9}" for n in (51.5, 101.5)]
+    words[at : at + 2] = ["--kv-gb", *gb, "--model", smollm2]
+    assert main(words) == ExitCode.GOOD
+    result = json.loads(output.read_text())
+    assert [cell["blocks"] for cell in result["cells"]] == [50, 100]
+    assert result["options"]["layout"] is None
+    assert result["options"]["bytes_per_block"] == SMOLLM2_BLOCK
+    assert "50 blocks of 16 tokens (800 tokens, 0.018 GB)" in capsys.readouterr().out
+    # Twice the tokens in a block, half the blocks.
+    assert main([*words, "--block-size", "32"]) == ExitCode.GOOD
+    result = json.loads(output.read_text())
+    assert [cell["blocks"] for cell in result["cells"]] == [24, 49]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--kv-gb", "1"], "--kv-gb: name the model with --model FOLDER_OR_NAME, too"),
+        (["--model", "SMOLLM2"], "--model: it is for --kv-gb, which is not given"),
+        (["--kv-gb", "1", "--model", "SMOLLM2", "--layout", "full"], "--layout: with "),
+        (["--kv-gb", "1", "--model", "."], "--model: .: no config.json is in that"),
+        (
+            ["--kv-gb", "1", "--model", "a/b"],
+            "--model: a/b: no such folder is here, an",
+        ),
+        (["--kv-gb", "0", "--model", "SMOLLM2"], "--kv-gb: '0' is not a number from"),
+        (
+            ["--kv-gb", "0.0003", "--model", "SMOLLM2"],
+            "--kv-gb: 0.0003 GB hold 0 block",
+        ),
+        (["--kv-gb", "9999", "--model", "SMOLLM2"], "allowed: 0.0011 to 365"),
+        (["--kv-gb", "0.01", "--model", "SMOLLM2"], "--kv-gb: a request of 624 tokens"),
+        (
+            ["--kv-gb", "1", "--blocks", "9"],
+            "--blocks: not allowed with argument --kv-gb",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_cache_in_gb_is_named(
+    words, output, smollm2, more, said, capsys
+):
+    at = words.index("--blocks")
+    del words[at : at + 2]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *(smollm2 if word == "SMOLLM2" else word for word in more)])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not output.parent.exists()
+
+
+def test_a_hybrid_model_brings_its_layout(words, output, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA4))
+    at = words.index("--blocks")
+    words[at : at + 2] = ["--kv-gb", "0.004", "--model", str(tmp_path)]
+    words += ["--no-oracle", "--arms", "stock"]
+    assert main(words) == ExitCode.GOOD
+    result = json.loads(output.read_text())
+    assert result["options"]["layout"] == "swa:128/32x2+full/16"
+    # Two layers in a group: keys and values of 2 heads, bfloat16.
+    assert result["options"]["bytes_per_block"] == 2 * (2 * 2 * 32 * 2 * 32)
+    assert result["cells"][0]["blocks"] == int(0.004e9 // 16_384) - 1
+    said = "243 blocks in the layout swa:128/32x2+full/16, 0.004 GB"
+    assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*words, "--block-size", "32"])
+    assert "--block-size: with --kv-gb and a hybrid" in capsys.readouterr().err

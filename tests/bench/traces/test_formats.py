@@ -34,6 +34,9 @@ SAMPLES = [
                   "output_length": 3, "hash_ids": [0, 7]}),
     ("agentic", {"session_id": "s", "input": MESSAGES, "output_length": 4,
                  "pre_gap": 1.5}),
+    ("recorded", {"vllm_radix_trace": 1, "server": {"blocks": 7}, "request": 5,
+                  "arrival": 1.5, "input_length": 8, "output_length": 4, "of": 0,
+                  "shared": 10, "new_ids": [5, 6], "cached": 7, **OF_A_REQUEST}),
 ]  # fmt: skip
 """Lines of each format."""
 
@@ -52,6 +55,11 @@ OPTIONS = ReadOptions(
 
 def line_of(fields):
     return Line.parse("t.jsonl, line 7", json.dumps(fields).encode())
+
+
+# What other lines of its format go on from.
+FIRST = {"request": 0, "arrival": 0, "input_length": 20, "output_length": 0}
+BY_NAME["recorded"].read(line_of(FIRST), OPTIONS)
 
 
 def test_every_format_has_a_sample_and_a_name_of_its_own():

@@ -445,9 +445,7 @@ class Physical(RuleBasedStateMachine):
                 found = self.tree.resume(point, point.num_tokens)
                 needed |= {b for run in found.runs for b in run.blocks}
         idle = sum(self.tree.is_idle(block) for block in needed)
-        # A block that one point keeps in part and another as a whole counts twice.
-        partly = sum(point.run(0) is not None for point in self.pins)
-        assert idle <= self.tree.num_pinned_idle <= idle + 2 * partly
+        assert idle == self.tree.num_pinned_idle
 
 
 TestPhysical = Physical.TestCase

@@ -1,5 +1,7 @@
 """What the log tells, and what pinned points need."""
 
+from itertools import permutations
+
 import pytest
 
 from tree.resume.requests import Small
@@ -122,6 +124,26 @@ def test_what_pinned_points_need_is_counted_once():
     assert small.tree.pinned_blocks() == {point.id for point in points}
     small.tree.remove(points[1])
     assert small.tree.num_pinned_idle == 3
+
+
+@pytest.mark.parametrize("order", permutations((3, 5, 8)), ids=str)
+@pytest.mark.parametrize("branch", [False, True])
+def test_a_block_kept_in_part_and_as_a_whole_is_counted_once(order, branch):
+    small = Small(Dense(2), Dense(4), Window(2, width=3))
+    one = [*range(8)]
+    table = small.table(one)
+    points = {place: small.add(one, table, place) for place in (3, 5, 8)}
+    if branch:
+        small.add([*one[:4], 50, 51])  # the edge is cut in two
+    taken = {}
+    counted, needed = 0, set()
+    for place in order:
+        found = small.tree.resume(points[place], place)
+        needed |= {block for run in found.runs for block in run.blocks}
+        counted += small.tree.idle_on_path(points[place].id, taken, take=True)
+        assert counted == len(needed)
+        small.tree.pin(points[place].id)
+        assert small.tree.num_pinned_idle == len(needed)
 
 
 def test_what_a_request_would_take_is_told_apart_from_what_is_taken():

@@ -82,6 +82,7 @@ class ResumePoint:
         ready: whether what it keeps is written by now.
         pins: how often it is pinned.
         offered: its rank in the queue of eviction; None if it is not in it.
+        ends_answer: whether it is the last one in the answer of a request.
         alive: whether it is in the tree.
     """
 
@@ -89,6 +90,7 @@ class ResumePoint:
         "alive",
         "base",
         "edge",
+        "ends_answer",
         "hits",
         "id",
         "num_tokens",
@@ -117,6 +119,7 @@ class ResumePoint:
         self.ready = True
         self.pins = 0
         self.offered: tuple[bool, float] | None = None
+        self.ends_answer = False
         self.alive = True
 
     def run(self, group: int) -> Run | None:

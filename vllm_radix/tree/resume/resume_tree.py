@@ -185,6 +185,32 @@ class ResumeTree(ResumeState):
             point.shared |= point.hits > 1
             point.base = self._evictor.clock
 
+    def note_answer(
+        self, key: bytes, namespace: Namespace, start: int, end: int
+    ) -> None:
+        """Note that an answer was made of some tokens of a path, for ``ends_answer``.
+
+        O(L + d), and the points on the last edges.
+
+        Args:
+            key: at least ``end`` tokens.
+            namespace: of the key.
+            start: tokens before the answer.
+            end: tokens up to its end.
+        """
+        for edge, depth in reversed(self._paths.walk(key, namespace, end)):
+            for point in reversed(edge.points):
+                if point.num_tokens <= depth:
+                    point.ends_answer |= point.num_tokens > start
+                    return
+
+    def ends_answer(self, point_id: int, num_tokens: int) -> bool:
+        """Return whether a point lies after so many tokens, and last in an answer."""
+        point = self._points.get(point_id)
+        return (
+            point is not None and point.ends_answer and point.num_tokens == num_tokens
+        )
+
     # -- holding and letting go ------------------------------------------------
 
     def acquire(self, blocks: Iterable[int]) -> None:
@@ -237,41 +263,53 @@ class ResumeTree(ResumeState):
 
         Args:
             point_id: of the point; one that is gone needs nothing.
-            taken: what is to count as held: edges up to a depth, and blocks.
+            taken: what is to count as held: edges up to a depth, and blocks; and, by
+                ``(edge,)``, that some of those blocks lie on an edge.
             take: add the point's to ``taken``.
         """
         point = self._points.get(point_id)
         if point is None:
             return 0
         found = 0
-        for block in point.blocks:
-            if block in self._uses.idle and block not in taken:
+        for run in point.runs:
+            size = self.components[run.group].block_size
+            for index, block in enumerate(run.blocks, run.first + 1):
+                if block not in self._uses.idle or block in taken:
+                    continue
+                # What a point keeps in part, another may keep as a whole.
+                whole = self._paths.edge_of.get(block)
+                if whole is not None and index * size <= taken.get(whole, 0):
+                    continue
                 found += 1
                 if take:
                     taken[block] = 1
+                    if whole is not None:
+                        taken[whole,] = 1
         edge: Edge | None = point.edge
         end = point.num_tokens
         while edge is not None:
             before = taken.get(edge, edge.start)
             if before < end:
-                found += self._idle_between(edge, before, end)
+                found += self._idle_between(edge, before, end, taken)
                 if take:
                     taken[edge] = end
             end, edge = edge.start, edge.parent
         return found
 
-    def _idle_between(self, edge: Edge, start: int, end: int) -> int:
-        """Return the idle dense blocks of an edge between two places."""
+    def _idle_between(
+        self, edge: Edge, start: int, end: int, taken: dict[Any, int]
+    ) -> int:
+        """Return the idle dense blocks of an edge between places, but taken ones."""
         if not edge.num_idle:
             return 0
-        if start == edge.start and end == edge.end:
+        if start == edge.start and end == edge.end and (edge,) not in taken:
             return edge.num_idle
         found = 0
         for group, ids in zip(self._dense, edge.dense, strict=True):
             size = self.components[group].block_size
             before = edge.start // size
             part = ids[start // size - before : end // size - before]
-            found += sum(block in self._uses.idle for block in part)
+            found += sum(b in self._uses.idle and b not in taken for b in part)
         return found
 
     # -- evicting --------------------------------------------------------------

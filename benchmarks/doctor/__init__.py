@@ -1,0 +1,1 @@
+"""What keeps radix from starting here: ``vllm-radix doctor``."""

@@ -1,0 +1,108 @@
+"""Say whether a server will start with radix, and what to do if not.
+
+Looks at what is installed, at the environment and, given a model, at its configuration
+with the options of `vllm serve`. No weights are loaded, and no GPU is needed.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from vllm_radix.exits import ExitCode
+from vllm_radix_bench.doctor.finding import Finding, Status, starts
+from vllm_radix_bench.report.cli_types import InputError
+from vllm_radix_bench.report.quiet import quiet_vllm
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options, and what runs the command."""
+    parser.description = __doc__
+    parser.usage = "vllm-radix doctor [--json] [MODEL [options of vllm serve]]"
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("model", nargs="?", metavar="MODEL", help="as for vllm serve")
+    add(
+        "options",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="of vllm serve, those of radix among them",
+    )
+
+
+def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: that of a verdict where a server does not start with radix.
+    """
+    quiet_vllm()
+    own = {"--json", "--debug"}
+    options = [word for word in arguments.options if word not in own]
+    as_json = arguments.json or "--json" in arguments.options
+    from vllm_radix_bench.sim.model_layouts import silence
+
+    try:
+        with silence():
+            findings = [*_findings(arguments.model, options, parser)]
+    except InputError as error:
+        parser.error(str(error))
+    good = starts(findings)
+    if as_json:
+        print(
+            json.dumps(
+                {"starts": good, "findings": [asdict(one) for one in findings]},
+                indent=2,
+            )
+        )
+    else:
+        _show(findings, arguments.model, good)
+    return ExitCode.GOOD if good else ExitCode.VERDICT
+
+
+def _findings(
+    model: str | None, options: Sequence[str], parser: argparse.ArgumentParser
+) -> Iterator[Finding]:
+    """Yield all findings; those that would need what is missing are left out."""
+    from vllm_radix_bench.doctor import installation
+
+    found = [*installation.versions()]
+    yield from found
+    yield from installation.plugin()
+    environment = [*installation.environment()]
+    yield from environment
+    if not starts(found):
+        return
+    yield from installation.patches()
+    yield from installation.devices()
+    if model is None or not starts(environment):
+        return
+    from vllm_radix_bench.doctor.model import engine_args, examine
+
+    yield from examine(engine_args(model, options, parser.error))
+
+
+def _show(findings: Sequence[Finding], model: str | None, good: bool) -> None:
+    """Print the table, and the verdict below it."""
+    from rich.table import Table
+
+    from vllm_radix_bench.report.tables import console, say
+
+    out = console()
+    table = Table()
+    table.add_column("", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    table.add_column("found", overflow="fold", ratio=1)
+    for one in findings:
+        found = one.found + (f"\nto do: {one.fix}" if one.fix else "")
+        table.add_row(one.status.value, one.subject, found)
+    out.print(table)
+    problems = sum(one.status is Status.PROBLEM for one in findings)
+    if not good:
+        what = "a problem" if problems == 1 else f"{problems} problems"
+        say(out, f"A server does not start with radix: {what}, see above.")
+    elif model is None:
+        say(out, "Radix can be used here. Name a model to have it looked at, too.")
+    else:
+        say(out, f"A server of {model} starts with radix.")
