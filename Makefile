@@ -52,6 +52,7 @@ bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 min
 	$(BIN)/python -m vllm_radix_bench.micro.scheduler
 	$(BIN)/python -m vllm_radix_bench.micro.counting
 	$(BIN)/python -m vllm_radix_bench.micro.ordering
+	$(BIN)/python -m vllm_radix_bench.micro.record
 	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
