@@ -48,8 +48,10 @@ def test_an_llm_counts_as_its_answers_say(tiny, tmp_path):
     )
     (line,) = (one for one in done.stdout.splitlines() if one.startswith("RESULT"))
     cached, tokens, stock, ours = json.loads(line.removeprefix("RESULT"))
-    assert cached == [0, 199, 150, 0]
-    assert stock["vllm:prefix_cache_hits"] == ours["vllm_radix:hit_tokens_total"] == 349
+    # Seven tokens more of the second are not worth a copy.
+    assert cached == [0, 192, 150, 0]
+    hits = ours["vllm_radix:hit_tokens_total"]
+    assert stock["vllm:prefix_cache_hits"] == hits == sum(cached)
     assert ours["vllm_radix:queried_tokens_total"] == tokens
     assert stock["vllm:prefix_cache_queries"] == tokens
     assert ours["vllm_radix:admissions_total"] == ours["vllm_radix:overtakes_count"]
