@@ -52,6 +52,7 @@ bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 min
 	$(BIN)/python -m vllm_radix_bench.micro.scheduler
 	$(BIN)/python -m vllm_radix_bench.micro.counting
 	$(BIN)/python -m vllm_radix_bench.micro.ordering
+	$(BIN)/python -m vllm_radix_bench.micro.record
 	$(BIN)/python -m vllm_radix_bench.micro.attention_plan
 
 policies: export VLLM_LOGGING_LEVEL = ERROR
@@ -86,10 +87,7 @@ ab:  ## A/B of stock vLLM against radix on this machine (under 15 minutes)
 ab-quick:  ## The same in under 3 minutes
 	$(BIN)/vllm-radix ab --offline --quick
 
-sub-breport-picture:  ## A picture of PAGE, a report.html, as PICTURE, a PNG
-	$(BIN)/python tools/report_picture.py $(PAGE) $(PICTURE)
-
-lock:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
+sub-block:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
 	@for size in 32 128; do for on in true false; do \
 	  echo "== blocks of $$size, sub_block=$$on"; \
 	  $(BIN)/vllm-radix ab --offline --no-texts --repeats 1 --pressure 4 \
@@ -97,6 +95,9 @@ lock:  ## Hits inside blocks of 32 and 128, against block boundaries (3 minutes)
 	    --block-size $$size --blocks $$((4096 / $$size)) \
 	    --radix "{\"sub_block\": $$on}" --output results/sub-block-$$size-$$on.json \
 	    || exit 1; done; done
+
+report-picture:  ## A picture of PAGE, a report.html, as PICTURE, a PNG
+	$(BIN)/python tools/report_picture.py $(PAGE) $(PICTURE)
 
 lock:  ## Resolve tools/lock.in again
 	$(BIN)/python tools/lock.py

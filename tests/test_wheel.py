@@ -98,6 +98,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         for path in (ROOT / "vllm_radix").rglob("*.py")
     }
     assert {f"vllm_radix/{path}" for path in sources} <= set(names)
+    data = ("ab/report.schema.json", "html/templates/report.html.j2",
+            "html/templates/style.css")  # fmt: skip
+    assert {f"vllm_radix_bench/{path}" for path in data} <= set(names)
 
 
 def test_the_flag_is_registered(wheel, python, tmp_path):

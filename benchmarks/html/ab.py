@@ -83,7 +83,7 @@ def page_of(report: dict[str, Any]) -> Page:
         title=f"Stock vLLM against radix: {model}",
         about=" · ".join(filter(None, about)),
         sentences=[str(report.get("sentence") or "")],
-        warnings=[*map(str, report.get("warnings") or ()), *_noise(noise)],
+        warnings=list(_warnings(report, noise)),
         verdicts=[
             Verdict(bool(one.get("ok")), str(one.get("text") or ""))
             for one in report.get("verdicts") or ()
@@ -104,8 +104,10 @@ def page_of(report: dict[str, Any]) -> Page:
     )
 
 
-def _noise(noise: bool) -> Iterator[str]:
-    if noise:
+def _warnings(report: dict[str, Any], noise: bool) -> Iterator[str]:
+    warnings = [str(one) for one in report.get("warnings") or ()]
+    yield from warnings
+    if noise and not any("noise" in one for one in warnings):
         yield (
             "Times are noise here: the control, where both servers do the same work, "
             "shows a difference too. Counts are facts all the same."

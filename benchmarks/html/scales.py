@@ -40,21 +40,31 @@ class Axis:
 
     def ticks(self, text: Callable[[float], str]) -> list[float]:
         """Return as many round figures as there is space for their labels."""
-        found: list[float] = []
+        single: list[float] = []
         for values in self._choices():
             found = [v for v in values if self.low * (1 - 1e-9) <= v <= self.high]
-            if len(found) >= 2 and self._fit(found, text):
+            kept = self._apart(found, text)
+            single = single or found[:1]
+            if len(kept) >= 2 and kept == found:
                 return found
-        return [v for v in (self.low, self.high) if v] if not found else found[:1]
+            # Those at the narrow end of a logarithmic axis may do without labels.
+            enough = len(kept) >= 3 and len(found) <= 6
+            if self.log and enough and (1 in kept or 1 not in found):
+                return kept
+        return single
 
-    def _fit(self, values: Sequence[float], text: Callable[[float], str]) -> bool:
+    def _apart(
+        self, values: Sequence[float], text: Callable[[float], str]
+    ) -> list[float]:
+        """Return the figures whose labels do not touch one before."""
+        kept: list[float] = []
         ends = -math.inf
         for value in sorted(values, key=self):
             half = text_width(text(value)) / 2
-            if self(value) - half < ends:
-                return False
-            ends = self(value) + half + _GAP
-        return True
+            if self(value) - half >= ends:
+                kept.append(value)
+                ends = self(value) + half + _GAP
+        return kept if self.start <= self.end else kept[::-1]
 
     def _choices(self) -> Iterator[list[float]]:
         """Yield the figures that ticks may be at, the closest first."""

@@ -158,17 +158,6 @@ def shortened(text: str, width: float) -> str:
     return text
 
 
-def wrapped(text: str, width: float) -> list[str]:
-    """Return a text in lines that fit a width."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and text_width(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
-
-
 def spread(values: Sequence[float], most: int) -> list[int]:
     """Return the indices of at most ``most`` values, evenly, both ends among them."""
     count = len(values)

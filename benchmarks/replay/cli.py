@@ -371,6 +371,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if arguments.model is None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+    from vllm_radix_bench.html.page import render_replay
     from vllm_radix_bench.replay import report, runner
     from vllm_radix_bench.replay.oracles import every_turn
     from vllm_radix_bench.replay.verdict import verdict
@@ -441,8 +442,6 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if csv:
         csv.write(csv_text(report.COLUMNS, rows))
     if html:
-        from vllm_radix_bench.html.page import render_replay
-
         html.write(render_replay(result))
     unfinished.remove()
     out = console()

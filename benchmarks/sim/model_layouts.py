@@ -286,7 +286,9 @@ def _grouped(
         name = f"layers.{number}.{one.kind}"
         named[name] = replace(one, block_size=block_size)
         sizes = architecture[number]
-        specs[name] = named[name].spec(sizes.total_num_kv_heads * sizes.head_size)
+        # MLA's heads read one vector.
+        heads = 1 if config.model_config.use_mla else sizes.total_num_kv_heads
+        specs[name] = named[name].spec(heads * sizes.head_size)
     return [
         (
             group,

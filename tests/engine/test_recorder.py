@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from support.engine_double import EngineDouble, make_scheduler
 from support.prompts import prompt
@@ -163,6 +164,41 @@ def test_salts_and_tenants_are_told_apart_and_not_named(recorded, path):
     assert (a["salt"] == c["salt"], a["salt"] == b["salt"]) == (True, False)
     assert (a["tenant"] == b["tenant"], a["tenant"] == c["tenant"]) == (True, False)
     assert ("of" in b, c["of"]) == (False, 0)
+
+
+def test_an_input_that_is_streamed_in_parts_is_one_request(recorded, path):
+    engine = recorded()
+    engine.add("session", prompt("a", 40), resumable=True)
+    engine.add("session", prompt("b", 40), resumable=True)
+    engine.add("other", prompt("c", 40))
+    for _ in range(20):
+        engine.step()
+    engine.add("session", [3], resumable=False)
+    engine.run()
+    engine.scheduler.shutdown()
+    lines = {line["request"]: line for line in lines_of(path)}
+    assert sorted(lines) == [0, 1]
+    assert (lines[0]["input_length"], lines[1]["input_length"]) >= (80, 40)
+    assert len(load(path, None)) == 2
+
+
+def test_media_are_told_apart_though_their_tokens_are_equal(recorded, path):
+    engine = recorded(radix={"record_tokens": True})
+    for name, picture in (("a", "cat"), ("b", "dog"), ("c", "cat")):
+        media = MultiModalFeatureSpec(
+            data=None,
+            modality="image",
+            identifier=picture,
+            mm_position=PlaceholderRange(offset=20, length=20),
+        )
+        engine.add(name, [7] * 60, mm_features=[media])
+        engine.abort(name)
+    engine.scheduler.shutdown()
+    lines = lines_of(path)
+    # Blocks of 16: the picture begins in the second, and 48 of 60 tokens are whole.
+    assert [line.get("shared", 0) for line in lines] == [0, 16, 48]
+    assert lines[2]["of"] == 0
+    assert not any("new_ids" in line for line in lines)
 
 
 def test_the_header_has_what_a_replay_needs_to_be_told(recorded, path):

@@ -69,6 +69,16 @@ def test_a_line_has_what_is_to_be_told_and_no_token(path, write):
     assert (lines[3]["of"], lines[3]["shared"]) == (1, 13)
 
 
+def test_what_shares_whole_blocks_only_is_told_so(path, write):
+    write(
+        ended(0, range(20)),
+        ended(1, [*range(11), 77], plain=False, grain=4),
+        ended(2, [*range(3), 77], plain=False, grain=4),
+    )
+    _, _, some, none = lines_of(path)
+    assert (some["of"], some["shared"], "of" in none) == (0, 8, False)
+
+
 def test_names_are_other_ones_in_each_file(path, write):
     salts = set()
     for _ in range(2):

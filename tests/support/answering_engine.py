@@ -6,8 +6,10 @@ to write its log and its result: answers with the top two log-probabilities of e
 token, and what the engine counted. It sends requests in closed loops: a request names
 the one after whose answer it comes (its turn of a conversation, or nothing; a fresh one
 only waits for it, and has nothing of it in its prompt), and may be aborted some steps
-after it was sent. Then it answers them again, one by one and each with an empty cache,
-once for each bound of a step's tokens that the job names under "cold".
+after it was sent. It may ask for structured output (``structured``) or for few tokens
+alone (``allowed``), sample by chance (``seed``), and set the most tokens of one prompt
+in a step (``chunk``). Then it answers them again, one by one and each with an empty
+cache, once for each bound of a step's tokens that the job names under "cold".
 
 Importing vLLM takes longer than most engines run, so it is imported once.
 """
@@ -54,6 +56,7 @@ def answer(output):
         "outputs": [
             {
                 "tokens": list(one.token_ids),
+                "text": one.text,
                 "top": [
                     sorted((e.logprob for e in step.values()), reverse=True)[:2]
                     for step in one.logprobs or ()
@@ -87,7 +90,7 @@ def answer_cold(engine, prompts, params, bound):
 def run(job):
     """Run a job in this process; return its result."""
     from vllm import EngineArgs, LLMEngine, SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     from support.toy_models import HYBRID_TOYS, prepare_engine
 
@@ -125,13 +128,19 @@ def run(job):
         name, several = request["id"], request.get("n", 1)
         before = [] if request.get("fresh") else before
         prompts[name] = before + request["tokens"]
+        structured, seed = request.get("structured"), request.get("seed")
+        if "chunk" in request:
+            scheduler.scheduler_config.long_prefill_token_threshold = request["chunk"]
         params = SamplingParams(
             # Several greedy answers are refused: take the likeliest by chance.
-            temperature=1.0 if several > 1 else 0.0,
-            top_k=1,
+            temperature=1.0 if several > 1 or seed is not None else 0.0,
+            top_k=1 if seed is None else 0,
+            seed=seed,
             n=several,
             max_tokens=request["max_tokens"],
-            ignore_eos=True,
+            ignore_eos=structured is None,
+            allowed_token_ids=request.get("allowed"),
+            structured_outputs=structured and StructuredOutputsParams(**structured),
             logprobs=2,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

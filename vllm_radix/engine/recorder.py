@@ -109,6 +109,7 @@ class TrafficRecorder:
                 self._tenants.name_of(request),
                 request.priority,
                 plain,
+                1 if plain else keys.block_size,
             )
         )
 

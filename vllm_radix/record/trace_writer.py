@@ -47,6 +47,7 @@ class EndedRequest(NamedTuple):
         tenant: empty if tenants are not told apart.
         priority: of vLLM's priority policy.
         plain: whether ``key`` is made of token ids alone.
+        grain: tokens of which it shares all or none.
     """
 
     number: int
@@ -60,6 +61,7 @@ class EndedRequest(NamedTuple):
     tenant: str = ""
     priority: int = 0
     plain: bool = True
+    grain: int = 1
 
 
 class TraceWriter:
@@ -157,15 +159,16 @@ class TraceWriter:
             self._known.forget_all()
             self._secret = secrets.token_bytes(32)
         key = request.key
-        shared = self._known.add(key, request.namespace, request.number)
+        of, shared = self._known.add(key, request.namespace, request.number)
+        shared -= shared % request.grain
         fields: dict[str, Any] = {
             "request": request.number,
             "arrival": request.arrival,
             "input_length": request.input_length,
             "output_length": request.output_length,
         }
-        if shared.num_tokens:
-            fields |= {"of": shared.number, "shared": shared.num_tokens}
+        if shared:
+            fields |= {"of": of, "shared": shared}
         if request.namespace is not None:
             fields["salt"] = self._hidden(request.namespace)
         if request.tenant:
@@ -179,7 +182,7 @@ class TraceWriter:
         if dropped > self._told_dropped:
             fields["dropped"] = dropped - self._told_dropped
         if self._tokens and request.plain:
-            fields["new_ids"] = decode(key[shared.num_tokens * BYTES_PER_TOKEN :])
+            fields["new_ids"] = decode(key[shared * BYTES_PER_TOKEN :])
         self._file.write(fields)
         self._told_dropped = dropped
         self._num_written += 1

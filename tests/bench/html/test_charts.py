@@ -96,6 +96,12 @@ def test_ticks_are_round_inside_and_apart(low, factor, log):
         assert room >= (text_width(text(one)) + text_width(text(other))) / 2
 
 
+def test_a_short_logarithmic_axis_has_round_ticks():
+    axis = of_times([0.0645, 0.145], 44, 332)
+    ticks = axis.ticks(lambda value: f"{value * 1e3:g} ms")
+    assert ticks == [0.08, 0.1, 0.12]
+
+
 def test_places_beyond_an_axis_are_at_its_ends():
     axis = Axis(0.01, 100, 0, 200, log=True)
     assert [axis(v) for v in (0, -3, 0.01, 1, 1e9)] == pytest.approx(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from support.toy_models import TOYS, make_toy
-from vllm_radix_bench.sim.model_layouts import layout_of_model
+from vllm_radix_bench.sim.model_layouts import cache_of_model, layout_of_model
 
 OF_TOYS = {
     "gemma3": "swa:128/16x2+full/16",
@@ -112,3 +112,49 @@ def test_what_is_not_understood_is_named(tmp_path):
     folder_of(tmp_path, {"model_type": "no such model", "architectures": ["Nothing"]})
     with pytest.raises(ValueError, match=r"vLLM does not take it: .*no such model"):
         layout_of_model(tmp_path)
+
+
+MLA = {
+    **LLAMA,
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "size"),
+    [
+        # Layers of a group, key and value, heads, head size, bytes, tokens in a block.
+        (LLAMA, None, 2 * 2 * 1 * 32 * 2 * 16),
+        (
+            {**LLAMA, "num_key_value_heads": 1, "head_dim": 16},
+            None,
+            2 * 2 * 16 * 2 * 16,
+        ),
+        (MISTRAL, "swa:64/16", 2 * 2 * 8 * 32 * 2 * 16),
+        (GEMMA4, "swa:128/32x2+full/16", 2 * 2 * 2 * 32 * 2 * 32),
+        (GRANITE4, "mamba/144x3+full/144", 1 * 2 * 2 * 32 * 2 * 144),
+        # One vector of 64 + 16 for keys and values.
+        (MLA, None, 2 * 1 * (64 + 16) * 2 * 16),
+    ],
+    ids=["llama", "head_dim", "mistral", "gemma4", "granite4", "mla"],
+)
+def test_the_bytes_of_a_block_are_those_of_a_server(config, layout, size, tmp_path):
+    found = cache_of_model(str(folder_of(tmp_path, config)))
+    assert (found.layout and str(found.layout), found.bytes_per_block) == (layout, size)
+
+
+def test_a_cache_of_a_model_that_is_not_understood_is_refused(tmp_path):
+    folder = folder_of(tmp_path, {**LLAMA, "block_configs": [1]})
+    with pytest.raises(ValueError, match=f"^{folder}: its field block_configs is not"):
+        cache_of_model(str(folder))
+    for name in ("no/such", "x/y/z", str(tmp_path / "gone")):
+        with pytest.raises(ValueError, match=f"^{name}: no "):
+            cache_of_model(name)
