@@ -58,6 +58,9 @@ def test_there_are_overrides():
         "add_local_computed_blocks",
         "schedule",
         "make_stats",
+        "add_request",
+        "shutdown",
+        "_emit_block_removed_events",
         "_mamba_block_aligned_split",
         "_free_request",
     }
