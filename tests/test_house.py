@@ -145,7 +145,9 @@ def test_the_product_imports_no_benchmark():
 
 
 def test_the_stock_arm_imports_nothing_of_ours():
-    names = {name.split(".")[0] for name in imports_of(ROOT / "benchmarks/ab/offline/arm.py")}
+    names = {
+        name.split(".")[0] for name in imports_of(ROOT / "benchmarks/ab/offline/arm.py")
+    }
     assert "vllm_radix" not in names
 
 
