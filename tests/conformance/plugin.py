@@ -8,12 +8,12 @@ them. So the names are bound to ours there and nowhere else, before any test
 module is imported and after all modules of vLLM that derive from them or build
 them: within vLLM, and within our own modules, the names stay vLLM's.
 
-Models with several cache groups are left to vLLM's classes: those tests look for
-blocks in its map of hashes, group by group, and at the pool before it is told what
-it is for. Ours has a tree of resume points there (tests/engine/test_hybrid_*.py).
+Layouts that radix refuses are left to vLLM's classes, and so are pools that a test
+builds by itself for several groups: a pool is not told what it is for.
 """
 
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -29,6 +29,8 @@ CACHING = "RADIX_CONFORMANCE_CACHING"
 STOCK = "stock"
 ARMS = {STOCK: None, "mirrored": True, "hashfree": False}
 """By arm: whether our pool mirrors vLLM's map of hashes; None is without ours."""
+
+_SPLIT = "_mamba_block_aligned_split"
 
 # What of ours the running test has built, and its phases' reports so far.
 _built: set[str] = set()
@@ -61,9 +63,18 @@ def _bind(mirror: bool | None, caching: bool) -> None:
     from vllm.v1.core.sched import async_scheduler, scheduler
 
     from vllm_radix.engine.block_pool import RadixBlockPool
+    from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
+    from vllm_radix.engine.hybrid_pool import HybridBlockPool
     from vllm_radix.engine.manager import RadixKVCacheManager
     from vllm_radix.engine.scheduler import AsyncRadixScheduler, RadixScheduler
-    from vllm_radix.engine.support import config_problem, is_one_full_group
+    from vllm_radix.engine.support import (
+        config_problem,
+        feature_problem,
+        is_one_full_group,
+        layout_problem,
+    )
+
+    signature = inspect.signature(kv_cache_manager.KVCacheManager).bind
 
     class LoneKVCacheManager(RadixKVCacheManager):
         """A manager without a scheduler, which would tell it of each step.
@@ -77,41 +88,105 @@ def _bind(mirror: bool | None, caching: bool) -> None:
             self.new_step_starts()
             super().free(request)
 
-    def serves_pool(*args: Any, **kwargs: Any) -> bool:
-        return mirror is not None
+    class LoneHybridKVCacheManager(HybridKVCacheManager):
+        """The same for several groups.
 
-    def serves_manager(
-        kv_cache_config: Any, *args: Any, enable_caching: bool = True, **kwargs: Any
-    ) -> bool:
-        serves = enable_caching and is_one_full_group(kv_cache_config)
-        return mirror is not None and serves
+        Tests of the manager alone give a request slots without a look-up, do not tell
+        it how much of it is computed, and look for its blocks in the step that writes
+        them.
+        """
 
-    def serves_scheduler(
-        vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any
-    ) -> bool:
-        cache_config = vllm_config.cache_config
-        asked_for = cache_config.enable_prefix_caching
-        cache_config.enable_prefix_caching = asked_for or caching
-        refused = config_problem(vllm_config)
-        serves = not refused and is_one_full_group(kv_cache_config)
-        if not serves:
-            cache_config.enable_prefix_caching = asked_for
-        return mirror is not None and serves
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._adopt(mirror=False, min_sub_block_tokens=None)
+            self._reached: dict[str, int] = {}
+
+        def get_computed_blocks(self, request: Any) -> Any:
+            self.new_step_starts()
+            return super().get_computed_blocks(request)
+
+        def allocate_slots(
+            self,
+            request: Any,
+            num_new_tokens: int,
+            num_new_computed_tokens: int = 0,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            if self._plan_of(request) is None:
+                self._look_up_nothing(request)
+            blocks = super().allocate_slots(
+                request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
+            )
+            if blocks is not None:
+                done = request.num_computed_tokens + num_new_computed_tokens
+                self._reached[request.request_id] = done + num_new_tokens
+            return blocks
+
+        def free(self, request: Any) -> None:
+            told = request.num_computed_tokens
+            reached = self._reached.pop(request.request_id, 0)
+            request.num_computed_tokens = max(told, reached)
+            self.new_step_starts()
+            super().free(request)
+            request.num_computed_tokens = told
+
+    def choose_pool(*args: Any, **kwargs: Any) -> type | None:
+        return RadixBlockPool
+
+    def choose_manager(*args: Any, **kwargs: Any) -> type | None:
+        asked = signature(*args, **kwargs)
+        asked.apply_defaults()
+        asked_for = asked.arguments
+        layout = asked_for["kv_cache_config"]
+        if not asked_for["enable_caching"] or layout_problem(layout):
+            return None
+        if is_one_full_group(layout):
+            return LoneKVCacheManager
+        # As ``feature_problem`` refuses; for EAGLE a group may be marked, too.
+        eagle = any(group.is_eagle_group for group in layout.kv_cache_groups)
+        refused = eagle or asked_for["use_eagle"]
+        refused |= max(asked_for["dcp_world_size"], asked_for["pcp_world_size"]) > 1
+        return None if refused else LoneHybridKVCacheManager
+
+    def chooser(ours: type) -> Callable[..., type | None]:
+        def choose(
+            vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any
+        ) -> type | None:
+            cache_config = vllm_config.cache_config
+            asked_for = cache_config.enable_prefix_caching
+            cache_config.enable_prefix_caching = asked_for or caching
+            refused = (
+                config_problem(vllm_config)
+                or layout_problem(kv_cache_config)
+                or feature_problem(vllm_config, kv_cache_config)
+            )
+            if refused:
+                cache_config.enable_prefix_caching = asked_for
+            return None if refused else ours
+
+        return choose
 
     if mirror is not None:
         RadixBlockPool.mirror_by_default = mirror
+        HybridBlockPool.mirror_by_default = mirror
     if mirror:
         # With hashes and hits at block boundaries there is nothing to tell apart.
         os.environ["RADIX_SUB_BLOCK"] = "false"
-    for module, name, ours, serves in (
-        (block_pool, "BlockPool", RadixBlockPool, serves_pool),
-        (kv_cache_manager, "KVCacheManager", LoneKVCacheManager, serves_manager),
-        (scheduler, "Scheduler", RadixScheduler, serves_scheduler),
-        (async_scheduler, "AsyncScheduler", AsyncRadixScheduler, serves_scheduler),
+    for module, name, ours, choose in (
+        (block_pool, "BlockPool", RadixBlockPool, choose_pool),
+        (kv_cache_manager, "KVCacheManager", LoneKVCacheManager, choose_manager),
+        (scheduler, "Scheduler", RadixScheduler, chooser(RadixScheduler)),
+        (
+            async_scheduler,
+            "AsyncScheduler",
+            AsyncRadixScheduler,
+            chooser(AsyncRadixScheduler),
+        ),
     ):
         stock = getattr(module, name)
         base = stock if mirror is None else ours
-        setattr(module, name, _substitute(stock, ours, base, serves))
+        setattr(module, name, _substitute(stock, base, choose, mirror is not None))
     _give_back_pools()
 
 
@@ -143,26 +218,32 @@ def _give_back_pools() -> None:
 
 
 def _substitute(
-    stock: type, ours: type, base: type, serves: Callable[..., bool]
+    stock: type, base: type, choose: Callable[..., type | None], replace: bool
 ) -> type:
     """Return what stands in for a class of vLLM.
 
     Args:
         stock: vLLM's class.
-        ours: our class for it.
         base: where methods come from that tests call unbound, or on a bare
             instance from ``object.__new__``.
-        serves: whether ours is to serve what is asked for.
+        choose: returns our class for what is asked for; None where we refuse it.
+        replace: whether ours is to serve at all.
     """
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if not serves(*args, **kwargs):
+        # Asked in any case: it turns caching on, for stock as well.
+        ours = choose(*args, **kwargs)
+        if not replace or ours is None:
             return stock(*args, **kwargs)
         _built.add(ours.__name__)
         # No instance of cls, so Python does not initialize it a second time.
         return ours(*args, **kwargs)
 
-    return type(stock.__name__, (base,), {"__new__": new, "__module__": __name__})
+    names = {"__new__": new, "__module__": __name__}
+    if base is not stock and hasattr(stock, _SPLIT):
+        # Called on things that are no scheduler, to which ours cannot be bound.
+        names[_SPLIT] = getattr(stock, _SPLIT)
+    return type(stock.__name__, (base,), names)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ REVIEWED = Path(__file__).with_name("reviewed.toml")
 OURS = tuple(arm for arm in ARMS if arm != STOCK)
 EVERYTHING = ("tests/v1/core",)
 SUBSET = (
+    "tests/v1/core/prefix_cache/test_partial_prefix_cache_hits.py",
     "tests/v1/core/prefix_cache/test_partial_prefix_cache_primitives.py",
     "tests/v1/core/test_async_scheduler.py",
     "tests/v1/core/test_deferred_block_free.py",
@@ -45,6 +46,7 @@ SUBSET = (
     "tests/v1/core/test_priority_preemption_bug.py",
     "tests/v1/core/test_scheduler.py",
     "tests/v1/core/test_single_type_kv_cache_manager.py",
+    "tests/v1/core/test_swa_inflight_window_free.py",
     "tests/v1/core/test_worker_slot_overflow.py",
 )
 """What CI runs: where all but a few of the tests are that run on our classes."""

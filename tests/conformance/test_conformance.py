@@ -35,6 +35,7 @@ def test_the_arms_are_what_they_say():
         assert len(ours) > 200, f"{name} compares vLLM with itself"
         assert {one for classes in ours for one in classes} == {
             "RadixBlockPool",
+            "LoneHybridKVCacheManager",
             "LoneKVCacheManager",
             "RadixScheduler",
             "AsyncRadixScheduler",
