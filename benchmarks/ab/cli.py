@@ -36,6 +36,10 @@ from vllm_radix_bench.workloads.turn import Turn
 if TYPE_CHECKING:
     from vllm_radix_bench.ab.run import Options
 
+_DEFAULT = ("few-shot", "chat")
+"""Workloads of a run that names none: one with long shared prefixes, one of
+conversations. More of them, and five rounds do not fit into ten minutes."""
+
 PASSES_OPTIONS = True
 """Words that the parser does not know go to ``run`` as ``arguments.others``, and those
 after ``--`` as ``arguments.after``."""
@@ -83,8 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=list(SERVED),
         metavar="NAME",
-        help=f"built-in ones: {', '.join(SERVED)} (default: all, or only control where "
-        "a trace or options after -- say what is sent)",
+        help=f"built-in ones: {', '.join(SERVED)}; the control is always sent (default: "
+        f"{' and '.join(_DEFAULT)}, or none where a trace or options after -- say what "
+        "is sent)",
     )
     add("--trace", type=Path, metavar="FILE", help="any that replay reads")
     add("--limit", type=whole(1), metavar="N", help="of a trace: only the first N")
@@ -214,7 +219,7 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     names = arguments.workloads
     if names is None:
         other = arguments.trace is not None or arguments.after
-        names = ["control"] if other else list(SERVED)
+        names = [] if other else list(_DEFAULT)
     return list(dict.fromkeys([*names, "control"]))
 
 
