@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=list(SERVED),
         metavar="NAME",
-        help=f"built-in ones: {', '.join(SERVED)}; the control is always sent (default: "
+        help=f"built-in ones: {', '.join(SERVED)}; control is always sent (default: "
         f"{' and '.join(_DEFAULT)}, or none where a trace or options after -- say what "
         "is sent)",
     )
