@@ -31,6 +31,7 @@ from vllm_radix_bench.report.quiet import quiet_vllm
 from vllm_radix_bench.report.tables import console, say, say_where
 from vllm_radix_bench.report.unfinished import Unfinished
 from vllm_radix_bench.workloads.builders import SERVED
+from vllm_radix_bench.workloads.encoders import TokenizerError
 from vllm_radix_bench.workloads.turn import Turn
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             )
         except StoppedError as error:
             # What does not fit the servers is known once they are up.
-            if isinstance(error.__cause__, InputError):
+            if isinstance(error.__cause__, (InputError, TokenizerError)):
                 parser.error(str(error.__cause__))
             raise
         made = report.make(result, gates)
@@ -346,6 +347,12 @@ def _measure(
         cache = first.cache
         if sizes[0] is not None:
             cache = Cache(max(sizes), cache.block_size, max(sizes) * cache.block_size)
+        if known and known["setup"]["cache"] != vars(cache):
+            raise InputError(
+                f"--resume: the KV cache has {cache.tokens:,} tokens now and had "
+                f"{known['setup']['cache']['tokens']:,}: start without --resume, or "
+                "name --num-gpu-blocks-override"
+            )
         if servers.together is None:
             servers.together = run.fits_twice(first, options.serve.memory_share)
         names = settings["setup"]["workloads"]
