@@ -25,7 +25,9 @@ def as_records(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 
 def compare(
-    stock: Sequence[dict[str, Any]], radix: Sequence[dict[str, Any]], gap: float
+    stock: Sequence[dict[str, Any]],
+    radix: Sequence[dict[str, Any]],
+    gap: float | None,
 ) -> dict[str, Any]:
     """Return how many answers were compared, how many differ, and where.
 
@@ -37,7 +39,7 @@ def compare(
     Args:
         stock: records of ``as_records``.
         radix: the same, of the same requests.
-        gap: that rounding may close; see ``gap_of``.
+        gap: that rounding may close; see ``gap_of``; None where nobody knows.
     """
     theirs = {one["id"]: one for one in radix}
     lost: set[str] = set()
@@ -64,13 +66,15 @@ def compare(
 
 
 def _difference(
-    mine: dict[str, Any], other: dict[str, Any], gap: float
+    mine: dict[str, Any], other: dict[str, Any], gap: float | None
 ) -> dict[str, Any]:
     pairs = zip(mine["output"], other["output"], strict=False)
     shorter = min(len(mine["output"]), len(other["output"]))
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
     entry: dict[str, Any] = {"id": mine["id"], "at": at, "gap": None}
     entry["beyond_doubt"] = None
+    if gap is None:
+        return entry
     if at < len(mine["top"]) and at < len(other["output"]):
         two = mine["top"][at][:2]
         entry["gap"] = two[0][1] - two[1][1] if len(two) == 2 else None

@@ -9,11 +9,11 @@ import asyncio
 import json
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 _KEPT = (
-    "completed",
-    "failed",
     "duration",
     "input_lens",
     "output_lens",
@@ -35,8 +35,16 @@ def run(words: list[str]) -> dict[str, Any]:
     return {name: result.get(name) for name in _KEPT}
 
 
+def _end_with(parent: int) -> None:
+    """End this process when the command has ended, however it did."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
-    """Serve runs until standard input ends."""
+    """Serve runs until standard input ends, or the command does."""
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with os.fdopen(int(sys.argv[1]), "w") as replies:
         for line in sys.stdin:
             try:

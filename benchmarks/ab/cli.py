@@ -4,6 +4,9 @@ vllm-radix ab MODEL [vllm serve options] [-- vllm bench serve options]
 """
 
 import argparse
+import hashlib
+import math
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_radix.exits import ExitCode, StoppedError
 from vllm_radix_bench.ab.console import show
-from vllm_radix_bench.ab.gates import Gate, check_names
+from vllm_radix_bench.ab.gates import Gate, check_names, check_rounds
 from vllm_radix_bench.ab.loads import Bench
 from vllm_radix_bench.ab.servers import ARMS, Cache
 from vllm_radix_bench.report.cli_types import (
@@ -62,8 +65,9 @@ def variant(words: Sequence[str]) -> ModuleType | None:
     return cli
 
 
-def _rate(text: str) -> float | None:
-    return None if text == "inf" else float(_positive(text))
+def _rate(text: str) -> float:
+    """Return requests a second; infinity sends all at once."""
+    return math.inf if text == "inf" else float(_positive(text))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -224,23 +228,31 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys([*names, "control"]))
 
 
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def _setup(arguments: argparse.Namespace, serve: Any) -> dict[str, Any]:
     """Return what a run must have in common with one that it goes on with."""
+    from vllm_radix_bench.ab.serve_options import shown
+
     return {
         "model": serve.model,
-        "serve_options": list(serve.words),
+        "serve_options": shown(serve.words),
+        "serve_digest": _digest(" ".join(serve.words).encode()),
         "radix_options": serve.radix,
         "bench_options": arguments.after or None,
         "workloads": _names(arguments),
         "trace": None if arguments.trace is None else str(arguments.trace),
+        "trace_digest": arguments.trace and _digest(arguments.trace.read_bytes()),
         "limit": arguments.limit,
         "speed": arguments.speed,
         "closed_loop": arguments.closed_loop,
         "pressure": arguments.pressure,
-        "rate": arguments.rate,
+        "rate": None if arguments.rate is None else str(arguments.rate),
         "concurrency": arguments.concurrency,
         "matrix_blocks": arguments.matrix_blocks,
-        "matrix_rate": arguments.matrix_rate,
+        "matrix_rate": arguments.matrix_rate and list(map(str, arguments.matrix_rate)),
         "seed": arguments.seed,
     }
 
@@ -258,6 +270,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """
     quiet_vllm()
     from vllm_radix_bench.ab import report
+    from vllm_radix_bench.ab.client import allow_many_connections
     from vllm_radix_bench.ab.loads_of import read_trace
     from vllm_radix_bench.ab.run import Options
     from vllm_radix_bench.ab.serve_options import check_bench, read_serve
@@ -268,6 +281,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         _check(arguments)
         gates = [Gate.parse(text) for text in arguments.fail_on]
+        check_rounds(gates, arguments.rounds)
         serve = read_serve(arguments.others)
         if arguments.after:
             check_bench(arguments.after)
@@ -288,7 +302,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         ready_seconds=arguments.ready_timeout,
         stall_seconds=arguments.stall_timeout,
         logs=output.path.with_suffix(""),
+        start=time.monotonic(),
     )
+    allow_many_connections()  # before a server starts: both have the same
     with alone(output.path):
         for file in (output, html):
             file.prepare()
@@ -336,17 +352,25 @@ def _measure(
     from vllm_radix_bench.ab.plan import cells, finished
 
     sizes = arguments.matrix_blocks or [None]
-    rates = arguments.matrix_rate or [arguments.rate]
+    asked = arguments.matrix_rate or [arguments.rate]
+    # Without a rate roots are sent at their arrivals, which are 0 then.
+    rates = [None if rate == math.inf else rate for rate in asked]
     progress = Progress(0, "pieces")
     with (
         unfinished.told_when_stopped(),
         closing(progress),
         run.serving(options, progress.begin) as servers,
     ):
-        first = servers.get(ARMS[0], sizes[0])
+        if known:
+            servers.fixed = known["setup"]["fixed_blocks"]
+        first, _ = servers.get(ARMS[0], sizes[0])
         cache = first.cache
         if sizes[0] is not None:
-            cache = Cache(max(sizes), cache.block_size, max(sizes) * cache.block_size)
+            # Groups share blocks, engines have some each: no product of two sizes.
+            per_block = cache.tokens / cache.blocks
+            cache = Cache(max(sizes), cache.block_size, round(max(sizes) * per_block))
+        elif "--num-gpu-blocks-override" not in " ".join(options.serve.words):
+            servers.fixed = cache.blocks // first.engines
         if known and known["setup"]["cache"] != vars(cache):
             raise InputError(
                 f"--resume: the KV cache has {cache.tokens:,} tokens now and had "
@@ -361,8 +385,7 @@ def _measure(
             arguments,
             names,
             trace,
-            serve.model,
-            serve.tokenizer,
+            serve,
             cache,
             first.max_model_len,
         )
@@ -377,6 +400,7 @@ def _measure(
         }
         result["setup"] |= {
             "cache": vars(cache),
+            "fixed_blocks": servers.fixed,
             "together": servers.together,
             "rounds": options.rounds,
         }

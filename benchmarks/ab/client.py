@@ -17,6 +17,10 @@ from typing import Any
 from vllm_radix_bench.ab.servers import Server
 from vllm_radix_bench.workloads.turn import Turn
 
+_OPEN_FILES = 65_535
+_LONGEST_LINE = 1 << 24
+"""Bytes: the first line of an answer repeats the prompt."""
+
 
 @dataclass
 class Answer:
@@ -68,9 +72,11 @@ class Sending:
 
 
 def allow_many_connections() -> None:
-    """Raise the limit of open files to what the system allows: each request has one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of open files: each request under way has one."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def arrivals(roots: Sequence[Turn], sending: Sending) -> list[float]:
@@ -102,7 +108,6 @@ class Client:
         """Send all turns; return their answers, in the order in which they ended."""
         import aiohttp
 
-        allow_many_connections()
         limit = self._sending.concurrency
         gate = asyncio.Semaphore(limit) if limit else None
         start = time.perf_counter()
@@ -110,7 +115,10 @@ class Client:
         # What hangs is the watch's to find; a slow server may take its time.
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=self._server.headers
+            connector=connector,
+            timeout=timeout,
+            headers={**self._server.headers, "Content-Type": "application/json"},
+            read_bufsize=_LONGEST_LINE,
         ) as self._session:
             times = arrivals(roots, self._sending)
             await asyncio.gather(
@@ -176,13 +184,16 @@ class Client:
     async def _ask(self, turn: Turn, prompt: list[int], name: str) -> Answer:
         """Send a request; return its answer, with an error in it if it failed."""
         import aiohttp
+        from aiohttp.http_exceptions import HttpProcessingError
 
         answer = Answer(name, turn.tenant, prompt_tokens=len(prompt))
         url = f"{self._server.base_url}/v1/completions"
+        # Before the clock runs.
+        body = json.dumps(self._body(turn, prompt)).encode()
         start = time.perf_counter()
         latest = start
         try:
-            async with self._session.post(url, json=self._body(turn, prompt)) as reply:
+            async with self._session.post(url, data=body) as reply:
                 if reply.status != 200:
                     answer.error = _message(reply.status, await reply.text())
                     return answer
@@ -200,7 +211,7 @@ class Client:
                             answer.ttft = latest - start
                         answer.output += tokens
                         answer.top += _top(choice.get("logprobs"))
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             answer.error = f"{type(error).__name__}: {error}"[:200]
             return answer
         if answer.ttft is None:

@@ -13,7 +13,6 @@ LEAST_ROUNDS = 5
 RATIO_ROUNDS = 3
 """Rounds below which a ratio of times is one drift of the machine away from any other:
 none is shown or quoted."""
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
 
@@ -104,27 +103,30 @@ def ratio(stock: float, radix: float) -> float | None:
     return 1.0 if not radix else None
 
 
-def interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+def interval(ratios: Sequence[float]) -> tuple[float, float] | None:
     """Return the bounds of a confidence interval of the ratio of paired rounds.
 
-    Rounds are drawn with replacement, a pair as one (Efron and Tibshirani, 1993, ch.
-    13, percentile intervals); the figure is their geometric mean. None below
+    Student's interval of the mean of the logarithms of the pairs' ratios: the paired
+    difference of two arms. A percentile bootstrap of so few rounds is too narrow: of
+    five it covers the truth in 85 of 100 cases where it says 95. None below
     ``LEAST_ROUNDS``, where so few values say nothing of their spread.
     """
     if len(ratios) < LEAST_ROUNDS or min(ratios) <= 0:
         return None
+    from scipy.stats import t
+
     logs = np.log(ratios)
-    drawn = np.random.default_rng(seed).integers(len(logs), size=(RESAMPLES, len(logs)))
-    means = logs[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(np.exp(low)), float(np.exp(high))
+    spread = float(logs.std(ddof=1)) / len(logs) ** 0.5
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) * spread
+    mean = float(logs.mean())
+    return float(np.exp(mean - reach)), float(np.exp(mean + reach))
 
 
 def compare(figure: Figure, rounds: Sequence[dict[str, Run]]) -> dict[str, Any] | None:
     """Return a figure of both arms over paired rounds; None where a run has none.
 
     The figures of the arms are their medians over rounds, the ratio is the geometric
-    mean of those of the pairs.
+    mean of those of the pairs; None below ``RATIO_ROUNDS``.
     """
     pairs = [(figure.of(one["stock"]), figure.of(one["radix"])) for one in rounds]
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
@@ -133,7 +135,9 @@ def compare(figure: Figure, rounds: Sequence[dict[str, Run]]) -> dict[str, Any] 
     found = [ratio(a, b) for a, b in known]
     ratios = [one for one in found if one]
     bounds = interval(ratios) if len(ratios) == len(found) else None
-    mean = float(np.exp(np.mean(np.log(ratios)))) if ratios else None
+    mean = None
+    if len(ratios) >= RATIO_ROUNDS:
+        mean = float(np.exp(np.mean(np.log(ratios))))
     return {
         "unit": figure.unit,
         "better": figure.better,
@@ -153,11 +157,20 @@ def is_noisy(compared: dict[str, Any] | None) -> bool:
     return not compared["low"] <= 1 <= compared["high"]
 
 
-def total_counts(rounds: Sequence[dict[str, Run]], arm: str) -> dict[str, float]:
-    """Return what an arm counted, as the median over rounds; requests are the same."""
+def total_counts(
+    rounds: Sequence[dict[str, Run]], arm: str, failed: int
+) -> dict[str, float]:
+    """Return what an arm counted, as the median over rounds; requests are the same.
+
+    Args:
+        rounds: that are timed.
+        arm: whose.
+        failed: requests that failed, in all rounds.
+    """
     runs = [one[arm]["counts"] for one in rounds]
     out: dict[str, float] = {}
     for name in COUNTS:
         value = float(np.median([run[name] for run in runs]))
         out[name] = value if name == "hit_rate" else round(value)
-    return out
+    # A median would hide what failed in a few rounds.
+    return {**out, "errors": failed}

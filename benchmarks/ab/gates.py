@@ -1,12 +1,13 @@
 """``--fail-on``: what a run is held to, such as ``ttft_p99>1.1``."""
 
+import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_radix_bench.ab.figures import COUNTS, TIMES, ratio
+from vllm_radix_bench.ab.figures import COUNTS, RATIO_ROUNDS, TIMES, ratio
 from vllm_radix_bench.report.cli_types import InputError
 
 _COMPARISONS = {
@@ -64,19 +65,24 @@ class Gate:
             )
         return cls(text.strip(), found["load"], name, found["how"], bound)
 
-    def check(self, workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
+    def check(
+        self,
+        workloads: Sequence[dict[str, Any]],
+        missing: Sequence[dict[str, Any]] = (),
+    ) -> Iterator[tuple[bool, str]]:
         """Yield for each workload it is for whether it holds, and a sentence.
 
         Args:
             workloads: of a report.
+            missing: what was to be measured, and was not.
         """
-        for one in workloads:
+        for one in (*workloads, *missing):
             if one["name"] != self.load and (self.load or one["is_control"]):
                 continue
-            value = ratio_of(one, self.figure)
+            value = None if "counts" not in one else ratio_of(one, self.figure)
             name = label(one)
             if value is None:
-                yield False, f"{name}: --fail-on {self.text}: there is no such ratio"
+                yield False, f"{name}: --fail-on {self.text}: it was not measured"
                 continue
             fails = _COMPARISONS[self.how](value, self.bound)
             said = f"{self.figure} is {value:.3f} of stock's"
@@ -95,12 +101,30 @@ def label(workload: dict[str, Any]) -> str:
 
 
 def ratio_of(workload: dict[str, Any], figure: str) -> float | None:
-    """Return the ratio of a figure in a report's workload; None where there is none."""
+    """Return the ratio of a figure in a report's workload; None where there is none.
+
+    From none to some is infinitely more.
+    """
     if figure in TIMES:
         compared = workload["times"].get(figure)
         return None if compared is None else compared["ratio"]
     counts = workload["counts"]
-    return ratio(counts["stock"][figure], counts["radix"][figure])
+    found = ratio(counts["stock"][figure], counts["radix"][figure])
+    return math.inf if found is None else found
+
+
+def check_rounds(gates: Sequence[Gate], rounds: int) -> None:
+    """Check that there are rounds enough for gates on times.
+
+    Raises:
+        InputError: there are not.
+    """
+    for gate in gates:
+        if gate.figure in TIMES and rounds < RATIO_ROUNDS:
+            raise InputError(
+                f"--fail-on {gate.text}: a ratio of times takes {RATIO_ROUNDS} rounds "
+                f"or more, and --rounds is {rounds}"
+            )
 
 
 def check_names(gates: Sequence[Gate], names: Sequence[str]) -> None:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from vllm_radix_bench.ab.client import Answer, Client, Sending
-from vllm_radix_bench.ab.servers import Server, ServerError
+from vllm_radix_bench.ab.servers import HOST, Server, ServerError
 from vllm_radix_bench.replay.oracles import infinite_cache
+from vllm_radix_bench.traces.formats.recorded import FILL
 from vllm_radix_bench.traces.hashed_prompt import HashedPrompt
 from vllm_radix_bench.workloads.builders import BUILDERS
 from vllm_radix_bench.workloads.turn import Turn, Workload
@@ -30,9 +31,11 @@ class Load(Protocol):
         name: of it, which tells it apart from others in a run.
         what: what its requests are, in a sentence.
         is_control: whether nothing is shared.
+        seconds: that its last sending took, as it says itself; None if it does not.
     """
 
     kind: ClassVar[str]
+    seconds: float | None
 
     @property
     def name(self) -> str:
@@ -76,9 +79,14 @@ class Forest:
     what: str
     roots: Sequence[Turn]
     is_control: bool = False
+    seconds: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         self.fewest_tokens: int | None = infinite_cache(self.roots)
+
+    def some(self, count: int) -> "Forest":
+        """Return a load of the first roots only, to warm a server."""
+        return replace(self, roots=self.roots[:count])
 
     async def send(self, server: Server, sending: Sending) -> list[Answer]:
         """Send all turns to a server; return their answers."""
@@ -95,8 +103,9 @@ def built_in(work: Workload) -> Forest:
 def in_vocabulary(roots: Sequence[Turn], vocabulary: int) -> list[Turn]:
     """Return turns whose tokens a model knows; what was shared still is.
 
-    Made-up blocks of hashed traces become tokens drawn from their ids. Two blocks begin
-    alike by chance once in a vocabulary.
+    Made-up blocks of hashed traces, and what recorded requests brought, become tokens
+    drawn from their numbers. Two of them begin alike by chance once in a vocabulary,
+    and go on alike hardly ever.
 
     Args:
         roots: of a trace.
@@ -122,7 +131,7 @@ def in_vocabulary(roots: Sequence[Turn], vocabulary: int) -> list[Turn]:
             return out[: len(tokens)]
         if max(tokens, default=0) < vocabulary:
             return tokens
-        return [t if t < vocabulary else block(t, 1)[0] for t in tokens]
+        return _drawn(list(tokens), low, vocabulary)
 
     def turned(turn: Turn) -> Turn:
         return replace(turn, tokens=known(turn.tokens), children=[])
@@ -133,6 +142,28 @@ def in_vocabulary(roots: Sequence[Turn], vocabulary: int) -> list[Turn]:
         old, new = stack.pop()
         new.children = [turned(child) for child in old.children]
         stack += zip(old.children, new.children, strict=True)
+    return out
+
+
+def _drawn(tokens: Sequence[int], low: int, vocabulary: int) -> list[int]:
+    """Return tokens that a model knows; those that were made up are drawn.
+
+    Each token beyond the vocabulary begins a row that is drawn from its number, which
+    ``FILL`` goes on with: equal rows stay equal, and others are others throughout.
+    """
+    out: list[int] = []
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        end = at + 1
+        if token >= vocabulary:
+            while end < len(tokens) and tokens[end] == FILL:
+                end += 1
+            rng = np.random.default_rng(token)
+            out += rng.integers(low, vocabulary, end - at).tolist()
+        else:
+            out.append(token)
+        at = end
     return out
 
 
@@ -154,6 +185,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self.seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -181,8 +213,7 @@ class Bench:
                     pass_fds=[writing],
                     text=True,
                     start_new_session=True,
-                    # Some of its data sets draw by the hash of strings.
-                    env={**os.environ, "PYTHONHASHSEED": "0", "VLLM_PLUGINS": ""},
+                    env=_bench_environment(),
                 )
             os.close(writing)
             self._replies = os.fdopen(reading)
@@ -211,16 +242,30 @@ class Bench:
         words += ["--served-model-name", server.model_name, "--disable-tqdm"]
         words += ["--save-detailed", "--ready-check-timeout-sec", "0"]
         for name, value in server.headers.items():
-            words += ["--header", f"{name}={value}"]
-        if sending.rate is not None:
-            words += ["--request-rate", str(sending.rate)]
-        if not any(word.startswith("--temperature") for word in self.words):
-            words += ["--temperature", "0"]
+            pair = f"{name}={value}"
+            if "--header" in words:  # it takes all pairs at once
+                words.insert(words.index("--header") + 1, pair)
+            else:
+                words += ["--header", pair]
+        for option, given in (
+            ("--request-rate", sending.rate),
+            ("--max-concurrency", sending.concurrency),
+            ("--seed", sending.seed),
+            ("--temperature", 0),
+        ):
+            if given is not None and not self._has(option):
+                words += [option, str(given)]
         try:
-            return answers_of(await asyncio.to_thread(self._ask, words))
+            result = await asyncio.to_thread(self._ask, words)
         except asyncio.CancelledError:
             self.close()
             raise
+        # Not what making the requests took.
+        self.seconds = result["duration"]
+        return answers_of(result)
+
+    def _has(self, option: str) -> bool:
+        return any(word.split("=")[0] == option for word in self.words)
 
     def close(self) -> None:
         """End the process that sends."""
@@ -230,19 +275,30 @@ class Bench:
             self._process = None
 
 
+def _bench_environment() -> dict[str, str]:
+    """Return the environment of vLLM's bench: no plugin, and no proxy to a server here.
+
+    Some of its data sets draw by the hash of strings.
+    """
+    direct = ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST)))
+    fixed = {"PYTHONHASHSEED": "0", "VLLM_PLUGINS": ""}
+    return {**os.environ, **fixed, "NO_PROXY": direct, "no_proxy": direct}
+
+
 def answers_of(result: Mapping[str, Any]) -> list[Answer]:
     """Return the answers in a result of ``vllm bench serve``.
 
     Their outputs are characters' numbers, not tokens: equal texts are equal lists.
     """
     out = []
-    fields = ("ttfts", "itls", "input_lens", "generated_texts", "errors")
-    rows = zip(*(result[name] for name in fields), strict=True)
-    for number, (ttft, itls, length, text, error) in enumerate(rows):
+    fields = ("ttfts", "itls", "input_lens", "output_lens", "generated_texts")
+    rows = zip(*(result[name] for name in (*fields, "errors")), strict=True)
+    for number, (ttft, itls, length, tokens, text, error) in enumerate(rows):
         answer = Answer(str(number), prompt_tokens=length, error=error or "")
         if not answer.error:
             answer.ttft, answer.e2e = ttft, ttft + sum(itls)
-            answer.tpot = sum(itls) / len(itls) if itls else None
+            # A piece of the stream may hold several tokens.
+            answer.tpot = sum(itls) / (tokens - 1) if tokens > 1 else None
             answer.output = [ord(character) for character in text]
         out.append(answer)
     return out

@@ -1,11 +1,13 @@
 """Makes the loads that a command line asks for."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_radix_bench.ab.loads import Bench, Forest, Load, built_in, in_vocabulary
+from vllm_radix_bench.ab.serve_options import ServeOptions
 from vllm_radix_bench.ab.servers import Cache
 from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.traces.load import load
@@ -37,11 +39,11 @@ def read_trace(arguments: argparse.Namespace, tokenizer: str) -> list[Turn] | No
     )
 
 
-def vocabulary_of(model: str) -> int:
+def vocabulary_of(model: str, trusts_code: bool) -> int:
     """Return how many tokens a model knows."""
     from vllm.transformers_utils.config import get_config
 
-    config: Any = get_config(model, trust_remote_code=False)
+    config: Any = get_config(model, trust_remote_code=trusts_code)
     return int(config.get_text_config().vocab_size)
 
 
@@ -84,8 +86,7 @@ def make_loads(
     arguments: argparse.Namespace,
     names: Sequence[str],
     trace: list[Turn] | None,
-    model: str,
-    tokenizer: str,
+    serve: ServeOptions,
     cache: Cache,
     max_model_len: int,
 ) -> list[Load]:
@@ -95,8 +96,7 @@ def make_loads(
         arguments: of the command.
         names: of built-in workloads.
         trace: requests of it; None for no trace.
-        model: folder or name.
-        tokenizer: folder or name.
+        serve: how servers are started.
         cache: that built-in workloads are sized for.
         max_model_len: tokens of the longest request that the servers take.
 
@@ -105,7 +105,11 @@ def make_loads(
     """
     loads: list[Load] = []
     if trace is not None:
-        roots = in_vocabulary(trace, vocabulary_of(model))
+        roots = in_vocabulary(trace, vocabulary_of(serve.model, serve.trusts_code))
+        if arguments.rate == math.inf or arguments.matrix_rate:
+            # Those that have no rate are sent at once, not at the trace's times.
+            for root in roots:
+                root.arrival = 0.0
         longest = longest_path(roots)
         if longest > max_model_len:
             raise InputError(
@@ -118,10 +122,15 @@ def make_loads(
     if arguments.after:
         name = f"{arguments.output.stem}-bench.log"
         log = arguments.output.with_name(name)
-        loads.append(Bench(tuple(arguments.after), log, tokenizer))
+        loads.append(Bench(tuple(arguments.after), log, serve.tokenizer))
     for name in names:
         work = sized(
-            name, tokenizer, cache, max_model_len, arguments.pressure, arguments.seed
+            name,
+            serve.tokenizer,
+            cache,
+            max_model_len,
+            arguments.pressure,
+            arguments.seed,
         )
         loads.append(built_in(work))
     return loads

@@ -30,6 +30,9 @@ SCHEMA = "vllm-radix/ab-report/1"
 _MOST_POINTS = 120
 _MOST_SAMPLES = 500
 _MOST_TENANTS = 30
+_MOST_EXAMPLES = 20
+_LAG_SHARE = 0.05
+"""Of the mean time to the first token that may be the client's own."""
 _SLACK = 1.01
 """Factor on stock's tokens from which radix computed more, not as many."""
 
@@ -119,6 +122,14 @@ def _workload(cell: dict[str, Any]) -> dict[str, Any] | None:
     compared = {name: compare(figure, rounds) for name, figure in TIMES.items()}
     first = rounds[0]
     answers = cell["answers"]
+    failed = {
+        arm: sum(
+            run[arm]["counts"]["errors"]
+            for run in cell["rounds"].values()
+            if arm in run
+        )
+        for arm in ARMS
+    }
     return {
         "name": cell["name"],
         "is_control": cell["is_control"],
@@ -127,7 +138,7 @@ def _workload(cell: dict[str, Any]) -> dict[str, Any] | None:
         "cell": {"blocks": cell["blocks"], "rate": cell["rate"]},
         "requests": first["stock"]["requests"],
         "fewest_tokens": cell["fewest_tokens"],
-        "counts": {arm: total_counts(rounds, arm) for arm in ARMS},
+        "counts": {arm: total_counts(rounds, arm, failed[arm]) for arm in ARMS},
         "times": {name: one for name, one in compared.items() if one is not None},
         "ttft_seconds": {arm: _pooled(rounds, arm, "ttft") for arm in ARMS},
         "hit_rate_over_time": {
@@ -140,16 +151,25 @@ def _workload(cell: dict[str, Any]) -> dict[str, Any] | None:
         "answers": answers
         and {key: answers[key] for key in ("compared", "different", "beyond_doubt")},
         "tenants": _tenants(rounds),
+        "client_lag": max(run[arm]["client_lag"] for run in rounds for arm in ARMS),
     }
 
 
 def verdicts(
-    workloads: Sequence[dict[str, Any]], gates: Sequence[Gate]
+    workloads: Sequence[dict[str, Any]],
+    gates: Sequence[Gate],
+    missing: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return what a run was held to, and whether it held."""
+    """Return what a run was held to, and whether it held.
+
+    Args:
+        workloads: of the report.
+        gates: of ``--fail-on``.
+        missing: what was to be measured, and was not.
+    """
     found = [*_of_counts(workloads), *_of_answers(workloads)]
     for gate in gates:
-        found += gate.check(workloads)
+        found += gate.check(workloads, missing)
     return [{"ok": ok, "text": text} for ok, text in found]
 
 
@@ -164,7 +184,7 @@ def _of_counts(workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str]
         if stock["errors"] or radix["errors"]:
             said = f"requests that failed: {stock['errors']:,} with stock, "
             said += f"{radix['errors']:,} with radix"
-            yield radix["errors"] <= stock["errors"], f"{label(one)}: {said}"
+            yield False, f"{label(one)}: {said}"
 
 
 def _of_answers(workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
@@ -177,17 +197,34 @@ def _of_answers(workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str
             f"{label(one)}: {equal:,} of {answers['compared']:,} answers equal stock's"
         )
         doubtful = answers["different"] - answers["beyond_doubt"]
-        if one["load"] in ("bench", "guidellm") and answers["different"]:
-            text += "; of the others it is not known whether the model was undecided"
-        elif doubtful:
-            text += f"; in {doubtful:,} the model was undecided"
+        if doubtful:
+            known = one["load"] not in ("bench", "guidellm")
+            text += f"; in {doubtful:,} " if known else "; of the others "
+            text += (
+                "the model was undecided, or rounds more coarsely"
+                if known
+                else ("it is not known whether the model was undecided")
+            )
         yield not answers["beyond_doubt"], text
 
 
 def warnings(
-    workloads: Sequence[dict[str, Any]], rounds: int, asked: int
+    workloads: Sequence[dict[str, Any]],
+    missing: Sequence[dict[str, Any]],
+    rounds: int,
+    asked: int,
 ) -> Iterator[str]:
-    """Yield what a reader must know before believing the times."""
+    """Yield what a reader must know before believing the times.
+
+    Args:
+        workloads: of the report; each has ``client_lag``, in seconds.
+        missing: what was to be measured, and was not.
+        rounds: that were run of each.
+        asked: that were to be run.
+    """
+    if missing:
+        names = ", ".join(map(label, missing))
+        yield f"The budget left no time for {names} (--budget has the minutes)."
     if rounds < asked:
         yield (
             f"The budget allowed {rounds} of {asked} rounds (--budget has the minutes)."
@@ -204,11 +241,19 @@ def warnings(
                 "Both arms compute the same for the control, yet its interval excludes "
                 f"1 for {', '.join(noisy)}: such times are noise here."
             )
-        failed = {arm: one["counts"][arm]["errors"] for arm in ARMS}
-        if any(failed.values()):
+        stock, radix = (one["counts"][arm]["preemptions"] for arm in ARMS)
+        if radix > stock:
             yield (
-                f"{label(one)}: requests failed: {failed['stock']:,} with stock, "
-                f"{failed['radix']:,} with radix."
+                f"{label(one)}: more requests were preempted ({stock:,} → {radix:,}); "
+                "what is computed anew for them is not among the tokens computed."
+            )
+        lag = one["client_lag"]
+        mean = one["times"].get("ttft_mean")
+        if mean and lag > _LAG_SHARE * min(mean[arm] for arm in ARMS):
+            yield (
+                f"{label(one)}: the client itself was late by {lag:.3f} s on average, "
+                "which is part of both arms' times: send fewer at once (--concurrency, "
+                "--rate), or from a larger machine."
             )
     if not any(one["is_control"] for one in workloads):
         yield "No control was run: how noisy the times are is not known."
@@ -234,6 +279,14 @@ def _range(workloads: Sequence[dict[str, Any]], figure: str) -> str:
     return f"{least:.2f} ({label(best)}) to {most:.2f} ({label(worst)}) of stock's"
 
 
+def _caches(report: dict[str, Any], shown: Sequence[dict[str, Any]]) -> str:
+    """Return with what caches a report's workloads ran, in words."""
+    sizes = {one["cell"]["blocks"] for one in shown} - {None}
+    if len(sizes) > 1:
+        return f"With KV caches of {min(sizes):,} to {max(sizes):,} blocks"
+    return f"With a KV cache of {report['setup']['cache']['tokens']:,} tokens"
+
+
 def sentence(report: dict[str, Any]) -> str:
     """Return the result in one sentence, to be quoted; what got worse is in it."""
     shown = [one for one in report["workloads"] if not one["is_control"]]
@@ -244,8 +297,7 @@ def sentence(report: dict[str, Any]) -> str:
         arm: sum(one["counts"][arm]["computed_tokens"] for one in shown) for arm in ARMS
     }
     stock, radix = (tokens[arm] for arm in ARMS)
-    cache = report["setup"]["cache"]["tokens"]
-    text = f"With a KV cache of {cache:,} tokens radix computed "
+    text = f"{_caches(report, shown)} radix computed "
     if stock == radix:
         text += f"as many prompt tokens as stock ({stock:,})"
     else:
@@ -267,6 +319,11 @@ def sentence(report: dict[str, Any]) -> str:
     ]
     if worse:
         text += f"; radix computed more for {', '.join(worse)}"
+    preempted = {
+        arm: sum(one["counts"][arm]["preemptions"] for one in shown) for arm in ARMS
+    }
+    if preempted["radix"] > preempted["stock"]:
+        text += f"; preemptions {preempted['stock']:,} → {preempted['radix']:,}"
     return f"{text}."
 
 
@@ -278,7 +335,16 @@ def make(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         gates: of ``--fail-on``.
     """
     workloads = [one for cell in result["cells"] if (one := _workload(cell))]
-    rounds = min((len(_timed(cell)) for cell in result["cells"]), default=0)
+    missing = [
+        {
+            "name": cell["name"],
+            "is_control": cell["is_control"],
+            "cell": {"blocks": cell["blocks"], "rate": cell["rate"]},
+        }
+        for cell in result["cells"]
+        if not _timed(cell)
+    ]
+    rounds = min((n for cell in result["cells"] if (n := len(_timed(cell)))), default=0)
     controls = [one for one in workloads if one["is_control"]]
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -287,17 +353,28 @@ def make(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "started": result["started"],
         "seconds": round(result["seconds"], 1),
         "sentence": "",
-        "warnings": list(warnings(workloads, rounds, result["setup"]["rounds"])),
+        "warnings": list(
+            warnings(workloads, missing, rounds, result["setup"]["rounds"])
+        ),
         "setup": {**result["setup"], "rounds": rounds},
         "workloads": workloads,
         "times_are_noise": any(
             is_noisy(one["times"].get("ttft_mean")) for one in controls
         ),
-        "verdicts": verdicts(workloads, gates),
+        "verdicts": verdicts(workloads, gates, missing),
         "pieces": Rows(_pieces(result)),
     }
     report["sentence"] = sentence(report)
+    for one in workloads:
+        del one["client_lag"]  # of the pieces
     return report
+
+
+def _differences(cell: dict[str, Any], number: int, arm: str) -> dict[str, Any]:
+    """Return where answers differ, for the piece that says so."""
+    if number != ANSWERS or arm != ARMS[1] or not cell["answers"]:
+        return {}
+    return {"differences": cell["answers"]["differences"][:_MOST_EXAMPLES]}
 
 
 def _pieces(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -312,6 +389,9 @@ def _pieces(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     "round": int(name),
                     "arm": arm,
                     "seconds": round(run["seconds"], 3),
+                    "client_lag": round(run["client_lag"], 6),
+                    "failures": run["failures"],
+                    **_differences(cell, int(name), arm),
                     **run["counts"],
                     **{
                         figure.name: value if value is None else round(value, 6)

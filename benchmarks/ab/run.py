@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import psutil
 
 from vllm_radix_bench.ab import answers
 from vllm_radix_bench.ab.client import Answer, Sending
-from vllm_radix_bench.ab.loads import Load
+from vllm_radix_bench.ab.loads import Forest, Load
 from vllm_radix_bench.ab.plan import ANSWERS, Cell, Piece, pieces
 from vllm_radix_bench.ab.scrape import Watch, counts, scrape
 from vllm_radix_bench.ab.serve_options import ServeOptions
@@ -23,6 +23,8 @@ from vllm_radix_bench.report.progress import Progress, seconds_in_words
 _SPARE_MEMORY = 1.3
 """Times what a server holds that must be free for a second one."""
 _QUIET_SECONDS = 30.0
+_WARM = 16
+"""Requests, or conversations, that a server gets before it is measured."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Options:
         ready_seconds: for a server to come up.
         stall_seconds: after which a server that counts nothing has hung.
         logs: path that theirs begin with.
+        start: when the run began, in seconds of ``time.monotonic``.
     """
 
     serve: ServeOptions
@@ -50,6 +53,7 @@ class Options:
     ready_seconds: float
     stall_seconds: float
     logs: Path
+    start: float
 
 
 @dataclass
@@ -62,16 +66,19 @@ class Servers:
 
     Attributes:
         together: whether both may be up at once; None while it is not known.
+        fixed: blocks of the cache that the first server found room for, so that all
+            others have as many; None where the options say how many.
     """
 
     options: Options
     begin: Callable[[str], None]
     together: bool | None = None
+    fixed: int | None = None
     _up: dict[str, tuple[Server, ExitStack]] = field(default_factory=dict)
     _blocks: int | None = None
 
-    def get(self, arm: str, blocks: int | None) -> Server:
-        """Return an arm's server, started if it is not up.
+    def get(self, arm: str, blocks: int | None) -> tuple[Server, bool]:
+        """Return an arm's server, started if it is not up, and whether it was.
 
         Raises:
             ServerError: it did not come up.
@@ -80,17 +87,18 @@ class Servers:
             self.stop_all()
             self._blocks = blocks
         if arm in self._up:
-            return self._up[arm][0]
+            return self._up[arm][0], False
         if not self.together:
             self.stop_all()
         self.begin(f"starting the {arm} server")
+        blocks = self.fixed if blocks is None else blocks
         extra = () if blocks is None else ("--num-gpu-blocks-override", str(blocks))
         stack = ExitStack()
         spec = self.options.serve.spec(arm, extra)
         ready = self.options.ready_seconds
         server = stack.enter_context(running(spec, self.options.logs, ready))
         self._up[arm] = server, stack
-        return server
+        return server, True
 
     def stop_all(self) -> None:
         """End all servers, even if one cannot be ended."""
@@ -146,6 +154,8 @@ def _run_of(
     found: Sequence[Answer], counted: dict[str, float], watch: Watch, seconds: float
 ) -> dict[str, Any]:
     """Return what is kept of a run."""
+    # The watch sleeps beside the client: what it is late by, the client is.
+    lag = watch.late_by()
     good = [one for one in found if not one.error]
     failed = [one for one in found if one.error]
     return {
@@ -157,7 +167,8 @@ def _run_of(
         "e2e": [one.e2e for one in good],
         "tenants": [(one.tenant, one.ttft) for one in good if one.tenant],
         "hit_rates": watch.hit_rates,
-        "errors": sorted({one.error for one in failed})[:5],
+        "failures": sorted({one.error for one in failed})[:5],
+        "client_lag": lag,
     }
 
 
@@ -196,7 +207,7 @@ async def send(
             for task in (sent, watching):
                 task.cancel()
             await asyncio.gather(sent, watching, return_exceptions=True)
-        seconds = time.perf_counter() - start
+        seconds = load.seconds or time.perf_counter() - start
         server.check_alive()
         await _wait_until_quiet(server)
         after = await asyncio.to_thread(scrape, server)
@@ -281,43 +292,79 @@ def run(
     Raises:
         ServerError: a server did not come up, died or hangs.
     """
-    start = time.monotonic()
     before = result["seconds"]
-    spent: dict[int, float] = {}
-    over: set[int | None] = set()
+    clock = _Budget(options, {cell["blocks"] for cell in result["cells"]})
+    spent = 0.0
+    ran = 0
     for at, piece in enumerate(todo):
         cell = result["cells"][piece.cell]
-        new_round = all(other.round < piece.round for other in todo[:at])
-        elapsed = before + time.monotonic() - start
-        if new_round and piece.round > ANSWERS + 1 and options.budget_seconds:
-            round_seconds = max(spent.values(), default=0.0)
-            if elapsed + round_seconds > options.budget_seconds:
-                over.add(piece.round)
-        if over:
+        if not clock.allows(piece, cell["blocks"]):
             progress.advance()
             continue
         name = f"{cell['name']}, {piece.arm}"
         name += ", answers" if piece.round == ANSWERS else f", round {piece.round}"
-        server = servers.get(piece.arm, cell["blocks"])
+        server, is_new = servers.get(piece.arm, cell["blocks"])
         _check_cache(result, cell, server)
-        cell.setdefault("gap", answers.gap_of(server.dtype))
+        sending = _sending(options, cell, piece)
+        if is_new:
+            progress.begin(f"warming the {piece.arm} server")
+            warm = next((one for one in loads if isinstance(one, Forest)), None)
+            if warm is not None:
+                once = replace(sending, rate=None, top_logprobs=0)
+                asyncio.run(send(warm.some(_WARM), server, once, options.stall_seconds))
+        cell["gap"] = answers.gap_of(server.dtype)
+        if options.serve.rounds_coarsely:
+            cell["gap"] = None
         progress.begin(name)
         began = time.monotonic()
         found, kept = asyncio.run(
-            send(
-                loads[piece.cell],
-                server,
-                _sending(options, cell, piece),
-                options.stall_seconds,
-            )
+            send(loads[piece.cell], server, sending, options.stall_seconds)
         )
         _keep(cell, piece, found, kept)
         seconds = time.monotonic() - began
-        spent[piece.round] = spent.get(piece.round, 0.0) + seconds
-        result["seconds"] = before + time.monotonic() - start
+        spent, ran = spent + seconds, ran + 1
+        clock.note(piece, seconds)
+        result["seconds"] = before + time.monotonic() - options.start
         save()
         progress.advance()
         left = len(todo) - at - 1
-        mean = sum(spent.values()) / (at + 1)
-        to_go = f"about {seconds_in_words(mean * left)} to go" if left else ""
+        to_go = f"about {seconds_in_words(spent / ran * left)} to go" if left else ""
         progress.finish(f"{name}: {seconds_in_words(seconds)}", to_go)
+
+
+class _Budget:
+    """Says which rounds may still begin; each size of the cache has an equal part.
+
+    Args:
+        options: with the budget.
+        sizes: of the cache, one after the other.
+    """
+
+    def __init__(self, options: Options, sizes: set[int | None]) -> None:
+        self._options = options
+        self._part = (options.budget_seconds or 0.0) / max(1, len(sizes))
+        self._size: tuple[int | None] | None = None
+        self._begun = options.start
+        self._round = ANSWERS
+        self._over = False
+        self._spent: dict[int, float] = {}
+
+    def allows(self, piece: Piece, size: int | None) -> bool:
+        """Return whether a piece may be run; O(1)."""
+        if self._size != (size,):
+            if self._size is not None:
+                self._begun = time.monotonic()
+            self._size, self._over = (size,), False
+            self._spent, self._round = {}, piece.round
+        if piece.round > self._round:
+            self._round = piece.round
+            # The answers and the first round are always run.
+            if self._part and piece.round > ANSWERS + 1:
+                a_round = max(self._spent.values(), default=0.0)
+                elapsed = time.monotonic() - self._begun
+                self._over = self._over or elapsed + a_round > self._part
+        return not self._over
+
+    def note(self, piece: Piece, seconds: float) -> None:
+        """Note what a piece took."""
+        self._spent[piece.round] = self._spent.get(piece.round, 0.0) + seconds

@@ -9,6 +9,7 @@ from vllm_radix_bench.ab.servers import Server
 from vllm_radix_bench.ab.web import HttpError, get
 
 SAMPLE_SECONDS = 0.5
+_TICK_SECONDS = 0.05
 _LEAST_SILENCE = 30.0
 """Seconds without metrics before a server counts as hung."""
 
@@ -105,6 +106,7 @@ class Watch:
         self.before = scrape(self.server)
         self._start = self._moved = self._answered = time.monotonic()
         self._last: tuple[float, ...] = ()
+        self._late: list[float] = []
 
     async def run(self) -> None:
         """Sample until cancelled.
@@ -113,7 +115,10 @@ class Watch:
             ServerError: the server died or hangs.
         """
         while True:
-            await asyncio.sleep(SAMPLE_SECONDS)
+            for _ in range(round(SAMPLE_SECONDS / _TICK_SECONDS)):
+                before = time.monotonic()
+                await asyncio.sleep(_TICK_SECONDS)
+                self._late.append(time.monotonic() - before - _TICK_SECONDS)
             self.server.check_alive()
             try:
                 now = await asyncio.to_thread(scrape, self.server)
@@ -123,6 +128,10 @@ class Watch:
                     raise self.server.error(f"does not answer ({error})") from error
                 continue
             self.note(now, time.monotonic())
+
+    def late_by(self) -> float:
+        """Return by how many seconds things beside it were late, on average."""
+        return max(0.0, sum(self._late) / len(self._late)) if self._late else 0.0
 
     def note(self, now: Scrape, at: float) -> None:
         """Note metrics of a moment.

@@ -20,6 +20,7 @@ _OURS = {
     "scheduler_cls": "ab chooses the scheduler of each arm; --radix has the options "
     "of radix",
     "disable_log_stats": "ab reads counts from /metrics",
+    "config": "write its options out, so that the report has them",
 }
 """Options of ``vllm serve`` that an A/B sets or cannot do without, and why."""
 
@@ -32,7 +33,12 @@ _BENCH_OURS = {
     "result_dir": "results are in --output",
     "result_filename": "results are in --output",
     "append_result": "results are in --output",
+    "tokenizer": "it is that of the servers",
+    "served_model_name": "it is that of the servers",
 }
+
+_SECRET = ("--api-key", "--hf-token")
+"""Options whose values no report shows."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class ServeOptions:
         api_key: that servers ask for; None for none.
         orders_by_priority: whether the scheduler orders by priority.
         tenant_field: of ``vllm_xargs`` that names tenants.
+        rounds_coarsely: whether weights or cache are of fewer bits than the model's
+            type, so that nobody knows how far rounding moves an answer.
+        trusts_code: whether code of the model's authors may run.
         memory_share: of the machine that a server takes for itself; None where the size
             of the cache is given.
     """
@@ -58,6 +67,8 @@ class ServeOptions:
     api_key: str | None = None
     orders_by_priority: bool = False
     tenant_field: str = "tenant"
+    rounds_coarsely: bool = False
+    trusts_code: bool = False
     memory_share: float | None = None
 
     def spec(self, arm: str, extra: Sequence[str] = ()) -> ServerSpec:
@@ -94,6 +105,45 @@ def split_radix(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, ours
 
 
+def _default(parser: Any, action: Any) -> Any:
+    """Return what an option is when it is not given."""
+    default = action.default
+    if isinstance(default, str) and action.nargs is None:
+        return parser._get_value(action, default)
+    return default
+
+
+def shown(words: Sequence[str]) -> list[str]:
+    """Return options for a report: without keys and tokens."""
+    out: list[str] = []
+    is_secret = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if word.startswith("--"):
+            is_secret = name.replace("_", "-") in _SECRET
+            out.append(f"{name}=***" if is_secret and equals else word)
+        else:
+            out.append("***" if is_secret else word)
+    return out
+
+
+def without_model(words: Sequence[str], parse: Callable[[list[str]], Any]) -> list[str]:
+    """Return the words without the one that is the model.
+
+    An option may have the same value: what still parses, and has no model, is right.
+    """
+    model = parse(list(words)).model_tag
+    for at, word in enumerate(words):
+        if word == model:
+            rest = [*words[:at], *words[at + 1 :]]
+            try:
+                if parse(rest).model_tag is None:
+                    return rest
+            except InputError:
+                continue
+    return list(words)
+
+
 def _parse(
     add: Callable[[Any], Any], words: Sequence[str], command: str
 ) -> tuple[Any, set[str]]:
@@ -113,6 +163,9 @@ def _parse(
     arguments = parser.parse_args(list(words))
     given = set()
     for action in parser._actions:
+        # Abbreviated, it is not among the words.
+        if getattr(arguments, action.dest, None) != _default(parser, action):
+            given.add(action.dest)
         for option in action.option_strings:
             base = option.replace("_", "-")
             if any(
@@ -148,8 +201,9 @@ def read_serve(words: Sequence[str]) -> ServeOptions:
         )
     models.find(model, "the model")
     if arguments.model_tag is not None:
-        # The first of them: an option may have the same value.
-        others.remove(model)
+        others = without_model(
+            others, lambda words: _parse(make_arg_parser, words, "vllm serve")[0]
+        )
     key = arguments.api_key or os.environ.get("VLLM_API_KEY")
     return ServeOptions(
         model=model,
@@ -159,12 +213,19 @@ def read_serve(words: Sequence[str]) -> ServeOptions:
         api_key=key[0] if isinstance(key, list) else key,
         orders_by_priority=str(arguments.scheduling_policy) == "priority",
         tenant_field=radix.get("tenant") or "tenant",
+        rounds_coarsely=_rounds_coarsely(arguments),
+        trusts_code=bool(arguments.trust_remote_code),
         memory_share=(
             None
             if arguments.kv_cache_memory_bytes or "VLLM_CPU_KVCACHE_SPACE" in os.environ
             else float(arguments.gpu_memory_utilization)
         ),
     )
+
+
+def _rounds_coarsely(arguments: Any) -> bool:
+    kept = str(arguments.kv_cache_dtype)
+    return bool(arguments.quantization) or kept not in ("auto", "bfloat16", "float16")
 
 
 def _radix_options(words: Sequence[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ ARMS = ("stock", "radix")
 HOST = "127.0.0.1"
 PLUGIN = "radix"
 _POLL_SECONDS = 0.25
+_RESET_SECONDS = 30.0
 
 
 class ServerError(CommandError):
@@ -63,8 +64,6 @@ class ServerSpec:
         loaded["VLLM_PLUGINS"] = ",".join(plugins_of(self.arm, os.environ))
         # For POST /reset_prefix_cache; both arms have it.
         loaded["VLLM_SERVER_DEV_MODE"] = "1"
-        if os.path.isdir(self.model):
-            loaded.setdefault("HF_HUB_OFFLINE", "1")
         return loaded
 
 
@@ -123,6 +122,7 @@ class Server:
         max_model_len: the longest request, in tokens, once it is ready.
         model_name: by which requests name the model, once it is ready.
         dtype: of the model, once it is ready; empty if its log does not tell.
+        engines: that it has, once it is ready.
     """
 
     spec: ServerSpec
@@ -132,6 +132,7 @@ class Server:
     max_model_len: int = 0
     model_name: str = ""
     dtype: str = ""
+    engines: int = 1
 
     def __post_init__(self) -> None:
         try:
@@ -237,8 +238,9 @@ class Server:
             raise self.error(f"does not tell what it is ({error})") from error
         if not infos:
             raise self.error("has no metrics: start without --disable-log-stats")
-        blocks = sum(int(info["num_gpu_blocks"]) for info in infos)
-        size = int(infos[0]["block_size"])
+        # With several engines each tells the blocks of all.
+        blocks = max(int(info["num_gpu_blocks"]) for info in infos)
+        size, self.engines = int(infos[0]["block_size"]), len(infos)
         known = [info.get("kv_cache_size_tokens", "None") for info in infos]
         tokens = [int(text) for text in known if text not in ("None", "0")]
         whole = len(tokens) == len(infos)
@@ -258,16 +260,23 @@ class Server:
             )
 
     def reset_cache(self) -> None:
-        """Empty the prefix cache.
+        """Empty the prefix cache, once the blocks of the last requests are free.
 
         Raises:
             ServerError: it could not.
         """
-        try:
-            post(f"{self.base_url}/reset_prefix_cache", self.headers)
-        except HttpError as error:
-            self.check_alive()
-            raise self.error(f"did not reset its prefix cache ({error})") from error
+        deadline = time.monotonic() + _RESET_SECONDS
+        while True:
+            try:
+                reply = post(f"{self.base_url}/reset_prefix_cache", self.headers)
+            except HttpError as error:
+                self.check_alive()
+                raise self.error(f"did not reset its prefix cache ({error})") from error
+            if not reply.strip() or json.loads(reply).get("success", True):
+                return
+            if time.monotonic() > deadline:
+                raise self.error("did not reset its prefix cache: blocks are in use")
+            time.sleep(_POLL_SECONDS)
 
     def memory(self) -> int:
         """Return the bytes of memory that its processes hold for themselves."""

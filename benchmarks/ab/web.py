@@ -51,13 +51,11 @@ def get_json(url: str, headers: Mapping[str, str] | None = None) -> Any:
 
 def post(
     url: str, headers: Mapping[str, str] | None = None, timeout: float = 120.0
-) -> None:
-    """Post nothing to a URL.
+) -> bytes:
+    """Post nothing to a URL; return the reply.
 
     Raises:
         HttpError: it was refused.
     """
-    _ask(
-        urllib.request.Request(url, data=b"", headers=dict(headers or {})),
-        timeout,
-    )
+    request = urllib.request.Request(url, data=b"", headers=dict(headers or {}))
+    return _ask(request, timeout)

@@ -55,7 +55,11 @@ def engine_args(
     load_general_plugins()
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
     parser.error = refuse  # type: ignore[method-assign]
-    arguments: argparse.Namespace = parser.parse_args([model, *options])
+    try:
+        arguments: argparse.Namespace = parser.parse_args([model, *options])
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        raise InputError(f"--config: {name}{error.strerror or error}") from error
     arguments.model = model
     try:
         return AsyncEngineArgs.from_cli_args(arguments)
@@ -82,7 +86,11 @@ def examine(args: Any) -> Iterator[Finding]:
     options = chosen.options if isinstance(chosen, Chosen) else {}
     args.scheduler_cls = SCHEDULER
     section = {**(section_of(args.additional_config) or {}), **options}
-    radix = RadixConfig.resolve(section)
+    try:
+        radix = RadixConfig.resolve(section)
+    except ValueError as error:
+        yield problem("options", str(error), "correct it in --additional-config")
+        return
     defaults = RadixConfig().to_dict()
     told = [f"{k}={v}" for k, v in radix.to_dict().items() if v != defaults[k]]
     yield ok("options", ", ".join(told) or "all as they are by default")

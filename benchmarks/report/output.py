@@ -1,6 +1,7 @@
 """Files of results: written whole or not at all, and never lost."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -105,16 +106,17 @@ def alone(path: Path, option: str = "--output") -> Iterator[None]:
     """Keep other runs from writing where this one does.
 
     Args:
-        path: of the result; a lock lies beside it while the run lasts, and is free
-            again however the run ends.
+        path: of the result. All files of its stem have one lock, in the folder for
+            temporary files; it is free again however the run ends.
         option: that named it, for messages.
 
     Raises:
         OutputError: another run writes there, or the lock cannot be made.
     """
-    lock = path.with_name(f"{path.name}.lock")
+    where = os.path.realpath(path.with_suffix(""))
+    digest = hashlib.sha256(where.encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir()) / f"vllm-radix-{os.getuid()}-{digest}.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
     except OSError as error:
         raise _unwritable(option, path, error) from error
@@ -126,10 +128,7 @@ def alone(path: Path, option: str = "--output") -> Iterator[None]:
                 f"{option}: another run is writing {path}; allowed: another file, or "
                 "the same once that run has ended"
             ) from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield
 
 
 def all_written(*files: OutputFile | None) -> bool:

@@ -21,7 +21,7 @@ from vllm_radix_bench.workloads.turn import Turn
 
 _FIRST = 1 << 29
 """Plus its number, the first token that a request brings: no other request has it."""
-_FILL = _FIRST - 1
+FILL = _FIRST - 1
 """The others that it brings."""
 _MOST = MAX_TOKEN - _FIRST
 _LARGEST_ID = (1 << 31) - 1
@@ -61,7 +61,7 @@ class RecordedTokens(Sequence[int]):
         for (begin, brought), end in zip(self._pieces, ends, strict=True):
             length = max(0, min(end, self._stop) - begin)
             if isinstance(brought, int):
-                tokens += [_FIRST + brought, *[_FILL] * (length - 1)][:length]
+                tokens += [_FIRST + brought, *[FILL] * (length - 1)][:length]
             else:
                 tokens += islice(brought, length)
         return tokens[self._start :]

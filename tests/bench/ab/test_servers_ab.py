@@ -255,6 +255,9 @@ def test_fail_on(gates, code, said, stubs, words, capsys):
         (["--limit", "3"], "--limit is of a --trace"),
         (["--trace", "/no/such"], "/no/such"),
         (["--rate", "3", "--matrix-rate", "4"], "--rate and --matrix-rate"),
+        (["--config", "f.yaml"], "--config: leave it away: write its options out"),
+        (["--disable-log-st"], "--disable-log-stats: leave it away"),
+        (["--fail-on", "ttft_p99>1.1"], "a ratio of times takes 3 rounds or more"),
         (["--rounds", "0"], "argument --rounds: '0' is not a whole number from 1"),
         (["--", "--dataset-name", "nope"], "vllm bench serve: argument --dataset-name"),
         (["--", "--port", "1"], "vllm bench serve: --port: leave it away"),
@@ -286,8 +289,7 @@ def test_two_runs_do_not_write_to_one_file(stubs, words, output, capsys):
     err = capsys.readouterr().err
     assert f"--output: another run is writing {output}" in err
     assert not output.exists()
-    # A lock that a killed run left behind is free.
-    output.with_name("ab.json.lock").touch()
+    # What a run that has ended, or was killed, left of its lock is free.
     assert main(words) == ExitCode.GOOD
 
 
@@ -411,6 +413,79 @@ def test_options_of_radix_go_to_its_arm_only(tiny):
     stock, radix = read.spec("stock", ("--x",)), read.spec("radix", ("--x",))
     assert stock.options == (*read.words, "--x")
     assert radix.options == (*stock.options, "--radix", json.dumps(read.radix))
+
+
+def test_a_report_shows_no_secrets():
+    words = ["--api-key", "sk-1", "sk-2", "--hf-token=hf", "--max-num-seqs", "8"]
+    assert serve_options.shown(words) == [
+        "--api-key", "***", "***", "--hf-token=***", "--max-num-seqs", "8",
+    ]  # fmt: skip
+
+
+def test_an_option_may_have_the_value_that_names_the_model(tiny):
+    words = ["--tokenizer", tiny, "--max-num-seqs", "8", tiny]
+    read = serve_options.read_serve(words)
+    assert read.words == ("--tokenizer", tiny, "--max-num-seqs", "8")
+    assert read.model == read.tokenizer == tiny
+
+
+def test_what_failed_in_one_round_is_a_verdict(stubs, words, output, monkeypatch):
+    rounds = []
+    send = run.send
+
+    async def failing(load, server, *rest):
+        found, kept = await send(load, server, *rest)
+        rounds.append(server.arm)
+        if len(rounds) == 6:
+            kept["counts"]["errors"] = 5
+            kept["failures"] = ["HTTP status 500"]
+        return found, kept
+
+    monkeypatch.setattr(run, "send", failing)
+    assert main([*words, "--rounds", "5"]) == ExitCode.VERDICT
+    report = json.loads(output.read_text())
+    assert sum(w["counts"][a]["errors"] for w in report["workloads"]
+               for a in servers.ARMS) == 5  # fmt: skip
+    assert ["HTTP status 500"] in [piece["failures"] for piece in report["pieces"]]
+
+
+@pytest.mark.parametrize(("minutes", "rounds"), [(0.001, 1), (60, 3)])
+def test_each_size_of_the_cache_has_its_part_of_the_budget(
+    minutes, rounds, stubs, words, output, monkeypatch
+):
+    given = [w for w in words if w not in ("--num-gpu-blocks-override", "64")]
+    monkeypatch.setattr("vllm_radix_bench.ab.cli._minutes", float)
+    extra = ["--matrix-blocks", "32", "64", "--rounds", "3"]
+    assert main([*given, *extra, "--budget", str(max(0.1, minutes))]) in (0, 1)
+    report = json.loads(output.read_text())
+    per_cell = {}
+    for piece in report["pieces"]:
+        key = piece["workload"], piece["blocks"]
+        per_cell.setdefault(key, set()).add(piece["round"])
+    assert len(per_cell) == 4
+    assert all(len(found) - 1 >= 1 for found in per_cell.values())
+    if minutes > 1:
+        assert all(len(found) - 1 == rounds for found in per_cell.values())
+
+
+def test_a_recorded_trace_becomes_tokens_of_the_model():
+    """Whatever their numbers, unrelated requests stay unrelated."""
+    from vllm_radix_bench.replay.oracles import infinite_cache
+    from vllm_radix_bench.traces.formats.recorded import RecordedTokens
+    from vllm_radix_bench.workloads.turn import Turn
+
+    roots = [Turn(RecordedTokens([(0, i)], 0, 100), 3) for i in range(300)]
+    shared = RecordedTokens([(0, 7), (60, 301)], 0, 100)
+    roots.append(Turn(shared, 3))
+    made = loads.in_vocabulary(roots, 512)
+    assert made[-1].tokens[:60] == made[7].tokens[:60]
+    assert made[-1].tokens[60:] != made[7].tokens[60:]
+    fewest = infinite_cache(made)
+    wanted = infinite_cache(roots)
+    assert wanted == 300 * 100 + 40
+    # First tokens are equal now and then, and hardly ever more.
+    assert wanted - 700 < fewest <= wanted
+    assert all(0 <= t < 512 for turn in made for t in turn.tokens)
 
 
 def test_a_hashed_trace_becomes_tokens_of_the_model():

@@ -291,3 +291,13 @@ def test_the_verdict_names_the_model(capsys, monkeypatch, model_folder):
 
 def test_only_problems_keep_a_server_from_starting():
     assert starts([note("a", "b")]) and not starts([note("a", "b"), problem("a", "b")])
+
+
+def test_a_wrong_option_in_a_json_or_a_missing_file_is_said(tiny, tmp_path, capsys):
+    bad = '{"radix": {"polciy": 1}}'
+    assert main(["doctor", tiny, "--additional-config", bad]) == ExitCode.VERDICT
+    assert "unknown radix option 'polciy'" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", tiny, "--config", str(tmp_path / "none.yaml")])
+    assert stop.value.code == ExitCode.INPUT
+    assert "--config: " in capsys.readouterr().err
