@@ -105,14 +105,6 @@ def split_radix(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return others, ours
 
 
-def _default(parser: Any, action: Any) -> Any:
-    """Return what an option is when it is not given."""
-    default = action.default
-    if isinstance(default, str) and action.nargs is None:
-        return parser._get_value(action, default)
-    return default
-
-
 def shown(words: Sequence[str]) -> list[str]:
     """Return options for a report: without keys and tokens."""
     out: list[str] = []
@@ -163,8 +155,9 @@ def _parse(
     arguments = parser.parse_args(list(words))
     given = set()
     for action in parser._actions:
-        # Abbreviated, it is not among the words.
-        if getattr(arguments, action.dest, None) != _default(parser, action):
+        # Abbreviated, an option is not among the words.
+        is_ours = action.dest in _OURS or action.dest in _BENCH_OURS
+        if is_ours and getattr(arguments, action.dest) != action.default:
             given.add(action.dest)
         for option in action.option_strings:
             base = option.replace("_", "-")
