@@ -170,6 +170,10 @@ def _parse(
     return arguments, given
 
 
+def _not_ours(name: str) -> InputError:
+    return InputError(f"--{name.replace('_', '-')}: leave it away: {_OURS[name]}")
+
+
 def read_serve(words: Sequence[str]) -> ServeOptions:
     """Return what the words after ``vllm-radix ab`` tell ``vllm serve``.
 
@@ -182,10 +186,12 @@ def read_serve(words: Sequence[str]) -> ServeOptions:
 
     others, ours = split_radix(words)
     radix = _radix_options(ours)
+    if any(word.split("=")[0] == "--config" for word in others):
+        raise _not_ours("config")  # vLLM's parser would open the file
     arguments, given = _parse(make_arg_parser, others, "vllm serve")
-    for name, why in _OURS.items():
+    for name in _OURS:
         if name in given:
-            raise InputError(f"--{name.replace('_', '-')}: leave it away: {why}")
+            raise _not_ours(name)
     model = arguments.model_tag or ("model" in given and arguments.model)
     if not model:
         raise InputError(
