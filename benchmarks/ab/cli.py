@@ -363,7 +363,7 @@ def _measure(
     ):
         if known:
             servers.fixed = known["setup"]["fixed_blocks"]
-        first, _ = servers.get(ARMS[0], sizes[0])
+        first = servers.get(ARMS[0], sizes[0])
         cache = first.cache
         if sizes[0] is not None:
             # Groups share blocks, engines have some each: no product of two sizes.

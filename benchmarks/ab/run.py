@@ -76,9 +76,10 @@ class Servers:
     fixed: int | None = None
     _up: dict[str, tuple[Server, ExitStack]] = field(default_factory=dict)
     _blocks: int | None = None
+    _cold: set[str] = field(default_factory=set)
 
-    def get(self, arm: str, blocks: int | None) -> tuple[Server, bool]:
-        """Return an arm's server, started if it is not up, and whether it was.
+    def get(self, arm: str, blocks: int | None) -> Server:
+        """Return an arm's server, started if it is not up.
 
         Raises:
             ServerError: it did not come up.
@@ -87,7 +88,7 @@ class Servers:
             self.stop_all()
             self._blocks = blocks
         if arm in self._up:
-            return self._up[arm][0], False
+            return self._up[arm][0]
         if not self.together:
             self.stop_all()
         self.begin(f"starting the {arm} server")
@@ -98,7 +99,14 @@ class Servers:
         ready = self.options.ready_seconds
         server = stack.enter_context(running(spec, self.options.logs, ready))
         self._up[arm] = server, stack
-        return server, True
+        self._cold.add(arm)
+        return server
+
+    def take_cold(self, arm: str) -> bool:
+        """Return whether an arm's server has had no request yet: true once."""
+        is_cold = arm in self._cold
+        self._cold.discard(arm)
+        return is_cold
 
     def stop_all(self) -> None:
         """End all servers, even if one cannot be ended."""
@@ -303,10 +311,10 @@ def run(
             continue
         name = f"{cell['name']}, {piece.arm}"
         name += ", answers" if piece.round == ANSWERS else f", round {piece.round}"
-        server, is_new = servers.get(piece.arm, cell["blocks"])
+        server = servers.get(piece.arm, cell["blocks"])
         _check_cache(result, cell, server)
         sending = _sending(options, cell, piece)
-        if is_new:
+        if servers.take_cold(piece.arm):
             progress.begin(f"warming the {piece.arm} server")
             warm = next((one for one in loads if isinstance(one, Forest)), None)
             if warm is not None:
