@@ -1,14 +1,25 @@
 """Eviction policies: the contract for each of them, and the registry."""
 
+from hashlib import sha256
+
 import pytest
 
-from tree.eviction_contract import EvictionContract
+from tree.eviction_contract import BLOCK, EvictionContract
+from tree.requests import evicted_by_mixed_operations
 from vllm_radix.tree import LRU, POLICIES, RadixTree, encode
 from vllm_radix.tree.eviction import register
+
+LRU_ORDERS = "da63dabab301bb6b", "8463e636fc50da11", "0b15bfb45009c549"
+"""Of seeds: what commit 5d6c74d evicted, which asked the policy for a rank."""
 
 
 class TestLRU(EvictionContract):
     name = "lru"
+
+    @pytest.mark.parametrize(("seed", "evicted"), list(enumerate(LRU_ORDERS)))
+    def test_the_order_is_that_of_before_there_were_classes(self, seed, evicted):
+        order = evicted_by_mixed_operations(RadixTree(BLOCK), seed)
+        assert sha256(repr(order).encode()).hexdigest()[:16] == evicted
 
     def test_the_block_idle_for_longest_goes_first(self, tree):
         tree.insert(encode(range(4)), [0, 1])

@@ -1,11 +1,23 @@
 """Eviction policies: one module each, imported here to be registered."""
 
 from vllm_radix.tree.eviction.base import (
+    MAX_CLASSES,
+    NEVER,
     POLICIES,
     RANK_LIMIT,
     EvictionPolicy,
+    Queues,
     register,
 )
 from vllm_radix.tree.eviction.lru import LRU
 
-__all__ = ["LRU", "POLICIES", "RANK_LIMIT", "EvictionPolicy", "register"]
+__all__ = [
+    "LRU",
+    "MAX_CLASSES",
+    "NEVER",
+    "POLICIES",
+    "RANK_LIMIT",
+    "EvictionPolicy",
+    "Queues",
+    "register",
+]

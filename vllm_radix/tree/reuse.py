@@ -1,0 +1,377 @@
+"""The account of uses: what a policy with classes is told of runs of blocks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from vllm_radix.tree.block_table import BlockTable
+from vllm_radix.tree.eviction import EvictionPolicy, Queues
+from vllm_radix.tree.ghosts import Ghost, Ghosts
+from vllm_radix.tree.node import HOLE, Node
+from vllm_radix.tree.prefix_cache import Namespace
+from vllm_radix.tree.runs import (
+    BYTE,
+    END,
+    LABEL_AT,
+    RELEASED,
+    TOUCHED_AT,
+    USES_AT,
+    digest_at,
+    runs_of,
+    seed_of,
+    split_run,
+)
+from vllm_radix.tree.shape import Shape
+from vllm_radix.tree.stack_distance import StackDistances
+
+
+class Use(NamedTuple):
+    """What an admitted request was told, to be handed back when it ends.
+
+    Attributes:
+        seen: blocks of its prompt that are cached, or remembered.
+        pending: those that it will compute.
+        clock: when it was admitted.
+        returned: for evicted runs that it brings back the depths at which each begins
+            and ends, and how often it had been used.
+    """
+
+    seen: int
+    pending: int
+    clock: int
+    returned: tuple[tuple[int, int, int], ...]
+
+
+class ReuseAccount:
+    """Follows runs of blocks through use, release and eviction, and tells the policy.
+
+    Costs are per run of a request's path, not per block. A request's path is walked
+    when it is admitted and when it ends.
+
+    Args:
+        policy: is told.
+        table: where blocks are.
+        shape: the nodes.
+        queues: its clock and its counts of released blocks are kept here.
+
+    Attributes:
+        ghosts: evicted runs.
+        distances: last touches, if the policy compares itself.
+        most_cached: blocks that were cached at once, at most.
+    """
+
+    def __init__(
+        self, policy: EvictionPolicy, table: BlockTable, shape: Shape, queues: Queues
+    ) -> None:
+        self.policy = policy
+        self.ghosts = Ghosts()
+        self.distances = StackDistances() if policy.compares else None
+        self.most_cached = 0
+        self._table = table
+        self._shape = shape
+        self._queues = queues
+        # The run that was evicted last: its edge, depth, place and key.
+        self._last: tuple[Node | None, int, int, int] = None, 0, 0, 0
+
+    # -- a request is admitted -------------------------------------------------
+
+    def admit(self, key: bytes, namespace: Namespace, last: int, found: int) -> Use:
+        """Note that a request uses a cached prefix, and will compute the rest.
+
+        O(runs of its path, and of what it brings back).
+
+        Args:
+            key: of its prompt.
+            namespace: of its blocks.
+            last: the last cached block of its prefix, if there is one.
+            found: blocks of that prefix.
+        """
+        asked = max(found, len(key) // self._shape.block_bytes)
+        node = self._table.node_of(last) if found else None
+        if node is None:
+            node, found = self._shape.roots.get(namespace), 0
+        now = self._queues.now
+        self.most_cached = max(self.most_cached, self._table.num_cached)
+        touched: list[tuple[int, int]] = []  # (time, blocks), deepest first
+        returned: list[tuple[int, int, int]] = []
+        seen = found
+        if found < asked and len(self.ghosts):
+            digest = seed_of(namespace)
+            if node is not None and found:
+                size, roots = self._shape.block_bytes, self._shape.namespace_of
+                digest = digest_at(node, found, size, roots)
+            seen = self._bring_back(key, digest, (found, asked), touched, returned)
+        depth = found
+        while node is not None and depth:
+            self._use_runs(node, depth, touched)
+            depth, node = node.start, node.parent
+        if self.distances is not None:
+            self._compare(touched, asked, found)
+            for clock, blocks in touched:
+                if clock >= 0:
+                    self.distances.add(clock, -blocks)
+            self.distances.add(now, asked)
+        return Use(seen, asked - found, now, tuple(returned))
+
+    def _bring_back(
+        self,
+        key: bytes,
+        digest: int,
+        span: tuple[int, int],
+        touched: list[tuple[int, int]],
+        returned: list[tuple[int, int, int]],
+    ) -> int:
+        """Take the evicted runs that continue a prefix; return where they end."""
+        size, now = self._shape.block_bytes, self._queues.now
+        depth, asked = span
+        while depth < asked:
+            at = depth * size
+            ghost = self.ghosts.pop(crc32(key[at : at + size], digest))
+            if ghost is None:
+                break
+            blocks, age = min(ghost.blocks, asked - depth), now - ghost.clock
+            self.policy.note_reused(ghost.label, age, blocks, True)
+            if blocks < ghost.blocks:
+                self.policy.note_unused(ghost.label, age, ghost.blocks - blocks)
+            depth += blocks
+            digest = crc32(key[at : depth * size], digest)
+            touched.insert(0, (ghost.clock, blocks))
+            returned.append((depth - blocks, depth, ghost.uses))
+        return depth
+
+    def _use_runs(self, node: Node, depth: int, touched: list[tuple[int, int]]) -> None:
+        """Note a use of the runs of an edge that end at a depth, or above."""
+        runs, now = runs_of(node), self._queues.now
+        policy, stamp = self.policy, (now + 1) << TOUCHED_AT
+        index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
+        while index:
+            index -= 1
+            run = runs[index]
+            end = run & END
+            blocks = end - (runs[index - 1] & END if index else node.start)
+            clock = (run >> TOUCHED_AT) - 1
+            label = run >> LABEL_AT & BYTE
+            if run & RELEASED:
+                self._queues.blocks[label] -= blocks
+                policy.note_reused(label, now - clock, blocks, False)
+            uses = min(BYTE, (run >> USES_AT & BYTE) + 1)
+            runs[index] = stamp | label << LABEL_AT | uses << USES_AT | end
+            # Blocks that were never touched are held, as with any policy.
+            touched.append((clock, blocks))
+
+    def _compare(self, touched: list[tuple[int, int]], asked: int, found: int) -> None:
+        """Tell the policy what least recently used would have found."""
+        distances = self.distances
+        assert distances is not None
+        distances.capacity = room = max(self._table.num_cached, 1)
+        left = sum(blocks for _, blocks in touched)
+        for clock, blocks in touched:
+            # Of those touched at the same time, the deeper ones are older.
+            above, left = left - blocks, left - blocks
+            same = 0
+            if above:
+                same = self._above_at(touched, clock, above)
+            since = distances.after(clock) if clock >= 0 else 0
+            kept = min(blocks, room - since - same)
+            if kept > 0:
+                self.policy.note_request(asked, found, above + kept)
+                return
+        self.policy.note_request(asked, found, 0)
+
+    @staticmethod
+    def _above_at(touched: list[tuple[int, int]], clock: int, above: int) -> int:
+        """Return how many of the ``above`` upper blocks were touched at a time."""
+        same = 0
+        for other, blocks in reversed(touched):
+            if above <= 0:
+                break
+            above -= blocks
+            same += blocks if other == clock else 0
+        return same
+
+    # -- a request ends --------------------------------------------------------
+
+    def end(
+        self,
+        blocks: Sequence[int],
+        use: Use | None,
+        output_tokens: int,
+        new_tokens: int,
+    ) -> None:
+        """Give classes to the runs of an ending request: O(runs of its path).
+
+        Args:
+            blocks: its blocks, still held.
+            use: what ``admit`` said; None if it was not noted.
+            output_tokens: that it has generated.
+            new_tokens: of its prompt that nobody had asked for.
+        """
+        queues, policy = self._queues, self.policy
+        queues.now += 1
+        policy.note_release(queues.now)
+        if use is not None and self.distances is not None:
+            self.distances.add(use.clock, -use.pending)
+        node, depth = self._end_of(blocks)
+        labels: dict[int, int] = {}
+        while node is not None and node.parent is not None:
+            if not node.holes:
+                if use is not None and use.returned:
+                    self._add_uses(node, depth, use)
+                self._label_runs(node, depth, labels, output_tokens, new_tokens)
+            depth, node = node.start, node.parent
+
+    def _end_of(self, blocks: Sequence[int]) -> tuple[Node | None, int]:
+        """Return the edge and the depth at which a request's cached blocks end."""
+        table = self._table
+        for depth in range(len(blocks), 0, -1):
+            block = blocks[depth - 1]
+            there = table.duplicate_of.get(block, block)
+            node = table.node_of(there)
+            at_depth = node is not None and table.depths[there] == depth - 1
+            if node is not None and at_depth and not node.partial:
+                return node, depth
+        return None, 0
+
+    @staticmethod
+    def _add_uses(node: Node, depth: int, use: Use) -> None:
+        """Add the uses of evicted runs to what was computed in their place."""
+        runs, bottom = runs_of(node), min(depth, node.start + len(node.blocks))
+        for begin, end, uses in use.returned:
+            low, high = max(begin, node.start), min(end, bottom)
+            if low >= high:
+                continue
+            first = split_run(runs, low) if low > node.start else 0
+            for index in range(first, split_run(runs, high)):
+                run = runs[index]
+                more = min(BYTE, (run >> USES_AT & BYTE) + uses)
+                runs[index] = run & ~(BYTE << USES_AT) | more << USES_AT
+
+    def _label_runs(
+        self,
+        node: Node,
+        depth: int,
+        labels: dict[int, int],
+        output_tokens: int,
+        new_tokens: int,
+    ) -> None:
+        """Release the runs of an edge that end at a depth, or above, into classes."""
+        queues, policy, distances = self._queues, self.policy, self.distances
+        runs, now = runs_of(node), queues.now
+        stamp = (now + 1) << TOUCHED_AT | RELEASED
+        index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
+        made: list[int] = []
+        begin = node.start
+        for run in runs[:index]:
+            end = run & END
+            blocks, begin = end - begin, end
+            clock = (run >> TOUCHED_AT) - 1
+            if run & RELEASED:
+                self._withdraw(run, blocks)
+            if distances is not None and clock >= 0:
+                distances.add(clock, -blocks)
+            uses = run >> USES_AT & BYTE
+            label = labels.get(uses, -1)
+            if label < 0:
+                label = labels[uses] = policy.label(uses, output_tokens, new_tokens)
+            queues.blocks[label] += blocks
+            policy.note_labelled(label, blocks)
+            run = stamp | label << LABEL_AT | uses << USES_AT | end
+            if made and made[-1] & ~END == run & ~END:
+                made[-1] = run
+            else:
+                made.append(run)
+        runs[:index] = made
+        if distances is not None:
+            distances.add(now, begin - node.start)
+
+    def _withdraw(self, run: int, blocks: int) -> None:
+        """Take a released run out of its class, unjudged."""
+        label = run >> LABEL_AT & BYTE
+        self._queues.blocks[label] -= blocks
+        age = self._queues.now - ((run >> TOUCHED_AT) - 1)
+        self.policy.note_relabelled(label, age, blocks)
+
+    # -- an edge ---------------------------------------------------------------
+
+    def class_of_end(self, node: Node) -> int:
+        """Return the class of the last run of a leaf, which is released if it was not.
+
+        O(1). Requests whose end was not noted release their blocks like that, as used
+        once more and with no tokens.
+        """
+        runs = runs_of(node)
+        run = runs[-1]
+        if run & RELEASED:
+            return run >> LABEL_AT & BYTE
+        uses = run >> USES_AT & BYTE
+        label = self.policy.label(uses, 0, 0)
+        now, end = self._queues.now, run & END
+        run = (now + 1) << TOUCHED_AT | label << LABEL_AT | uses << USES_AT | end
+        if not node.partial and not node.holes:
+            blocks = end - (runs[-2] & END if len(runs) > 1 else node.start)
+            self._queues.blocks[label] += blocks
+            self.policy.note_labelled(label, blocks)
+            run |= RELEASED
+        runs[-1] = run
+        return label
+
+    def evicted(self, node: Node, run: int, blocks: int) -> None:
+        """Note that the end of a leaf's last run was evicted: O(1), amortised.
+
+        Args:
+            node: the leaf; its tokens are still there.
+            run: the run as it was.
+            blocks: how many.
+        """
+        if not run & RELEASED:
+            return
+        queues, policy, table = self._queues, self.policy, self._table
+        label, clock = run >> LABEL_AT & BYTE, (run >> TOUCHED_AT) - 1
+        queues.blocks[label] -= blocks
+        policy.note_evicted(label, blocks)
+        if not policy.ghosts:
+            policy.note_unused(label, queues.now - clock, blocks)
+            return
+        self.most_cached = max(self.most_cached, table.num_cached + blocks)
+        size, left = self._shape.block_bytes, len(node.blocks)
+        depth = node.start + left
+        digest = digest_at(node, depth, size, self._shape.namespace_of)
+        key = crc32(node.key[left * size : (left + 1) * size], digest)
+        ghost = Ghost(blocks, label, run >> USES_AT & BYTE, clock)
+        last, begin, at, known = self._last
+        below = last is node and begin == depth + blocks
+        if not below or not self.ghosts.extend(at, known, key, ghost):
+            at = self.ghosts.push(key, ghost)
+        self._last = node, depth, at, key
+        for old in self.ghosts.expire(policy.ghosts * self.most_cached):
+            policy.note_unused(old.label, queues.now - old.clock, old.blocks)
+
+    def drop(self, node: Node, depth: int) -> None:
+        """Take a block that leaves a hole out of its class: O(runs of the edge)."""
+        runs = runs_of(node)
+        at = split_run(runs, depth) if depth > node.start else 0
+        split_run(runs, depth + 1)
+        if runs[at] & RELEASED:
+            self._withdraw(runs[at], 1)
+            runs[at] ^= RELEASED
+
+    def check(self) -> None:
+        """Verify that the released blocks of each class are as many as counted.
+
+        Raises:
+            AssertionError: they are not.
+        """
+        counts = [0] * self.policy.num_classes
+        for node in self._shape.nodes():
+            begin = node.start
+            for run in runs_of(node):
+                end = run & END
+                assert end > begin, "an empty run"
+                if run & RELEASED:
+                    counts[run >> LABEL_AT & BYTE] += end - begin
+                    at = slice(begin - node.start, end - node.start)
+                    assert HOLE not in node.blocks[at], "a released run has a hole"
+                begin = end
+        assert counts == self._queues.blocks, "released blocks are miscounted"
+        most = self.policy.ghosts * self.most_cached
+        assert self.ghosts.blocks <= most, "too many evicted blocks are remembered"
