@@ -31,6 +31,10 @@ class TestLRU(EvictionContract):
         assert tree.evict(9) == [3, 2, 1, 0]
 
 
+class TestHitDensity(EvictionContract):
+    name = "hit-density"
+
+
 def test_every_registered_policy_runs_through_the_contract():
     """A new policy needs a class above."""
     covered = {case.name for case in EvictionContract.__subclasses__()}
@@ -57,3 +61,27 @@ def test_a_policy_without_a_name_of_its_own_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         register(Policy)
     assert before == POLICIES
+
+
+def test_a_policy_with_too_many_classes_is_refused():
+    class Policy(LRU):
+        name = "crowded"
+        num_classes = 300
+
+    with pytest.raises(ValueError, match="has 300 classes; allowed: 1 to 254"):
+        register(Policy)
+
+
+def test_a_policy_that_picks_an_empty_class_is_told_so():
+    class Policy(LRU):
+        name = "wrong"
+        num_classes = 3
+
+        def pick(self, queues):
+            return 2
+
+    tree = RadixTree(1, Policy())
+    tree.insert(encode([1]), [0])
+    tree.release([0])
+    with pytest.raises(ValueError, match="'wrong' picked class 2, which has no block"):
+        tree.evict(1)

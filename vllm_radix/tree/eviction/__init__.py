@@ -9,6 +9,7 @@ from vllm_radix.tree.eviction.base import (
     Queues,
     register,
 )
+from vllm_radix.tree.eviction.hit_density import HitDensity
 from vllm_radix.tree.eviction.lru import LRU
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "POLICIES",
     "RANK_LIMIT",
     "EvictionPolicy",
+    "HitDensity",
     "Queues",
     "register",
 ]
