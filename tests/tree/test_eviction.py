@@ -7,7 +7,7 @@ import pytest
 from tree.eviction_contract import BLOCK, EvictionContract
 from tree.requests import evicted_by_mixed_operations
 from vllm_radix.tree import LRU, POLICIES, RadixTree, encode
-from vllm_radix.tree.eviction import register
+from vllm_radix.tree.eviction import Queues, register
 
 LRU_ORDERS = "da63dabab301bb6b", "8463e636fc50da11", "0b15bfb45009c549"
 """Of seeds: what commit 5d6c74d evicted, which asked the policy for a rank."""
@@ -33,6 +33,43 @@ class TestLRU(EvictionContract):
 
 class TestHitDensity(EvictionContract):
     name = "hit-density"
+
+
+class TestSegmentedLRU(EvictionContract):
+    name = "slru"
+
+    def test_probation_goes_first_while_little_is_protected(self, policy):
+        queues = Queues(2)
+        queues.ranks, queues.blocks = [9, 5], [3, 12]
+        assert policy.pick(queues) == 0
+        queues.blocks = [3, 13]
+        assert policy.pick(queues) == 1
+
+
+class TestS3FIFO(EvictionContract):
+    name = "s3-fifo"
+
+    def test_newcomers_go_first_while_they_are_more_than_a_tenth(self, policy):
+        queues = Queues(2)
+        queues.ranks, queues.blocks = [9, 5], [2, 9]
+        assert policy.pick(queues) == 0
+        queues.blocks = [1, 9]
+        assert policy.pick(queues) == 1
+
+
+class TestARC(EvictionContract):
+    name = "arc"
+
+    def test_what_comes_back_gets_more_room(self, policy):
+        queues = Queues(2)
+        queues.ranks, queues.blocks = [9, 5], [10, 10]
+        assert policy.pick(queues) == 0
+        policy.note_evicted(0, 12)
+        policy.note_reused(0, 1, 10, True)
+        assert policy.pick(queues) == 1
+        policy.note_evicted(1, 1)
+        policy.note_reused(1, 1, 1, True)
+        assert policy.pick(queues) == 0
 
 
 def test_every_registered_policy_runs_through_the_contract():
