@@ -48,7 +48,7 @@ class EvictionContract:
         for label in range(policy.num_classes):
             queues = Queues(policy.num_classes)
             queues.now, queues.ranks[label], queues.blocks[label] = 9 + label, 5, 1
-            queues.changed = set(range(policy.num_classes))
+            queues.open, queues.changed = {label}, set(range(policy.num_classes))
             assert policy.pick(queues) == label
             assert queues.ranks[label] != NEVER
 

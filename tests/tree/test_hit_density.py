@@ -176,7 +176,7 @@ def test_the_guard_takes_over_and_hands_back():
     queues = Queues(policy.num_classes)
     queues.now, queues.ranks[3], queues.ranks[40] = 100, 7, 5
     queues.released[3], queues.released[40] = 90, 1
-    queues.changed = {3, 40}
+    queues.open, queues.changed = {3, 40}, {3, 40}
     assert policy.pick(queues) == 40
     # Class 40 is reused all the time, class 3 never.
     for _ in range(2 * EPOCH):

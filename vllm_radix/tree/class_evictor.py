@@ -37,8 +37,7 @@ class ClassEvictor(Evictor):
         self._limits = [_MIN_HEAP] * (classes + 2)
         self.queues = Queues(classes)
         self.account = ReuseAccount(policy, table, shape, self.queues)
-        # Classes that have a block that may go, and when all were last looked at.
-        self._open = 0
+        # When all classes were last looked at.
         self._seen_at = -1
 
     def offered(self) -> set[tuple[int, int]]:
@@ -76,7 +75,10 @@ class ClassEvictor(Evictor):
         rank, before = heap[0][0] if heap else NEVER, queues.ranks[label]
         if rank == before:
             return
-        self._open += (before == NEVER) - (rank == NEVER)
+        if rank == NEVER:
+            queues.open.discard(label)
+        elif before == NEVER:
+            queues.open.add(label)
         queues.ranks[label] = rank
         queues.changed.add(label)
         if heap:
@@ -91,10 +93,9 @@ class ClassEvictor(Evictor):
             return self._first
         if self._seen_at != queues.now:
             self._seen_at = queues.now
-            for label in range(self._first):
-                if queues.ranks[label] != NEVER:
-                    self._show_oldest(label)
-        if self._open:
+            for label in tuple(queues.open):
+                self._show_oldest(label)
+        if queues.open:
             label = self.policy.pick(queues)
             if queues.ranks[label] == NEVER:
                 raise ValueError(
@@ -104,7 +105,13 @@ class ClassEvictor(Evictor):
             return label
         return self._last if self._heaps[self._last] else None
 
-    def pop_run(self, count: int, out: list[int]) -> Node | None:
+    def pop_run(
+        self,
+        count: int,
+        out: list[int],
+        heap: list[tuple[int, int]] | None = None,
+        limit: int = PIN - 1,
+    ) -> Node | None:
         """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
 
         As many as are of one run, and stay the oldest of their class. O(log n), and
@@ -113,15 +120,18 @@ class ClassEvictor(Evictor):
         Args:
             count: how many blocks at most.
             out: where to append them.
+            heap: of what may go; the policy picks one by default.
+            limit: the highest rank that may go; pinned blocks have their turn.
 
         Returns:
             The leaf, not yet settled; None if no block may go.
         """
         while (at := self._next()) is not None:
             heap = self._heaps[at]
-            self.looks += 1
-            rank, block = heappop(heap)
+            rank, block = heap[0]
             if not self.is_current(rank, block):
+                self.looks += 1
+                heappop(heap)
                 if at < self._first:
                     self._show_oldest(at)
                 continue
@@ -129,11 +139,9 @@ class ClassEvictor(Evictor):
             assert node is not None
             runs, end = runs_of(node), node.start + len(node.blocks)
             begin = runs[-2] & END if len(runs) > 1 else node.start
-            # A pinned block above is no more of this class.
-            limit = heap[0][0] if heap else NEVER
-            limit = limit if at == self._last else min(limit, PIN - 1)
             run, before = runs[-1], len(out)
-            self._take(rank, block, min(count, end - begin), limit, out)
+            most = NEVER if at == self._last else limit
+            super().pop_run(min(count, end - begin), out, heap, most)
             self.account.evicted(node, run, len(out) - before)
             if at < self._first:
                 self._show_oldest(at)

@@ -99,7 +99,13 @@ class Evictor:
         """Return the entries that say what may be evicted: O(n), for ``check``."""
         return {entry for entry in self.heap if self.is_current(*entry)}
 
-    def pop_run(self, count: int, out: list[int]) -> Node | None:
+    def pop_run(
+        self,
+        count: int,
+        out: list[int],
+        heap: list[tuple[int, int]] | None = None,
+        limit: int = _NO_LIMIT,
+    ) -> Node | None:
         """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
 
         As many as stay the lowest rank. O(log n), and O(1) per block.
@@ -107,43 +113,32 @@ class Evictor:
         Args:
             count: how many blocks at most.
             out: where to append them.
+            heap: of what may go, if not of all blocks.
+            limit: the highest rank that may go.
 
         Returns:
             The leaf, not yet settled; None if no block may go.
         """
-        heap = self.heap
-        while heap:
-            self.looks += 1
-            rank, block = heappop(heap)
-            if self.is_current(rank, block):
-                limit = heap[0][0] if heap else _NO_LIMIT
-                return self._take(rank, block, count, limit, out)
-        return None
-
-    def _take(
-        self,
-        rank: int,
-        block: int,
-        count: int,
-        limit: int,
-        out: list[int],
-    ) -> Node:
-        """Take the last block of a leaf, and those before it while they are next.
-
-        Args:
-            rank: of the block.
-            block: the last one of its leaf.
-            count: how many blocks at most.
-            limit: the highest rank that is next.
-            out: where to append the blocks.
-
-        Returns:
-            The leaf.
-        """
+        if heap is None:
+            heap = self.heap
         table, pins = self._table, self.pins
         nodes, ranks = table.nodes, table.ranks
-        node = nodes[block]
-        assert node is not None
+        while True:
+            if not heap:
+                return None
+            self.looks += 1
+            rank, block = heappop(heap)
+            node = nodes[block]
+            # As is_current, which is a call.
+            if (
+                node is not None
+                and ranks[block] == rank
+                and not node.children
+                and node.blocks[-1] == block
+            ):
+                break
+        if heap and heap[0][0] < limit:
+            limit = heap[0][0]
         run, taken = node.blocks, 0
         end = node.start + len(run)
         while True:

@@ -63,8 +63,8 @@ class Ghosts:
         arrays = self._keys, self._blocks, self._clocks, self._next, self._heads
         return sum(len(a) * a.itemsize for a in arrays) + 2 * len(self._labels)
 
-    def push(self, key: int, ghost: Ghost) -> int:
-        """Add a run, the last to be forgotten; return where it is. O(1), amortised.
+    def push(self, key: int, ghost: Ghost) -> None:
+        """Add a run, the last to be forgotten. O(1), amortised.
 
         Args:
             key: 32 bits that stand for its first block and all before it.
@@ -76,34 +76,10 @@ class Ghosts:
         self._end += 1
         self._keys[at] = key
         self._blocks[at], self._labels[at], self._uses[at], self._clocks[at] = ghost
-        self._link(at, key)
+        self._next[at] = self._heads[key & self._mask]
+        self._heads[key & self._mask] = at
         self._count += 1
         self.blocks += ghost.blocks
-        return at
-
-    def extend(self, at: int, old: int, key: int, ghost: Ghost) -> bool:
-        """Let a run begin earlier, if it is what it was: O(1).
-
-        Args:
-            at: where it is.
-            old: the key that it had.
-            key: the key that it gets.
-            ghost: the blocks before it.
-
-        Returns:
-            Whether it is, and is of one kind with the blocks before it.
-        """
-        if self._keys[at] != old or not self._blocks[at]:
-            return False
-        here = self._labels[at], self._uses[at], self._clocks[at]
-        if here != ghost[1:]:
-            return False
-        self._unlink(at)
-        self._keys[at] = key
-        self._blocks[at] += ghost.blocks
-        self._link(at, key)
-        self.blocks += ghost.blocks
-        return True
 
     def pop(self, key: int) -> Ghost | None:
         """Take out the run that begins with a key, the last one added. O(1)."""
@@ -134,10 +110,6 @@ class Ghosts:
         self._count -= 1
         self.blocks -= ghost.blocks
         return ghost
-
-    def _link(self, at: int, key: int) -> None:
-        self._next[at] = self._heads[key & self._mask]
-        self._heads[key & self._mask] = at
 
     def _unlink(self, at: int) -> None:
         head, following = self._keys[at] & self._mask, self._next

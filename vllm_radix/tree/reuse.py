@@ -42,6 +42,27 @@ class Use(NamedTuple):
     returned: tuple[tuple[int, int, int], ...]
 
 
+class _Pending:
+    """The end of a run that is being evicted.
+
+    Attributes:
+        node: the edge.
+        run: the run.
+        depth: blocks between the root and the evicted ones.
+        blocks: how many are evicted.
+        first: the tokens of the first of them.
+    """
+
+    __slots__ = ("blocks", "depth", "first", "node", "run")
+
+    def __init__(self, node: Node, run: int, depth: int) -> None:
+        self.node = node
+        self.run = run & ~END
+        self.depth = depth
+        self.blocks = 0
+        self.first: bytes | bytearray = b""
+
+
 class ReuseAccount:
     """Follows runs of blocks through use, release and eviction, and tells the policy.
 
@@ -70,8 +91,8 @@ class ReuseAccount:
         self._table = table
         self._shape = shape
         self._queues = queues
-        # The run that was evicted last: its edge, depth, place and key.
-        self._last: tuple[Node | None, int, int, int] = None, 0, 0, 0
+        # What was evicted last, not yet among the ghosts, for more of it may follow.
+        self._pending: _Pending | None = None
 
     # -- a request is admitted -------------------------------------------------
 
@@ -95,6 +116,7 @@ class ReuseAccount:
         touched: list[tuple[int, int]] = []  # (time, blocks), deepest first
         returned: list[tuple[int, int, int]] = []
         seen = found
+        self._bury()
         if found < asked and len(self.ghosts):
             digest = seed_of(namespace)
             if node is not None and found:
@@ -326,25 +348,60 @@ class ReuseAccount:
         if not run & RELEASED:
             return
         queues, policy, table = self._queues, self.policy, self._table
-        label, clock = run >> LABEL_AT & BYTE, (run >> TOUCHED_AT) - 1
+        label = run >> LABEL_AT & BYTE
         queues.blocks[label] -= blocks
         policy.note_evicted(label, blocks)
+        if table.num_cached + blocks > self.most_cached:
+            self.most_cached = table.num_cached + blocks
         if not policy.ghosts:
+            clock = (run >> TOUCHED_AT) - 1
             policy.note_unused(label, queues.now - clock, blocks)
             return
-        self.most_cached = max(self.most_cached, table.num_cached + blocks)
         size, left = self._shape.block_bytes, len(node.blocks)
-        depth = node.start + left
-        digest = digest_at(node, depth, size, self._shape.namespace_of)
-        key = crc32(node.key[left * size : (left + 1) * size], digest)
-        ghost = Ghost(blocks, label, run >> USES_AT & BYTE, clock)
-        last, begin, at, known = self._last
-        below = last is node and begin == depth + blocks
-        if not below or not self.ghosts.extend(at, known, key, ghost):
-            at = self.ghosts.push(key, ghost)
-        self._last = node, depth, at, key
-        for old in self.ghosts.expire(policy.ghosts * self.most_cached):
-            policy.note_unused(old.label, queues.now - old.clock, old.blocks)
+        depth, pending = node.start + left, self._pending
+        if (
+            pending is None
+            or pending.node is not node
+            or pending.depth != depth + blocks
+            or pending.run != run & ~END
+        ):
+            if pending is not None:
+                self._bury()
+            pending = self._pending = _Pending(node, run, depth)
+        pending.depth = depth
+        pending.blocks += blocks
+        pending.first = node.key[left * size : (left + 1) * size]
+        if not left:
+            self._bury()  # while it is known what is above
+
+    def _bury(self) -> None:
+        """Put what was evicted last among the ghosts, and forget those too many."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        queues, policy, run, node = self._queues, self.policy, pending.run, pending.node
+        label, clock = run >> LABEL_AT & BYTE, (run >> TOUCHED_AT) - 1
+        blocks = pending.blocks
+        if not node.alive:
+            # Something else has removed or joined its edge in the meantime.
+            policy.note_unused(label, queues.now - clock, blocks)
+            return
+        size, roots = self._shape.block_bytes, self._shape.namespace_of
+        digest = digest_at(node, pending.depth, size, roots)
+        uses = run >> USES_AT & BYTE
+        self.ghosts.push(
+            crc32(pending.first, digest), Ghost(blocks, label, uses, clock)
+        )
+        most = policy.ghosts * self.most_cached
+        if self.ghosts.blocks > most:
+            for old in self.ghosts.expire(most):
+                policy.note_unused(old.label, queues.now - old.clock, old.blocks)
+
+    @property
+    def num_remembered(self) -> int:
+        """Evicted blocks that will be known again."""
+        last = self._pending.blocks if self._pending is not None else 0
+        return self.ghosts.blocks + last
 
     def drop(self, node: Node, depth: int) -> None:
         """Take a block that leaves a hole out of its class: O(runs of the edge)."""

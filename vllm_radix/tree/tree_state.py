@@ -100,7 +100,9 @@ class TreeState(PrefixCache):
     def num_remembered(self) -> int:
         """Number of evicted blocks that the policy will know again."""
         evictor = self._evictor
-        return evictor.account.ghosts.blocks if isinstance(evictor, ClassEvictor) else 0
+        return (
+            evictor.account.num_remembered if isinstance(evictor, ClassEvictor) else 0
+        )
 
     @property
     def visited(self) -> int:

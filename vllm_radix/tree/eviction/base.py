@@ -15,7 +15,6 @@ To choose well a policy may count what becomes of classes: the cache tells it of
 that were used again, after how many releases, and whether they were evicted by then.
 """
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 RANK_LIMIT = 1 << 61
@@ -40,29 +39,25 @@ class Queues:
             none: the lowest was released first.
         released: the value of ``now`` when that block was released.
         blocks: released blocks of each class, whether they may go yet or not.
+        open: classes that have a block that may go.
         changed: classes whose oldest block is another one since the policy cleared
             this. All others are as they were.
     """
 
-    __slots__ = ("blocks", "changed", "now", "ranks", "released")
+    __slots__ = ("blocks", "changed", "now", "open", "ranks", "released")
 
     def __init__(self, num_classes: int) -> None:
         self.now = 0
         self.ranks = [NEVER] * num_classes
         self.released = [0] * num_classes
         self.blocks = [0] * num_classes
+        self.open: set[int] = set()
         self.changed: set[int] = set()
 
-    def oldest_of(self, classes: Sequence[int] | None = None) -> int:
-        """Return the class whose oldest block was released first: O(classes).
-
-        Args:
-            classes: to choose from; all of them by default.
-        """
+    def oldest(self) -> int:
+        """Return the class whose oldest block was released first: O(classes)."""
         ranks = self.ranks
-        if classes is None:
-            return ranks.index(min(ranks))
-        return min(classes, key=ranks.__getitem__)
+        return ranks.index(min(ranks))
 
 
 class EvictionPolicy:
@@ -104,7 +99,7 @@ class EvictionPolicy:
         O(classes), for each run of blocks that is evicted. By default the class whose
         oldest block was released first: least recently used.
         """
-        return queues.oldest_of()
+        return queues.oldest()
 
     def note_release(self, now: int) -> None:
         """Note that a request ends, before its blocks get classes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 
 from vllm_radix.tree.eviction.base import NEVER, EvictionPolicy, Queues, register
 
@@ -25,6 +24,7 @@ _DECAY = 31 / 32
 _REQUESTS_OF_PRIOR = 16
 """Requests that all blocks count as beside a bin; bins count twice beside a class."""
 
+_INFINITE = float("inf")
 _HALF_LIFE = 500
 _GUARD_ON, _GUARD_OFF = 0.005, 0.001
 """By which share of the blocks asked for it may be behind least recently used."""
@@ -78,7 +78,7 @@ class HitDensity(EvictionPolicy):
         self.waiting_longer = array("d", bytes(8 * classes))
         self._now = 0
         self._requests = 1.0
-        self._scores: list[float] = [float("inf")] * classes
+        self._scores = [_INFINITE] * classes
         self._scored_at = -1
         # The guard: what it found more than least recently used, and was asked for.
         self.lead = 0.0
@@ -103,25 +103,25 @@ class HitDensity(EvictionPolicy):
         whose oldest block has changed, and for all after a release.
         """
         if self.guarded:
-            return queues.oldest_of()
+            return queues.oldest()
         scores, ranks = self._scores, queues.ranks
-        if self._scored_at != queues.now:
-            self._scored_at = queues.now
-            stale: Iterable[int] = range(self.num_classes)
-        else:
-            stale = queues.changed
+        now, released, density = queues.now, queues.released, self.density
+        stale = queues.changed
+        if self._scored_at != now:
+            self._scored_at = now
+            stale |= queues.open
         for label in stale:
             if ranks[label] == NEVER:
-                scores[label] = float("inf")
+                scores[label] = _INFINITE
             else:
-                age = queues.now - queues.released[label]
-                scores[label] = self.density(label, age)
+                scores[label] = density(label, now - released[label])
         queues.changed.clear()
         return scores.index(min(scores))
 
     def density(self, label: int, age: int) -> float:
         """Return the density of a class at an age: a line between two buckets. O(1)."""
-        at = bucket_of(age)
+        at = age.bit_length() - 2
+        at = 0 if at < 0 else at if at < BUCKETS else BUCKETS - 1
         if age < _MIDDLES[at]:
             if not at:
                 # Falling, however little, so that the older one goes.
