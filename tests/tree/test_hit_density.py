@@ -160,7 +160,7 @@ def test_densities_are_gittins_indices():
             expected = best_ratio(chances, widths, bucket)
             assert policy.density(label, middle) == pytest.approx(expected, rel=0.01)
     # Counts fade, and no class is worth less for it.
-    assert policy.hits[5] == pytest.approx(hits[0][5] * 31 / 32)
+    assert policy.hits[5] == pytest.approx(hits[0][5] * 15 / 16)
 
 
 def test_densities_without_evidence_fall_with_age_and_are_those_of_all():

@@ -15,6 +15,8 @@ from vllm_radix.tree.runs import (
     LABEL_AT,
     RELEASED,
     TOUCHED_AT,
+    USE,
+    USES,
     USES_AT,
     digest_at,
     runs_of,
@@ -23,6 +25,20 @@ from vllm_radix.tree.runs import (
 )
 from vllm_radix.tree.shape import Shape
 from vllm_radix.tree.stack_distance import StackDistances
+
+KIND_RELEASED = RELEASED >> LABEL_AT
+KIND_CLOCK_AT = TOUCHED_AT - LABEL_AT
+"""A run without its end and uses is a kind: runs of one kind are told of at once."""
+
+_KEPT = BYTE << LABEL_AT | USES | END
+
+
+def _summed(runs: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Return the blocks of each kind."""
+    out: dict[int, int] = {}
+    for kind, blocks in runs:
+        out[kind] = out.get(kind, 0) + blocks
+    return out
 
 
 class Use(NamedTuple):
@@ -113,7 +129,7 @@ class ReuseAccount:
             node, found = self._shape.roots.get(namespace), 0
         now = self._queues.now
         self.most_cached = max(self.most_cached, self._table.num_cached)
-        touched: list[tuple[int, int]] = []  # (time, blocks), deepest first
+        touched: list[tuple[int, int]] = []  # (kind, blocks), deepest first
         returned: list[tuple[int, int, int]] = []
         seen = found
         self._bury()
@@ -123,15 +139,17 @@ class ReuseAccount:
                 size, roots = self._shape.block_bytes, self._shape.namespace_of
                 digest = digest_at(node, found, size, roots)
             seen = self._bring_back(key, digest, (found, asked), touched, returned)
-        depth = found
-        while node is not None and depth:
-            self._use_runs(node, depth, touched)
-            depth, node = node.start, node.parent
+        if node is not None and found:
+            self._use_runs(node, found, touched)
+        kinds = _summed(touched)
+        for kind, blocks in kinds.items():
+            if kind & KIND_RELEASED:
+                self._queues.blocks[kind & BYTE] -= blocks
+                age = now + 1 - (kind >> KIND_CLOCK_AT)
+                self.policy.note_reused(kind & BYTE, age, blocks, False)
         if self.distances is not None:
             self._compare(touched, asked, found)
-            for clock, blocks in touched:
-                if clock >= 0:
-                    self.distances.add(clock, -blocks)
+            self._take_back(kinds)
             self.distances.add(now, asked)
         return Use(seen, asked - found, now, tuple(returned))
 
@@ -157,59 +175,60 @@ class ReuseAccount:
                 self.policy.note_unused(ghost.label, age, ghost.blocks - blocks)
             depth += blocks
             digest = crc32(key[at : depth * size], digest)
-            touched.insert(0, (ghost.clock, blocks))
+            touched.insert(0, ((ghost.clock + 1) << KIND_CLOCK_AT, blocks))
             returned.append((depth - blocks, depth, ghost.uses))
         return depth
 
     def _use_runs(self, node: Node, depth: int, touched: list[tuple[int, int]]) -> None:
-        """Note a use of the runs of an edge that end at a depth, or above."""
-        runs, now = runs_of(node), self._queues.now
-        policy, stamp = self.policy, (now + 1) << TOUCHED_AT
-        index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
-        while index:
-            index -= 1
-            run = runs[index]
-            end = run & END
-            blocks = end - (runs[index - 1] & END if index else node.start)
-            clock = (run >> TOUCHED_AT) - 1
-            label = run >> LABEL_AT & BYTE
-            if run & RELEASED:
-                self._queues.blocks[label] -= blocks
-                policy.note_reused(label, now - clock, blocks, False)
-            uses = min(BYTE, (run >> USES_AT & BYTE) + 1)
-            runs[index] = stamp | label << LABEL_AT | uses << USES_AT | end
-            # Blocks that were never touched are held, as with any policy.
-            touched.append((clock, blocks))
+        """Note a use of the runs of a path, from a depth of an edge upwards."""
+        stamp = (self._queues.now + 1) << TOUCHED_AT
+        above: Node | None = node
+        while above is not None and depth:
+            node, above = above, above.parent
+            runs, start = runs_of(node), node.start
+            index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
+            while index:
+                index -= 1
+                run = runs[index]
+                begin = runs[index - 1] & END if index else start
+                touched.append((run >> LABEL_AT, (run & END) - begin))
+                once_more = run & _KEPT | stamp
+                runs[index] = once_more + (USE if run & USES < USES else 0)
+            depth = start
 
-    def _compare(self, touched: list[tuple[int, int]], asked: int, found: int) -> None:
+    def _take_back(self, kinds: dict[int, int]) -> None:
+        """Take back the last touches of runs, by kind."""
+        distances = self.distances
+        assert distances is not None
+        for kind, blocks in kinds.items():
+            if kind >> KIND_CLOCK_AT:
+                distances.add((kind >> KIND_CLOCK_AT) - 1, -blocks)
+
+    def _compare(
+        self, touched: Sequence[tuple[int, int]], asked: int, found: int
+    ) -> None:
         """Tell the policy what least recently used would have found."""
         distances = self.distances
         assert distances is not None
         distances.capacity = room = max(self._table.num_cached, 1)
-        left = sum(blocks for _, blocks in touched)
-        for clock, blocks in touched:
-            # Of those touched at the same time, the deeper ones are older.
-            above, left = left - blocks, left - blocks
-            same = 0
-            if above:
-                same = self._above_at(touched, clock, above)
-            since = distances.after(clock) if clock >= 0 else 0
-            kept = min(blocks, room - since - same)
+        above = sum(blocks for _, blocks in touched)
+        for at, (kind, blocks) in enumerate(touched):
+            above -= blocks
+            clock = (kind >> KIND_CLOCK_AT) - 1
+            if clock < 0:
+                kept = blocks  # they are held, as with any policy
+            else:
+                # Of those touched at the same time, the deeper ones are older.
+                same = sum(
+                    more
+                    for other, more in touched[at + 1 :]
+                    if other >> KIND_CLOCK_AT == clock + 1
+                )
+                kept = min(blocks, room - distances.after(clock) - same)
             if kept > 0:
                 self.policy.note_request(asked, found, above + kept)
                 return
         self.policy.note_request(asked, found, 0)
-
-    @staticmethod
-    def _above_at(touched: list[tuple[int, int]], clock: int, above: int) -> int:
-        """Return how many of the ``above`` upper blocks were touched at a time."""
-        same = 0
-        for other, blocks in reversed(touched):
-            if above <= 0:
-                break
-            above -= blocks
-            same += blocks if other == clock else 0
-        return same
 
     # -- a request ends --------------------------------------------------------
 
@@ -234,13 +253,45 @@ class ReuseAccount:
         if use is not None and self.distances is not None:
             self.distances.add(use.clock, -use.pending)
         node, depth = self._end_of(blocks)
+        left: list[tuple[int, int]] = []
+        entered: dict[int, int] = {}
         labels: dict[int, int] = {}
+        stamp = (queues.now + 1) << TOUCHED_AT | RELEASED
         while node is not None and node.parent is not None:
-            if not node.holes:
-                if use is not None and use.returned:
-                    self._add_uses(node, depth, use)
-                self._label_runs(node, depth, labels, output_tokens, new_tokens)
+            if node.holes:
+                depth, node = node.start, node.parent
+                continue
+            if use is not None and use.returned:
+                self._add_uses(node, depth, use)
+            runs, begin = runs_of(node), node.start
+            index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
+            made: list[int] = []
+            for run in runs[:index]:
+                end, uses = run & END, run & USES
+                left.append((run >> LABEL_AT, end - begin))
+                label = labels.get(uses, -1)
+                if label < 0:
+                    label = policy.label(uses >> USES_AT, output_tokens, new_tokens)
+                    labels[uses] = label
+                entered[label] = entered.get(label, 0) + end - begin
+                begin = end
+                run = stamp | label << LABEL_AT | uses | end
+                if made and (made[-1] ^ run) <= END:
+                    made[-1] = run
+                else:
+                    made.append(run)
+            runs[:index] = made
             depth, node = node.start, node.parent
+        kinds = _summed(left)
+        for kind, count in kinds.items():
+            if kind & KIND_RELEASED:
+                self._withdraw(kind, count)
+        if self.distances is not None:
+            self._take_back(kinds)
+            self.distances.add(queues.now, sum(entered.values()))
+        for label, count in entered.items():
+            queues.blocks[label] += count
+            policy.note_labelled(label, count)
 
     def _end_of(self, blocks: Sequence[int]) -> tuple[Node | None, int]:
         """Return the edge and the depth at which a request's cached blocks end."""
@@ -268,49 +319,11 @@ class ReuseAccount:
                 more = min(BYTE, (run >> USES_AT & BYTE) + uses)
                 runs[index] = run & ~(BYTE << USES_AT) | more << USES_AT
 
-    def _label_runs(
-        self,
-        node: Node,
-        depth: int,
-        labels: dict[int, int],
-        output_tokens: int,
-        new_tokens: int,
-    ) -> None:
-        """Release the runs of an edge that end at a depth, or above, into classes."""
-        queues, policy, distances = self._queues, self.policy, self.distances
-        runs, now = runs_of(node), queues.now
-        stamp = (now + 1) << TOUCHED_AT | RELEASED
-        index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
-        made: list[int] = []
-        begin = node.start
-        for run in runs[:index]:
-            end = run & END
-            blocks, begin = end - begin, end
-            clock = (run >> TOUCHED_AT) - 1
-            if run & RELEASED:
-                self._withdraw(run, blocks)
-            if distances is not None and clock >= 0:
-                distances.add(clock, -blocks)
-            uses = run >> USES_AT & BYTE
-            label = labels.get(uses, -1)
-            if label < 0:
-                label = labels[uses] = policy.label(uses, output_tokens, new_tokens)
-            queues.blocks[label] += blocks
-            policy.note_labelled(label, blocks)
-            run = stamp | label << LABEL_AT | uses << USES_AT | end
-            if made and made[-1] & ~END == run & ~END:
-                made[-1] = run
-            else:
-                made.append(run)
-        runs[:index] = made
-        if distances is not None:
-            distances.add(now, begin - node.start)
-
-    def _withdraw(self, run: int, blocks: int) -> None:
-        """Take a released run out of its class, unjudged."""
-        label = run >> LABEL_AT & BYTE
+    def _withdraw(self, kind: int, blocks: int) -> None:
+        """Take released blocks of a kind out of their class, unjudged."""
+        label = kind & BYTE
         self._queues.blocks[label] -= blocks
-        age = self._queues.now - ((run >> TOUCHED_AT) - 1)
+        age = self._queues.now + 1 - (kind >> KIND_CLOCK_AT)
         self.policy.note_relabelled(label, age, blocks)
 
     # -- an edge ---------------------------------------------------------------
@@ -409,7 +422,7 @@ class ReuseAccount:
         at = split_run(runs, depth) if depth > node.start else 0
         split_run(runs, depth + 1)
         if runs[at] & RELEASED:
-            self._withdraw(runs[at], 1)
+            self._withdraw(runs[at] >> LABEL_AT, 1)
             runs[at] ^= RELEASED
 
     def check(self) -> None:

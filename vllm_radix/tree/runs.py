@@ -24,6 +24,7 @@ USE = 1 << 24
 USES_AT = 24
 LABEL_AT = 32
 BYTE = 255
+USES = BYTE << USES_AT
 RELEASED = 1 << 40
 TOUCHED_AT = 41
 
@@ -41,12 +42,14 @@ def runs_of(node: Node) -> list[int]:
         runs = node.runs = [end | USE]
         return runs
     last = runs[-1] & END
+    if last == end:
+        return runs
     if last < end:
         runs.append(end | USE)
-    elif last > end:
-        while len(runs) > 1 and runs[-2] & END >= end:
-            runs.pop()
-        runs[-1] = runs[-1] & ~END | end
+        return runs
+    while len(runs) > 1 and runs[-2] & END >= end:
+        runs.pop()
+    runs[-1] = runs[-1] & ~END | end
     return runs
 
 

@@ -16,23 +16,35 @@ _REST = (len(_OUTPUT_TOKENS) + 1) * (len(_NEW_TOKENS) + 1)
 BUCKETS = 16
 """Of ages: up to 4 releases, up to 8, up to 16, and so on."""
 FIRST_BUCKET = 4
-EPOCH = 64
+EPOCH = 128
 """Releases from one table to the next."""
-EPOCHS = 256
+EPOCHS = 128
 """For so many the blocks that were neither used nor forgotten are told apart."""
-_DECAY = 31 / 32
+_DECAY = 15 / 16
 _REQUESTS_OF_PRIOR = 16
 """Requests that all blocks count as beside a bin; bins count twice beside a class."""
 
 _INFINITE = float("inf")
-_HALF_LIFE = 500
-_GUARD_ON, _GUARD_OFF = 0.005, 0.001
+_KEEP = 0.5 ** (1 / 500)
+"""Of what the guard has counted, from a request to the next."""
+_GUARD_ON, _GUARD_OFF = 0.002, 0.0005
 """By which share of the blocks asked for it may be behind least recently used."""
 
 _MIDDLES = (
     FIRST_BUCKET / 2,
     *(1.5 * FIRST_BUCKET * 2.0**bucket for bucket in range(BUCKETS - 1)),
 )
+
+
+def class_name(label: int) -> str:
+    """Return what a class stands for, for reports."""
+    at, new = divmod(label, 3)
+    uses, output = divmod(at, 3)
+    return (
+        f"{('1', '2', '3-4', '5-8', '9-16', '17+')[uses]} uses, "
+        f"{('< 32', '< 256', '256+')[output]} tokens generated, "
+        f"{('< 1k', '< 8k', '8k+')[new]} new"
+    )
 
 
 def bucket_of(age: int) -> int:
@@ -135,7 +147,7 @@ class HitDensity(EvictionPolicy):
     # -- notes -----------------------------------------------------------------
 
     def note_release(self, now: int) -> None:
-        """Let time pass; every 64 releases make the table anew, which is O(classes)."""
+        """Let time pass; every 128 releases make the table anew: O(classes)."""
         self._now = now
         if now % EPOCH:
             return
@@ -172,10 +184,9 @@ class HitDensity(EvictionPolicy):
 
     def note_request(self, asked: int, found: int, lru: int) -> None:
         """Let the guard compare; it takes over and hands back."""
-        keep = 0.5 ** (1 / _HALF_LIFE)
-        self.lead = keep * self.lead + found - lru
-        self.asked = keep * self.asked + asked
-        self._requests = keep * self._requests + 1.0
+        self.lead = _KEEP * self.lead + found - lru
+        self.asked = _KEEP * self.asked + asked
+        self._requests = _KEEP * self._requests + 1.0
         share = _GUARD_OFF if self.guarded else _GUARD_ON
         guarded = self.lead < -share * self.asked
         if guarded != self.guarded:
