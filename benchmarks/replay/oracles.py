@@ -1,6 +1,7 @@
 """What a cache could do at best: bounds to hold an arm against."""
 
 from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 from itertools import count
 
 import numpy as np
@@ -88,3 +89,79 @@ def known_in_advance(roots: Sequence[Turn]) -> tuple[list[Turn], dict[str, list[
         short = turns[int(name)][2].max_tokens - len(known)
         known += [next(fresh) for _ in range(short)]
     return [flat for *_, flat in turns], answers
+
+
+def farthest_next_use(
+    paths: Sequence[Sequence[int]], asked: Sequence[int], blocks: int
+) -> int:
+    """Return the blocks that are found if those needed last are evicted first.
+
+    Requests are served one after the other, and each holds its path meanwhile. Of
+    blocks of one size no order of eviction finds more (Belady, 1966): a block is needed
+    no later than those below it, so that with ties broken by depth they go before it.
+    O(n log n) for n blocks of all paths.
+
+    Args:
+        paths: ids of the blocks of each request, answer included; none is longer than
+            the cache.
+        asked: for each how many of them are of the prompt.
+        blocks: of the cache.
+    """
+    never = len(paths)
+    # By request: when the path's blocks are needed again.
+    following: list[list[int]] = []
+    coming: dict[int, int] = {}
+    for number in range(len(paths) - 1, -1, -1):
+        path = paths[number]
+        following.append([coming.get(block, never) for block in path])
+        coming.update(dict.fromkeys(path, number))
+    following.reverse()
+    cached: dict[int, int] = {}
+    heap: list[tuple[int, int, int]] = []
+    found = 0
+    for path, prompt, needed in zip(paths, asked, following, strict=True):
+        hit = 0
+        while hit < prompt and path[hit] in cached:
+            hit += 1
+        found += hit
+        for block in path:
+            cached.pop(block, None)
+        while len(cached) + len(path) > blocks:
+            when, _, block = heappop(heap)
+            if cached.get(block) == -when:
+                del cached[block]
+        for depth, (block, when) in enumerate(zip(path, needed, strict=True)):
+            cached[block] = when
+            heappush(heap, (-when, -depth, block))
+    return found
+
+
+def best_eviction(
+    roots: Sequence[Turn], order: Sequence[str], blocks: int, block_size: int
+) -> int:
+    """Return the prompt tokens found in whole blocks with ``farthest_next_use``.
+
+    Args:
+        roots: the requests.
+        order: their ids, in the order in which they are served.
+        blocks: of the cache; no request is longer.
+        block_size: tokens of a block.
+    """
+    ids: dict[tuple[object, bytes], int] = {}
+    size = block_size * BYTES_PER_TOKEN
+    paths: dict[str, list[int]] = {}
+    asked: dict[str, int] = {}
+    for name, turn, prompt in every_turn(roots):
+        key, path = encode(prompt), list[int]()
+        for at in range(0, len(key) - size + 1, size):
+            before = path[-1] if path else ("root", turn.salt)
+            path.append(ids.setdefault((before, key[at : at + size]), len(ids)))
+        parent, _, number = name.rpartition(".")
+        if parent and number == "0" and not turn.whole:
+            # What this turn goes on from: the blocks of the answer are cached as well.
+            end = len(prompt) - len(turn.tokens)
+            paths[parent] = path[: end // block_size]
+        # The last token is computed in any case, for its logits.
+        paths[name], asked[name] = path, (len(prompt) - 1) // block_size
+    served = [paths[name] for name in order]
+    return block_size * farthest_next_use(served, [asked[n] for n in order], blocks)

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -87,26 +87,27 @@ def test_the_order_of_the_recipe_is_used(follow, tmp_path):
 
 
 def test_the_eviction_policy_of_the_recipe_is_used(follow, tmp_path, monkeypatch):
-    module = follow("deepest_first")
-    ranked = []
-    rank = module.DeepestFirst.rank
+    module = follow("once_first")
+    labels = Counter()
+    label = module.OnceFirst.label
 
-    def counted(self, clock, depth):
-        ranked.append(depth)
-        return rank(self, clock, depth)
+    def counted(self, uses, output_tokens, new_tokens):
+        labels[uses > 1, output_tokens > 0, new_tokens > 0] += 1
+        return label(self, uses, output_tokens, new_tokens)
 
-    monkeypatch.setattr(module.DeepestFirst, "rank", counted)
+    monkeypatch.setattr(module.OnceFirst, "label", counted)
     follow("compare_eviction")
-    lru, deepest = arms(tmp_path / "eviction.json").values()
-    assert max(ranked) > 10
-    assert deepest["computed_prompt_tokens"] != lru["computed_prompt_tokens"]
+    default, once = arms(tmp_path / "eviction.json").values()
+    # Requests say what they generated, and how much of them was new.
+    assert labels[True, True, True] > 10 and labels[False, True, True] > 10
+    assert once["computed_prompt_tokens"] != default["computed_prompt_tokens"]
 
 
 def test_the_eviction_policy_of_the_recipe_keeps_the_contract(follow, tmp_path):
     paths = [str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "--rootdir", str(tmp_path), "test_deepest_first.py"],
+        [*command, "--rootdir", str(tmp_path), "test_once_first.py"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_radix.tree import (
     BYTES_PER_TOKEN,
-    LRU,
-    EvictionPolicy,
     Match,
     Namespace,
     PartialMatch,
@@ -29,12 +27,10 @@ class FlatCache(PrefixCache):
 
     Args:
         block_size: tokens in a block.
-        policy: ranks idle blocks for eviction.
     """
 
-    def __init__(self, block_size: int, policy: EvictionPolicy | None = None) -> None:
+    def __init__(self, block_size: int) -> None:
         super().__init__(block_size)
-        self.policy = policy or LRU()
         self.reset()
 
     def reset(self) -> None:
@@ -204,8 +200,7 @@ class FlatCache(PrefixCache):
                 self._forget(block)
                 freed.append(block)
                 continue
-            depth = (len(place[1]) - 1) // self.block_bytes
-            self._rank[block] = self.policy.rank(self._clock, depth)
+            self._rank[block] = self._clock
             if len(place[1]) % self.block_bytes and block not in self._hit:
                 self._rank[block] += UNHIT
             if block in self._pins:
@@ -247,7 +242,7 @@ class FlatCache(PrefixCache):
         )
 
     def evict(self, count: int) -> list[int]:
-        """Evict the lowest rank among blocks with nothing below, one by one."""
+        """Evict the least recently used of those with nothing below, one by one."""
         out: list[int] = []
         while len(out) < count:
             ranks = self.evictable_ranks()
@@ -258,6 +253,27 @@ class FlatCache(PrefixCache):
             out.append(block)
             self.version += 1
         return out
+
+    def evict_these(self, blocks: Sequence[int]) -> None:
+        """Evict blocks one by one, as another cache did by its own order.
+
+        Raises:
+            AssertionError: one is not next by any order: something lies below it, or a
+                partial block that was never hit is left, or an unpinned one.
+        """
+        for block in blocks:
+            ranks = self.evictable_ranks()
+            assert block in ranks, f"{block} may not go"
+            assert self._turn(ranks[block]) == min(map(self._turn, ranks.values()))
+            self._forget(block)
+            self.version += 1
+
+    @staticmethod
+    def _turn(rank: int) -> tuple[int, int]:
+        """Return what a policy has no say in: ranks of first and last blocks."""
+        if rank < 0:
+            return 0, rank
+        return (2, rank) if rank >= PIN else (1, 0)
 
     def evictable_ranks(self) -> dict[int, int]:
         """Return the ranks of the blocks that may be evicted now, by block."""

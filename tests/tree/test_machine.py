@@ -1,9 +1,12 @@
 """The tree and its oracle, driven side by side by hypothesis.
 
 The machine plays the pool and the requests: it owns the ids, holds each block
-as often as requests use it, and lets go as a request does.
+as often as requests use it, and lets go as a request does. There is a machine for each
+eviction policy. The oracle knows the order of least recently used; of others it knows
+which blocks may go.
 """
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -12,10 +15,11 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from tree.flat_cache import FlatCache
-from vllm_radix.tree import ChangeLog, RadixTree, encode
+from vllm_radix.tree import POLICIES, ChangeLog, RadixTree, encode
 
 POOL = 24
 SYMBOLS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
@@ -27,19 +31,22 @@ class Both(RuleBasedStateMachine):
     """Runs each action on both caches and compares what they answer.
 
     Attributes:
-        actions: how many were run, by all machines of this process.
+        actions: how many were run, by all machines of this policy.
+        policy: the name of the eviction policy.
     """
 
     actions = 0
+    policy = "lru"
 
     @initialize(block_size=st.sampled_from([1, 2, 3, 4, 16, 32]))
     def start(self, block_size):
         self.size = block_size
-        self.tree = RadixTree(block_size)
+        self.tree = RadixTree(block_size, POLICIES[self.policy]())
         self.flat = FlatCache(block_size)
         self.blank = list(range(POOL))
         self.uses = [0] * POOL
-        self.requests = []  # [tokens, namespace, blocks, published, partial tokens]
+        # [tokens, namespace, blocks, published, partial tokens, use]
+        self.requests = []
         self.probes = {}
         self.tree.changes = ChangeLog()
         self.ends = {}  # place -> where its look-up ended
@@ -59,11 +66,21 @@ class Both(RuleBasedStateMachine):
     def use(self, block):
         self.uses[block] += 1
 
+    def evict_both(self, count):
+        """The oracle evicts what the tree does, if those are blocks that may go."""
+        if self.policy == "lru":
+            return self.both(lambda cache: cache.evict(count))
+        evicted = self.tree.evict(count)
+        self.flat.evict_these(evicted)
+        if len(evicted) < count:
+            assert not self.flat.evictable_ranks(), "more blocks may go"
+        return evicted
+
     def take_blank(self, count):
         """Blank ids first, then what the cache evicts; fewer if it cannot."""
         short = count - len(self.blank)
         if short > 0:
-            self.blank += self.both(lambda cache: cache.evict(short))
+            self.blank += self.evict_both(short)
         taken, self.blank = self.blank[:count], self.blank[count:]
         return taken
 
@@ -76,19 +93,22 @@ class Both(RuleBasedStateMachine):
         hit = ()
         if read:
             hit = self.both(lambda cache: cache.match(key, namespace).blocks)
+        last = hit[-1] if hit else -1
+        use = self.tree.note_use(key, namespace, last, len(hit))
+        assert (use is None) == (not self.tree.learns)
         self.both(lambda cache: cache.acquire(hit))
         new = self.take_blank(needed - len(hit))
         for block in (*hit, *new):
             self.use(block)
         blocks = [*hit, *new]
-        self.requests.append([tokens, namespace, blocks, len(hit), 0])
+        self.requests.append([tokens, namespace, blocks, len(hit), 0, use])
         self.publish(len(self.requests) - 1, keep)
 
     def publish(self, index, keep):
-        tokens, namespace, blocks, done, _ = self.requests[index]
+        tokens, namespace, blocks, done, *_ = self.requests[index]
         upto = min(len(blocks), done + keep, len(tokens) // self.size)
         if upto > done:
-            self.requests[index][3:] = upto, 0
+            self.requests[index][3:5] = upto, 0
             key = encode(tokens)
             freed = self.both(
                 lambda cache: sorted(cache.insert(key, blocks[:upto], namespace, done))
@@ -105,7 +125,7 @@ class Both(RuleBasedStateMachine):
     def publish_partial(self, data):
         """The block after the published ones, as far as it is filled."""
         request = data.draw(st.sampled_from(self.requests))
-        tokens, namespace, blocks, done, before = request
+        tokens, namespace, blocks, done, before, _ = request
         most = min(self.size - 1, len(tokens) - done * self.size)
         if done == len(blocks) or most < max(1, before):
             return
@@ -121,10 +141,13 @@ class Both(RuleBasedStateMachine):
         request[4] = count
 
     @precondition(lambda self: self.requests)
-    @rule(data=st.data())
-    def finish(self, data):
+    @rule(data=st.data(), noted=st.booleans(), output=st.integers(0, 300))
+    def finish(self, data, noted, output):
         index = data.draw(st.integers(0, len(self.requests) - 1))
-        *_, blocks, _, _ = self.requests.pop(index)
+        tokens, _, blocks, _, _, use = self.requests.pop(index)
+        if noted:
+            new = len(tokens) - (use.seen * self.size if use else 0)
+            self.tree.note_end(blocks, use, output, max(0, new))
         idle = []
         for block in reversed(blocks):
             self.uses[block] -= 1
@@ -136,7 +159,7 @@ class Both(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 5))
     def evict(self, count):
-        self.blank += self.both(lambda cache: cache.evict(count))
+        self.blank += self.evict_both(count)
 
     @rule(blocks=st.lists(st.integers(0, POOL + 2), max_size=6))
     def pin(self, blocks):
@@ -246,7 +269,7 @@ class Both(RuleBasedStateMachine):
     def sound(self):
         if not hasattr(self, "tree"):
             return
-        Both.actions += 1
+        type(self).actions += 1
         self.tree.check()
         self.flat.check()
         mine, theirs = self.tree.stats(), self.flat.stats()
@@ -262,5 +285,18 @@ class Both(RuleBasedStateMachine):
                 assert not self.uses[block]
 
 
-TestBoth = Both.TestCase
-TestBoth.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+def machine(policy):
+    """Return the machine of an eviction policy."""
+    return type(f"Both[{policy}]", (Both,), {"policy": policy, "actions": 0})
+
+
+MACHINES = {name: machine(name) for name in POLICIES}
+
+
+@pytest.mark.parametrize("policy", MACHINES)
+def test_the_tree_does_as_its_oracle(policy):
+    examples = 200 if policy == "lru" else 100
+    run_state_machine_as_test(
+        MACHINES[policy],
+        settings=settings(max_examples=examples, stateful_step_count=40, deadline=None),
+    )

@@ -12,6 +12,7 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.follow_ups import BlockFollowUps
 from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
 from vllm_radix.engine.miss_log import MissLog
+from vllm_radix.engine.reuse_notes import ReuseNotes
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.tree import LRU, EvictionPolicy, Match
 
@@ -47,7 +48,7 @@ class RadixKVCacheManager(TreeKVCacheManager):
 
         Args:
             manager: vLLM's.
-            policy: ranks idle blocks for eviction.
+            policy: says which idle blocks are evicted first.
             options: ``mirror``, ``min_sub_block_tokens``, ``explain`` and
                 ``num_draft_tokens``, for which slots are allocated as well.
         """
@@ -74,6 +75,8 @@ class RadixKVCacheManager(TreeKVCacheManager):
         # The block that the request looked up last is to copy from.
         self._hit: KVCacheBlock | None = None
         self.miss_log = MissLog(self.block_pool) if explain else None
+        tree, keys = self.block_pool.tree, self.block_pool.keys
+        self._reuse_notes = ReuseNotes(tree, keys) if tree.learns else None
 
     def note_arrival(self, num_tokens: int) -> None:
         """Do nothing: a block has room for a block."""
@@ -166,6 +169,9 @@ class RadixKVCacheManager(TreeKVCacheManager):
             self._hit = None
         if self.miss_log is not None:
             self.miss_log.record_admission(request)
+        if self._reuse_notes is not None:
+            blocks = self.held_blocks(request.request_id)
+            self._reuse_notes.admit(request, blocks, num_hits)
         if self._may_end_inside(request):
             request_id = request.request_id
             pool.open_tails.follow(
@@ -199,3 +205,5 @@ class RadixKVCacheManager(TreeKVCacheManager):
                 self.cache_blocks(request, known)
             if self._may_end_inside(request):
                 self.block_pool.cache_partial(request, blocks)
+            if self._reuse_notes is not None:
+                self._reuse_notes.leave(request, blocks)

@@ -1,6 +1,6 @@
 """The prefix cache as a data structure: tokens in, block ids out.
 
-Imports the standard library only, so it can be used, tested and replayed
+Imports the standard library and numpy only, so it can be used, tested and replayed
 without vLLM.
 """
 
@@ -18,6 +18,7 @@ from vllm_radix.tree.prefix_cache import (
 )
 from vllm_radix.tree.probe import Probe
 from vllm_radix.tree.radix_tree import RadixTree
+from vllm_radix.tree.reuse import Use
 from vllm_radix.tree.token_keys import BYTES_PER_TOKEN, common_units, decode, encode
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Probe",
     "RadixTree",
     "Stats",
+    "Use",
     "common_units",
     "decode",
     "encode",

@@ -3,7 +3,7 @@
 from heapq import heapify, heappop, heappush
 
 from vllm_radix.tree.block_table import HELD, BlockTable
-from vllm_radix.tree.eviction import RANK_LIMIT, EvictionPolicy
+from vllm_radix.tree.eviction import RANK_LIMIT
 from vllm_radix.tree.node import HOLE, Node
 
 UNHIT = -(1 << 62)
@@ -12,14 +12,16 @@ UNHIT = -(1 << 62)
 PIN = RANK_LIMIT
 """Added to the rank of a pinned block: it goes after all others."""
 
+_NO_LIMIT = 2 * PIN
 _MIN_HEAP = 64
 
 
 class Evictor:
     """A heap of the blocks that may be evicted, and the pins.
 
+    The block that was released first goes first; ``ClassEvictor`` asks a policy.
+
     Args:
-        policy: ranks idle blocks.
         table: where blocks are, and their ranks.
 
     Attributes:
@@ -28,10 +30,10 @@ class Evictor:
         num_idle: blocks that are cached and that no request uses.
         num_unhit: partial ones of them that were never hit.
         num_pinned_idle: idle blocks that are pinned, or lie before a pinned one.
+        looks: entries of the heap that were taken off it, for tests of cost.
     """
 
-    def __init__(self, policy: EvictionPolicy, table: BlockTable) -> None:
-        self.policy = policy
+    def __init__(self, table: BlockTable) -> None:
         self._table = table
         # (rank, block) of evictable blocks; an entry is stale, and skipped, when the
         # block's rank has changed or it is not evictable any more.
@@ -42,6 +44,7 @@ class Evictor:
         self.num_idle = 0
         self.num_unhit = 0
         self.num_pinned_idle = 0
+        self.looks = 0
 
     # -- idle blocks -----------------------------------------------------------
 
@@ -65,11 +68,16 @@ class Evictor:
     def offer(self, block: int) -> None:
         """Note that an idle block at the end of a leaf may be evicted. O(log n)."""
         if len(self.heap) > self._heap_limit:
-            self.heap = list({e for e in self.heap if self.is_current(*e)})
-            heapify(self.heap)
+            self.heap = self._compacted(self.heap)
             # As many pushes again, before it is done again: O(1) each, amortised.
             self._heap_limit = max(_MIN_HEAP, 2 * len(self.heap))
         heappush(self.heap, (self._table.ranks[block], block))
+
+    def _compacted(self, heap: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return a heap without its stale entries."""
+        out = list({entry for entry in heap if self.is_current(*entry)})
+        heapify(out)
+        return out
 
     def offer_end(self, leaf: Node) -> None:
         """Offer the last block of a leaf, if it is idle."""
@@ -87,7 +95,17 @@ class Evictor:
             and node.blocks[-1] == block
         )
 
-    def pop_run(self, count: int, out: list[int]) -> Node | None:
+    def offered(self) -> set[tuple[int, int]]:
+        """Return the entries that say what may be evicted: O(n), for ``check``."""
+        return {entry for entry in self.heap if self.is_current(*entry)}
+
+    def pop_run(
+        self,
+        count: int,
+        out: list[int],
+        heap: list[tuple[int, int]] | None = None,
+        limit: int = _NO_LIMIT,
+    ) -> Node | None:
         """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
 
         As many as stay the lowest rank. O(log n), and O(1) per block.
@@ -95,18 +113,32 @@ class Evictor:
         Args:
             count: how many blocks at most.
             out: where to append them.
+            heap: of what may go, if not of all blocks.
+            limit: the highest rank that may go.
 
         Returns:
-            The leaf, not yet settled; None if the heap's lowest entry was stale.
+            The leaf, not yet settled; None if no block may go.
         """
-        heap, table, pins = self.heap, self._table, self.pins
+        if heap is None:
+            heap = self.heap
+        table, pins = self._table, self.pins
         nodes, ranks = table.nodes, table.ranks
-        rank, block = heappop(heap)
-        if not self.is_current(rank, block):
-            return None
-        node = nodes[block]
-        assert node is not None
-        following = heap[0][0] if heap else None
+        while True:
+            if not heap:
+                return None
+            self.looks += 1
+            rank, block = heappop(heap)
+            node = nodes[block]
+            # As is_current, which is a call.
+            if (
+                node is not None
+                and ranks[block] == rank
+                and not node.children
+                and node.blocks[-1] == block
+            ):
+                break
+        if heap and heap[0][0] < limit:
+            limit = heap[0][0]
         run, taken = node.blocks, 0
         end = node.start + len(run)
         while True:
@@ -124,7 +156,7 @@ class Evictor:
             if block == HOLE:
                 break
             rank = ranks[block]
-            if rank == HELD or (following is not None and rank > following):
+            if rank == HELD or rank > limit:
                 break
         table.num_cached -= taken
         self.num_idle -= taken
@@ -134,6 +166,9 @@ class Evictor:
             self._shrink_pinned(node)
         node.trimmed = True
         return node
+
+    def drop(self, node: Node, depth: int) -> None:
+        """Note that a block is about to leave a hole in an edge."""
 
     def idle_on_path(self, block: int, taken: dict[Node, int], take: bool) -> int:
         """See ``RadixTree.idle_on_path``."""

@@ -1,5 +1,7 @@
 """A node of the radix tree."""
 
+from array import array
+
 HOLE = -1
 """In ``Node.blocks``: the path is known, the block is gone."""
 
@@ -25,6 +27,9 @@ class Node:
         pinned_to: blocks between the root and the last block of this edge that is
             pinned or lies before a pinned one; ``start`` where there is none.
         pinned_children: children with such blocks.
+        runs: how its blocks were used, for policies that ask; see ``runs``.
+        digests: of the tokens before its start and before every 64th block; None until
+            they are asked for.
     """
 
     __slots__ = (
@@ -32,6 +37,7 @@ class Node:
         "blocks",
         "child_keys",
         "children",
+        "digests",
         "hit",
         "holes",
         "key",
@@ -39,6 +45,7 @@ class Node:
         "partial",
         "pinned_children",
         "pinned_to",
+        "runs",
         "start",
         "trimmed",
     )
@@ -64,3 +71,5 @@ class Node:
         self.trimmed = False
         self.pinned_to = start
         self.pinned_children = 0
+        self.runs: list[int] | None = None
+        self.digests: array[int] | None = None

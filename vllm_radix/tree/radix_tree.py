@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_radix.tree.block_table import HELD
 from vllm_radix.tree.changes import ChangeLog
+from vllm_radix.tree.class_evictor import ClassEvictor
 from vllm_radix.tree.debug.check import check_tree
 from vllm_radix.tree.debug.dump import dump
 from vllm_radix.tree.debug.miss import Miss, explain
@@ -34,6 +35,7 @@ from vllm_radix.tree.partial_blocks import (
 )
 from vllm_radix.tree.prefix_cache import ALL_WRITTEN, Match, Namespace
 from vllm_radix.tree.probe import Probe, probe
+from vllm_radix.tree.reuse import Use
 from vllm_radix.tree.token_keys import BYTES_PER_TOKEN
 from vllm_radix.tree.tree_state import TreeState
 
@@ -43,7 +45,7 @@ class RadixTree(TreeState):
 
     Args:
         block_size: tokens in a block.
-        policy: ranks idle blocks for eviction.
+        policy: says which idle blocks are evicted first. A policy serves one tree.
 
     Attributes:
         history: set it to an ``EvictionHistory`` to learn from ``explain`` what was
@@ -255,6 +257,47 @@ class RadixTree(TreeState):
         if node is not None:
             node.hit = True
 
+    # -- uses, for policies that learn -----------------------------------------
+
+    def note_use(
+        self, key: bytes, namespace: Namespace, last: int, found: int
+    ) -> Use | None:
+        """Note that a request was admitted: O(runs of its path).
+
+        Args:
+            key: of its prompt.
+            namespace: of its blocks.
+            last: the last cached block of its prefix; any number if there is none.
+            found: blocks of that prefix.
+
+        Returns:
+            What to hand to ``note_end``; None if the policy does not ask for it.
+        """
+        if not isinstance(self._evictor, ClassEvictor):
+            return None
+        return self._evictor.account.admit(key, namespace, last, found)
+
+    def note_end(
+        self,
+        blocks: Sequence[int],
+        use: Use | None,
+        output_tokens: int,
+        new_tokens: int,
+    ) -> None:
+        """Note that a request ends, before its blocks are released.
+
+        O(runs of its path). Without it, blocks count as those of a request that has
+        used them once and that said nothing.
+
+        Args:
+            blocks: all its blocks, in order.
+            use: what ``note_use`` said; None if it was not called.
+            output_tokens: that it has generated.
+            new_tokens: of its prompt that nobody had asked for; see ``Use.seen``.
+        """
+        if isinstance(self._evictor, ClassEvictor):
+            self._evictor.account.end(blocks, use, output_tokens, new_tokens)
+
     # -- holding and letting go ------------------------------------------------
 
     def acquire(self, blocks: Iterable[int]) -> None:
@@ -270,7 +313,7 @@ class RadixTree(TreeState):
         table, evictor = self._table, self._evictor
         nodes, ranks, depths = table.nodes, table.ranks, table.depths
         duplicates, duplicate_of = table.duplicates, table.duplicate_of
-        pins, rank, clock = evictor.pins, self.policy.rank, evictor.clock
+        pins, clock = evictor.pins, evictor.clock
         known, pinned = len(nodes), 0
         for block in blocks:
             if block in duplicate_of:
@@ -284,7 +327,7 @@ class RadixTree(TreeState):
                 self._replace_by_duplicate(block)
                 uncached.append(block)
                 continue
-            ranks[block] = rank(clock, depths[block])
+            ranks[block] = clock
             clock += 1
             if depths[block] < node.pinned_to:
                 pinned += 1
@@ -319,12 +362,11 @@ class RadixTree(TreeState):
         """
         out: list[int] = []
         evictor, history, changes = self._evictor, self.history, self.changes
-        while evictor.heap and len(out) < count:
+        while len(out) < count:
             before = len(out)
-            self._shape.visited += 1
             leaf = evictor.pop_run(count - before, out)
             if leaf is None:
-                continue
+                break
             if changes is not None:
                 changes.removed_blocks += out[before:]
             if history is not None:
@@ -352,6 +394,7 @@ class RadixTree(TreeState):
         if node.partial:
             self._remove_partial(node)
             return True
+        self._evictor.drop(node, table.depths[block])
         self._clear_owner(block)
         node.blocks[table.depths[block] - node.start] = HOLE
         node.holes += 1
@@ -366,6 +409,7 @@ class RadixTree(TreeState):
         for node in (*self._shape.nodes(), *self._shape.roots.values()):
             node.alive = False
         self._start_empty()
+        self.policy.forget()
         if self.history is not None:
             self.history.clear()
         if self.changes is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from vllm_radix.tree.block_table import BlockTable
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.prefix_cache import Namespace
+from vllm_radix.tree.runs import cut_runs, merge_runs, split_runs
 from vllm_radix.tree.token_keys import common_units
 
 
@@ -125,6 +126,7 @@ class Shape:
     def prepare_to_grow(self, node: Node) -> None:
         """Prepare a leaf for what comes below it."""
         self.cut(node)
+        cut_runs(node)
         if node.trimmed:
             # A probe may end in what was here before.
             self.epoch += 1
@@ -153,6 +155,7 @@ class Shape:
         parent = node.parent
         assert parent is not None and 0 < at < len(node.blocks)
         self.cut(node)
+        cut_runs(node)
         size = self.block_bytes
         upper = Node(parent, node.key[: at * size], node.blocks[:at], node.start)
         upper.children = [node]
@@ -168,6 +171,7 @@ class Shape:
         if node.holes:
             upper.holes = upper.blocks.count(HOLE)
             node.holes -= upper.holes
+        split_runs(upper, node)
         self._table.move(upper.blocks, upper)
         self.num_nodes += 1
         return upper
@@ -204,6 +208,7 @@ class Shape:
         """Join a node with its only child: O(blocks of the child)."""
         self.cut(node)
         self.cut(child)
+        merge_runs(node, child)
         self._table.move(child.blocks, node)
         node.key = bytes(node.key) + bytes(child.key)
         if child.pinned_to > child.start:

@@ -2,6 +2,7 @@
 
 from vllm_radix.tree.block_table import HELD, BlockTable
 from vllm_radix.tree.changes import ChangeLog
+from vllm_radix.tree.class_evictor import ClassEvictor
 from vllm_radix.tree.eviction import LRU, EvictionPolicy
 from vllm_radix.tree.eviction_history import EvictionHistory
 from vllm_radix.tree.evictor import Evictor
@@ -20,7 +21,7 @@ class TreeState(PrefixCache):
 
     Args:
         block_size: tokens in a block.
-        policy: ranks idle blocks for eviction.
+        policy: says which idle blocks are evicted first. A policy serves one tree.
 
     Attributes:
         tells_all: ``changes`` has whatever may change a look-up's answer.
@@ -40,7 +41,11 @@ class TreeState(PrefixCache):
     def _start_empty(self) -> None:
         self._table = BlockTable()
         self._shape = Shape(self.block_bytes, self._table)
-        self._evictor = Evictor(self.policy, self._table)
+        self._evictor = (
+            Evictor(self._table)
+            if self.policy.num_classes == 1
+            else ClassEvictor(self.policy, self._table, self._shape)
+        )
 
     def __contains__(self, block: object) -> bool:
         return block in self._table
@@ -87,9 +92,22 @@ class TreeState(PrefixCache):
         return self._evictor.num_pinned_idle
 
     @property
+    def learns(self) -> bool:
+        """Whether the policy wants to know of uses: ``note_use``, ``note_end``."""
+        return isinstance(self._evictor, ClassEvictor)
+
+    @property
+    def num_remembered(self) -> int:
+        """Number of evicted blocks that the policy will know again."""
+        evictor = self._evictor
+        return (
+            evictor.account.num_remembered if isinstance(evictor, ClassEvictor) else 0
+        )
+
+    @property
     def visited(self) -> int:
         """Number of nodes that operations have looked at, for tests of cost."""
-        return self._shape.visited
+        return self._shape.visited + self._evictor.looks
 
     def stats(self) -> Stats:
         """Return the sizes, O(1)."""

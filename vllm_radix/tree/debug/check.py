@@ -15,7 +15,7 @@ def check_tree(shape: Shape, table: BlockTable, evictor: Evictor) -> None:
     size = shape.block_bytes
     seen: dict[int, tuple[Node, int]] = {}
     count = partial = 0
-    offered = {entry for entry in evictor.heap if evictor.is_current(*entry)}
+    offered = evictor.offered()
     for root in shape.roots.values():
         assert root.children, "an empty namespace was left behind"
         assert root.alive and root.parent is None and not root.blocks

@@ -7,12 +7,8 @@ from vllm_radix.tree.eviction.base import EvictionPolicy, register
 class LRU(EvictionPolicy):
     """Evicts the block that has been idle for longest.
 
-    Requests release their blocks from the tail, so that of one request's blocks the
-    deepest goes first; vLLM's free list keeps the same order.
+    All blocks are of one class. Requests release their blocks from the tail, so that of
+    one request's blocks the deepest goes first; vLLM's free list keeps the same order.
     """
 
     name = "lru"
-
-    def rank(self, clock: int, depth: int) -> int:
-        """Return the time of release."""
-        return clock
