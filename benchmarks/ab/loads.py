@@ -1,5 +1,6 @@
 """What is sent in an A/B: one registry of ways to make and send requests."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from vllm_radix_bench.ab.client import Answer, Client, Sending
+from vllm_radix_bench.ab.guidellm import GuideLLM
+from vllm_radix_bench.ab.serve_options import check_bench
 from vllm_radix_bench.ab.servers import Server, ServerError
 from vllm_radix_bench.replay.oracles import infinite_cache
 from vllm_radix_bench.traces.hashed_prompt import HashedPrompt
@@ -58,6 +61,36 @@ class Load(Protocol):
         """Send all requests to a server; return their answers."""
         ...
 
+    def close(self) -> None:
+        """End what was started to send."""
+        ...
+
+
+class ProgramLoad(Load, Protocol):
+    """Requests that another program makes, by options of its own."""
+
+    def __init__(self, words: tuple[str, ...], log: Path, tokenizer: str) -> None:
+        """Take its options, a file for what it prints, and the tokenizer."""
+
+    @classmethod
+    def check(
+        cls, words: Sequence[str], arguments: argparse.Namespace, tokenizer: str
+    ) -> dict[str, str]:
+        """Check its options, before a server starts.
+
+        Args:
+            words: its options.
+            arguments: of ab.
+            tokenizer: folder or name.
+
+        Returns:
+            Versions that a result depends on, by name.
+
+        Raises:
+            InputError: one is wrong, or ab's to choose.
+        """
+        ...
+
 
 @dataclass
 class Forest:
@@ -83,6 +116,9 @@ class Forest:
     async def send(self, server: Server, sending: Sending) -> list[Answer]:
         """Send all turns to a server; return their answers."""
         return await Client(server, sending).run(self.roots)
+
+    def close(self) -> None:
+        """Do nothing: nothing was started."""
 
 
 def built_in(work: Workload) -> Forest:
@@ -143,6 +179,7 @@ class Bench:
     Attributes:
         words: its options.
         log: file for what it prints.
+        tokenizer: folder or name.
     """
 
     words: tuple[str, ...]
@@ -154,6 +191,18 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+
+    @classmethod
+    def check(
+        cls, words: Sequence[str], arguments: argparse.Namespace, tokenizer: str
+    ) -> dict[str, str]:
+        """Check its options; there is no version to tell but vLLM's.
+
+        Raises:
+            InputError: it refuses one, or one is ab's to choose.
+        """
+        check_bench(words)
+        return {}
 
     @property
     def name(self) -> str:
@@ -246,3 +295,7 @@ def answers_of(result: Mapping[str, Any]) -> list[Answer]:
             answer.output = [ord(character) for character in text]
         out.append(answer)
     return out
+
+
+LOADS: dict[str, type[ProgramLoad]] = {"bench": Bench, "guidellm": GuideLLM}
+"""Loads made from the words after ``--``, by the names that ``--load`` takes."""
