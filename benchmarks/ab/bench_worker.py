@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 _KEPT = (
-    "duration",
+    "start_times",
     "input_lens",
     "output_lens",
     "ttfts",

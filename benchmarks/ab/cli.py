@@ -1,6 +1,6 @@
 """A/B of stock vLLM against radix on real servers, started with the same options.
 
-vllm-radix ab MODEL [vllm serve options] [-- vllm bench serve options]
+vllm-radix ab MODEL [vllm serve options] [--load NAME] [-- options of the load]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_radix.exits import ExitCode, StoppedError
 from vllm_radix_bench.ab.console import show
 from vllm_radix_bench.ab.gates import Gate, check_names, check_rounds
-from vllm_radix_bench.ab.loads import Bench
+from vllm_radix_bench.ab.loads import LOADS
 from vllm_radix_bench.ab.servers import ARMS, Cache
 from vllm_radix_bench.report.cli_types import (
     LEAST_FACTOR,
@@ -51,7 +51,8 @@ after ``--`` as ``arguments.after``."""
 _positive = partial(number, float, LEAST_FACTOR, 1e6)
 _minutes = partial(number, float, 0.1, 1e5)
 _FLAGS = {"serve_options": "the options of vllm serve", "model": "the model"}
-_FLAGS |= {"radix_options": "--radix", "bench_options": "the words after --"}
+_FLAGS |= {"radix_options": "--radix"}
+_FLAGS |= {f"{name}_options": "the words after --" for name in LOADS}
 _FLAGS |= {"trace": "--trace"}
 """Options of the command by those of a result, where the names differ."""
 
@@ -74,8 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, and what runs the command."""
     parser.description = __doc__
     parser.usage = (
-        "vllm-radix ab MODEL [options] [vllm serve options] [-- vllm bench serve "
-        "options]"
+        "vllm-radix ab MODEL [options] [vllm serve options] [-- options of the load]"
     )
     parser.formatter_class = WithDefaults
     parser.allow_abbrev = False
@@ -95,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"built-in ones: {', '.join(SERVED)}; control is always sent (default: "
         f"{' and '.join(_DEFAULT)}, or none where a trace or options after -- say what "
         "is sent)",
+    )
+    add(
+        "--load",
+        choices=list(LOADS),
+        help="what sends requests by the options after --: bench is `vllm bench "
+        "serve`, guidellm is `guidellm run`, which is installed in an environment of "
+        "its own (default: bench)",
     )
     add("--trace", type=Path, metavar="FILE", help="any that replay reads")
     add("--limit", type=whole(1), metavar="N", help="of a trace: only the first N")
@@ -208,6 +215,9 @@ def _check(arguments: argparse.Namespace) -> None:
                 raise InputError(f"--{name.replace('_', '-')} is of a --trace")
         if arguments.speed != 1.0:
             raise InputError("--speed is of a --trace")
+    if arguments.load and not arguments.after:
+        raise InputError(f"--load {arguments.load}: give its options after --")
+    arguments.load = arguments.load or "bench"
     if arguments.rate is not None and arguments.matrix_rate:
         raise InputError("--rate and --matrix-rate: give one of them")
     refuse_same_file(
@@ -241,7 +251,10 @@ def _setup(arguments: argparse.Namespace, serve: Any) -> dict[str, Any]:
         "serve_options": shown(serve.words),
         "serve_digest": _digest(" ".join(serve.words).encode()),
         "radix_options": serve.radix,
-        "bench_options": arguments.after or None,
+        **{
+            f"{name}_options": (name == arguments.load and arguments.after) or None
+            for name in LOADS
+        },
         "workloads": _names(arguments),
         "trace": None if arguments.trace is None else str(arguments.trace),
         "trace_digest": arguments.trace and _digest(arguments.trace.read_bytes()),
@@ -273,7 +286,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from vllm_radix_bench.ab.client import allow_many_connections
     from vllm_radix_bench.ab.loads_of import read_trace
     from vllm_radix_bench.ab.run import Options
-    from vllm_radix_bench.ab.serve_options import check_bench, read_serve
+    from vllm_radix_bench.ab.serve_options import read_serve
     from vllm_radix_bench.html.page import render_ab
 
     output = OutputFile(arguments.output)
@@ -283,11 +296,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         gates = [Gate.parse(text) for text in arguments.fail_on]
         check_rounds(gates, arguments.rounds)
         serve = read_serve(arguments.others)
+        versions = report.versions()
         if arguments.after:
-            check_bench(arguments.after)
+            load = LOADS[arguments.load]
+            versions |= load.check(arguments.after, arguments, serve.tokenizer)
         trace = read_trace(arguments, serve.tokenizer)
-        setup = _setup(arguments, serve)
-        settings = {"setup": setup, "versions": report.versions()}
+        settings = {"setup": _setup(arguments, serve), "versions": versions}
         unfinished = Unfinished(output, settings, _FLAGS)
         known = unfinished.load() if arguments.resume else None
     except ValueError as error:
@@ -421,6 +435,5 @@ def _measure(
             )
         finally:
             for load in loads:
-                if isinstance(load, Bench):
-                    load.close()
+                load.close()
     return result

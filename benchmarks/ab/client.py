@@ -32,6 +32,8 @@ class Answer:
         ttft: seconds from sending to the first token; None if none came.
         tpot: seconds a token after the first; None with one token.
         e2e: seconds from sending to the end.
+        sent: when it was sent, on any clock, if what sends it takes time of its own
+            before it sends; None if not.
         prompt_tokens: of its prompt.
         output: token ids of its answer.
         top: for each token of it, the two likeliest and their log-probabilities, if
@@ -44,6 +46,7 @@ class Answer:
     ttft: float | None = None
     tpot: float | None = None
     e2e: float | None = None
+    sent: float | None = None
     prompt_tokens: int = 0
     output: list[int] = field(default_factory=list)
     top: list[list[list[float]]] = field(default_factory=list)

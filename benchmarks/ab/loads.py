@@ -1,5 +1,6 @@
 """What is sent in an A/B: one registry of ways to make and send requests."""
 
+import argparse
 import asyncio
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from vllm_radix_bench.ab.client import Answer, Client, Sending
+from vllm_radix_bench.ab.guidellm import GuideLLM
+from vllm_radix_bench.ab.serve_options import check_bench
 from vllm_radix_bench.ab.servers import HOST, Server, ServerError
 from vllm_radix_bench.replay.oracles import infinite_cache
 from vllm_radix_bench.traces.formats.recorded import FILL
@@ -31,11 +34,9 @@ class Load(Protocol):
         name: of it, which tells it apart from others in a run.
         what: what its requests are, in a sentence.
         is_control: whether nothing is shared.
-        seconds: that its last sending took, as it says itself; None if it does not.
     """
 
     kind: ClassVar[str]
-    seconds: float | None
 
     @property
     def name(self) -> str:
@@ -61,6 +62,36 @@ class Load(Protocol):
         """Send all requests to a server; return their answers."""
         ...
 
+    def close(self) -> None:
+        """End what was started to send."""
+        ...
+
+
+class ProgramLoad(Load, Protocol):
+    """Requests that another program makes, by options of its own."""
+
+    def __init__(self, words: tuple[str, ...], log: Path, tokenizer: str) -> None:
+        """Take its options, a file for what it prints, and the tokenizer."""
+
+    @classmethod
+    def check(
+        cls, words: Sequence[str], arguments: argparse.Namespace, tokenizer: str
+    ) -> dict[str, str]:
+        """Check its options, before a server starts.
+
+        Args:
+            words: its options.
+            arguments: of ab.
+            tokenizer: folder or name.
+
+        Returns:
+            Versions that a result depends on, by name.
+
+        Raises:
+            InputError: one is wrong, or ab's to choose.
+        """
+        ...
+
 
 @dataclass
 class Forest:
@@ -79,7 +110,6 @@ class Forest:
     what: str
     roots: Sequence[Turn]
     is_control: bool = False
-    seconds: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         self.fewest_tokens: int | None = infinite_cache(self.roots)
@@ -91,6 +121,9 @@ class Forest:
     async def send(self, server: Server, sending: Sending) -> list[Answer]:
         """Send all turns to a server; return their answers."""
         return await Client(server, sending).run(self.roots)
+
+    def close(self) -> None:
+        """Do nothing: nothing was started."""
 
 
 def built_in(work: Workload) -> Forest:
@@ -174,6 +207,7 @@ class Bench:
     Attributes:
         words: its options.
         log: file for what it prints.
+        tokenizer: folder or name.
     """
 
     words: tuple[str, ...]
@@ -185,7 +219,18 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self.seconds: float | None = None
+
+    @classmethod
+    def check(
+        cls, words: Sequence[str], arguments: argparse.Namespace, tokenizer: str
+    ) -> dict[str, str]:
+        """Check its options; there is no version to tell but vLLM's.
+
+        Raises:
+            InputError: it refuses one, or one is ab's to choose.
+        """
+        check_bench(words)
+        return {}
 
     @property
     def name(self) -> str:
@@ -260,8 +305,6 @@ class Bench:
         except asyncio.CancelledError:
             self.close()
             raise
-        # Not what making the requests took.
-        self.seconds = result["duration"]
         return answers_of(result)
 
     def _has(self, option: str) -> bool:
@@ -291,14 +334,20 @@ def answers_of(result: Mapping[str, Any]) -> list[Answer]:
     Their outputs are characters' numbers, not tokens: equal texts are equal lists.
     """
     out = []
-    fields = ("ttfts", "itls", "input_lens", "output_lens", "generated_texts")
-    rows = zip(*(result[name] for name in (*fields, "errors")), strict=True)
-    for number, (ttft, itls, length, tokens, text, error) in enumerate(rows):
+    fields = ("start_times", "ttfts", "itls", "input_lens", "output_lens")
+    texts = zip(result["generated_texts"], result["errors"], strict=True)
+    rows = zip(*(result[name] for name in fields), texts, strict=True)
+    for number, (sent, ttft, itls, length, tokens, said) in enumerate(rows):
+        text, error = said
         answer = Answer(str(number), prompt_tokens=length, error=error or "")
         if not answer.error:
-            answer.ttft, answer.e2e = ttft, ttft + sum(itls)
+            answer.sent, answer.ttft, answer.e2e = sent, ttft, ttft + sum(itls)
             # A piece of the stream may hold several tokens.
             answer.tpot = sum(itls) / (tokens - 1) if tokens > 1 else None
             answer.output = [ord(character) for character in text]
         out.append(answer)
     return out
+
+
+LOADS: dict[str, type[ProgramLoad]] = {"bench": Bench, "guidellm": GuideLLM}
+"""Loads made from the words after ``--``, by the names that ``--load`` takes."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_radix_bench.ab.loads import Bench, Forest, Load, built_in, in_vocabulary
+from vllm_radix_bench.ab.loads import LOADS, Forest, Load, built_in, in_vocabulary
 from vllm_radix_bench.ab.serve_options import ServeOptions
 from vllm_radix_bench.ab.servers import Cache
 from vllm_radix_bench.report.cli_types import InputError
@@ -90,7 +90,7 @@ def make_loads(
     cache: Cache,
     max_model_len: int,
 ) -> list[Load]:
-    """Return what is sent: the trace, vLLM's bench, built-in workloads.
+    """Return what is sent: the trace, another program's requests, built-in workloads.
 
     Args:
         arguments: of the command.
@@ -120,9 +120,11 @@ def make_loads(
             Forest("trace", arguments.trace.name, "requests of a trace", roots)
         )
     if arguments.after:
-        name = f"{arguments.output.stem}-bench.log"
-        log = arguments.output.with_name(name)
-        loads.append(Bench(tuple(arguments.after), log, serve.tokenizer))
+        log = arguments.output.with_name(
+            f"{arguments.output.stem}-{arguments.load}.log"
+        )
+        made = LOADS[arguments.load](tuple(arguments.after), log, serve.tokenizer)
+        loads.append(made)
     for name in names:
         work = sized(
             name,

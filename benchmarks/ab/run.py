@@ -180,6 +180,19 @@ def _run_of(
     }
 
 
+def _seconds(found: Sequence[Answer], all_of_it: float) -> float:
+    """Return how long requests took: from the first sent to the last end.
+
+    Args:
+        found: their answers.
+        all_of_it: seconds that the load took, which is that where it sends at once.
+    """
+    spans = [(x.sent, x.sent + x.e2e) for x in found if x.sent is not None and x.e2e]
+    if not spans:
+        return all_of_it
+    return max(end for _, end in spans) - min(start for start, _ in spans)
+
+
 async def _wait_until_quiet(server: Server) -> None:
     """Wait until a server has no requests: what was aborted takes a step to go."""
     deadline = time.monotonic() + _QUIET_SECONDS
@@ -215,7 +228,7 @@ async def send(
             for task in (sent, watching):
                 task.cancel()
             await asyncio.gather(sent, watching, return_exceptions=True)
-        seconds = load.seconds or time.perf_counter() - start
+        seconds = _seconds(found, time.perf_counter() - start)
         server.check_alive()
         await _wait_until_quiet(server)
         after = await asyncio.to_thread(scrape, server)

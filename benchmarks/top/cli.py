@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.report.cli_types import number
+from vllm_radix_bench.report.cli_types import InputError, number
 from vllm_radix_bench.report.tables import console
+from vllm_radix_bench.top import tree
 from vllm_radix_bench.top.scrape import NoAnswerError, Page, address, scrape
 from vllm_radix_bench.top.view import record, show
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="between two looks (default: 2)",
     )
+    tree.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -48,16 +50,24 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     Returns:
         The exit code.
     """
+    try:
+        tree.check(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     url = address(arguments.url)
     page = scrape(url, time.monotonic())
-    if arguments.once:
+    if arguments.once and not arguments.tree:
         _print(url, page, None, arguments.json)
         return ExitCode.GOOD
     try:
-        if arguments.json or not sys.stdout.isatty():
+        if arguments.tree:
+            tree.run(arguments, url, _plain)
+        elif arguments.json or not sys.stdout.isatty():
             _follow(url, page, arguments.interval, arguments.json)
         else:
             _live(url, page, arguments.interval)
+    except InputError as error:
+        parser.error(str(error))
     except KeyboardInterrupt:
         pass  # the way to end it
     except BrokenPipeError:

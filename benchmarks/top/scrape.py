@@ -69,6 +69,14 @@ class Page:
         found = self._samples.get(name)
         return found[0][0] if found else None
 
+    @property
+    def capacity(self) -> int | None:
+        """Blocks of all engines' KV caches; None where the server does not tell."""
+        infos = self._samples.get("vllm:cache_config_info", [])
+        found = [labels.get("num_gpu_blocks", "") for labels, _ in infos]
+        known = [int(text) for text in found if text.isdecimal()]
+        return sum(known) if known and len(known) == len(found) else None
+
     def _matching(
         self, name: str, labels: dict[str, str]
     ) -> Iterable[tuple[dict[str, str], float]]:

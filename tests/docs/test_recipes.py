@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import tomllib
 import torch
+from bench.ab.test_servers_ab import stub_command
 from prometheus_client import REGISTRY
 from vllm.plugins import load_plugins_by_group
 from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
@@ -32,6 +33,8 @@ from vllm_radix.metrics.wire import RadixStats
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 from vllm_radix.tree.resume import Chunk
+from vllm_radix_bench.ab.loads import LOADS
+from vllm_radix_bench.ab.servers import ServerSpec
 from vllm_radix_bench.replay import report
 from vllm_radix_bench.traces import formats
 from vllm_radix_bench.workloads.encoders import words
@@ -57,7 +60,8 @@ def follow(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registries = [(one, dict(one)) for one in (ORDERS, POLICIES, GROUP_TYPES, SERIES)]
+    known = (ORDERS, POLICIES, GROUP_TYPES, SERIES, LOADS)
+    registries = [(one, dict(one)) for one in known]
     modules = set(sys.modules)
     # What the recipes change is put back.
     monkeypatch.setattr(formats, "FORMATS", formats.FORMATS)
@@ -185,6 +189,22 @@ def test_the_column_of_the_recipe_is_shown_and_written(follow, tmp_path, capsys)
     assert title in (tmp_path / "column.csv").read_text().splitlines()[0]
     for row in json.loads((tmp_path / "column.json").read_text())["rows"]:
         assert row[title] > 0
+
+
+def test_the_load_of_the_recipe_is_sent(follow, tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.delenv("STUB_FAULT", raising=False)
+    monkeypatch.setattr(ServerSpec, "command", stub_command)
+    (tmp_path / "MODEL").symlink_to(tiny)
+    follow("send_same_prompt")
+    sent = json.loads((tmp_path / "same.json").read_text())["workloads"][0]
+    assert (sent["name"], sent["load"]) == ("same-prompt", "same-prompt")
+    assert sent["requests"] == sent["answers"]["compared"] == 20
+    assert sent["counts"]["radix"]["prompt_tokens"] == 20 * 300
+    main = sys.modules["send_same_prompt"].main
+    with pytest.raises(SystemExit) as stop:
+        main(["ab", "MODEL", "--load", "same-prompt", "--", "many"])
+    assert stop.value.code == 2
+    assert "--load same-prompt: give one number" in capsys.readouterr().err
 
 
 def test_vllm_loads_an_order_by_its_entry_point(follow, tmp_path):
