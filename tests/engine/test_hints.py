@@ -55,6 +55,11 @@ def test_hints_are_read(extra, hints):
             "contradict each other",
         ),
         (
+            {"radix_keep_for": 5, "radix_priority": "low"},
+            "radix_keep_for",
+            "radix_priority below 0 contradict each other",
+        ),
+        (
             {"radix_keep_for": 5, "radix_end_session": True},
             "radix_keep_for",
             "contradict each other",

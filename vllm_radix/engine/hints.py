@@ -73,12 +73,15 @@ def parse_hints(extra_args: Mapping[str, Any] | None) -> Hints | None:
             )
         values[field.removeprefix(PREFIX)] = reader(field, value)
     hints = Hints(**values)
-    if hints.end_session:
+    for first, given_first in (
+        ("end_session", hints.end_session),
+        ("priority below 0", hints.priority < 0),
+    ):
         for name in ("expect_in", "keep_for"):
-            if getattr(hints, name):
+            if given_first and getattr(hints, name):
                 raise HintError(
                     PREFIX + name,
-                    f"{PREFIX}{name} and {PREFIX}end_session contradict each other: "
+                    f"{PREFIX}{name} and {PREFIX}{first} contradict each other: "
                     "give one of them",
                 )
     return hints
