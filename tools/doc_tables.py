@@ -18,6 +18,7 @@ from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
 
 ROOT = Path(__file__).resolve().parents[1]
+_EVICTION = ROOT / "benchmarks/results/eviction/2026-11-26-sequential.json"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -50,6 +51,22 @@ def orders() -> str:
 def eviction_policies() -> str:
     """Return the table of the eviction policies."""
     return registered(POLICIES)
+
+
+def eviction_results() -> str:
+    """Return the table of the committed study of eviction policies."""
+    runs = json.loads(_EVICTION.read_text())
+    policies = list(runs[0]["hit_rates"])
+    head = ("load", "cache, blocks", *policies, "best", "hit-density: share of the gap")
+    rows = []
+    for run in runs:
+        rates, best = run["hit_rates"], run["best"]
+        gap = best - rates["lru"]
+        share = (rates["hit-density"] - rates["lru"]) / gap if gap > 0.005 else None
+        size = f"{run['blocks']:,} of {run['block_size']}"
+        figures = [f"{100 * rate:.2f}" for rate in (*rates.values(), best)]
+        rows.append((run["load"], size, *figures, f"{share:.0%}" if share else ""))
+    return table(head, rows)
 
 
 def classes(*names: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from vllm_radix.tree import RadixTree, encode
+from vllm_radix.tree import POLICIES, RadixTree, encode
+from vllm_radix.tree.eviction.hit_density import EPOCH, HitDensity
 
 pytestmark = [pytest.mark.benchmark(timer=time.thread_time, warmup=True)]
 
@@ -28,6 +29,7 @@ MATCH_GOAL = {2048: 40.0, 32768: 100.0}
 INSERT_GOAL = 1000.0
 EVICT_GOAL = 1.5
 FLAT = 1.3
+TABLE_GOAL = 20.0
 
 # Microseconds; Python tree / Rust tree of SGLang 0.5.23 with pages of 16.
 SGLANG = {
@@ -86,12 +88,13 @@ def prompt_and_hit(length: int) -> tuple[list[int], list[int]]:
     return prompt, prompt[:shared] + tokens(length - shared, "new")
 
 
-def filled_tree(blocks: int, length: int = 100) -> RadixTree:
+def filled_tree(blocks: int, length: int = 100, policy: str = "lru") -> RadixTree:
     """Return a tree of idle prompts that share nothing."""
-    tree = RadixTree(SIZE)
+    tree = RadixTree(SIZE, POLICIES[policy]())
     for first in range(0, blocks, length):
         ids = list(range(first, first + length))
         tree.insert(encode(tokens(length * SIZE, first)), ids)
+        tree.note_end(ids, None, first % 300, first % 10_000)
         tree.release(ids[::-1])
     return tree
 
@@ -273,6 +276,55 @@ class TestEvict:
         fill_pool(pool, resident)
         median = measure(benchmark, lambda: pool.get_new_blocks(1), rounds=200)
         board[f"evict one of {resident}"]["vllm"] = median
+
+
+class TestHitDensity:
+    """What the policy that learns costs."""
+
+    @pytest.mark.parametrize("resident", RESIDENT)
+    def test_evicting_in_bulk(
+        self, benchmark: Any, board: Board, resident: int
+    ) -> None:
+        def setup() -> tuple[tuple[RadixTree], dict[str, Any]]:
+            return (filled_tree(resident, policy="hit-density"),), {}
+
+        rounds = 3 if resident > 50_000 else 9
+        bulk = TestEvict.BULK
+        median = measure(benchmark, lambda tree: tree.evict(bulk), rounds, setup=setup)
+        name = f"hit-density: evict {bulk}, each, of {resident}"
+        board[name] = {"ours": median / bulk, "goal": EVICT_GOAL}
+        assert median / bulk <= EVICT_GOAL
+
+    @pytest.mark.parametrize("runs", [1, 16])
+    def test_both_walks_of_a_request(
+        self, benchmark: Any, board: Board, runs: int
+    ) -> None:
+        tree, length = RadixTree(SIZE, HitDensity()), 20
+        key, blocks = b"", list[int]()
+        for first in range(0, runs * 2 * length, 2 * length):
+            key += encode(tokens(length * SIZE, first))
+            blocks += range(first, first + length)
+            tree.insert(key, blocks, start=len(blocks) - length)
+            # Another branch, so that an edge ends here.
+            other = [*blocks, first + length]
+            tree.insert(key + encode(tokens(SIZE, -first)), other, start=len(blocks))
+
+        def walk() -> None:
+            use = tree.note_use(key, None, blocks[-1], len(blocks))
+            tree.note_end(blocks, use, 100, 0)
+
+        board[f"hit-density: a request of {runs} runs"] = {
+            "ours": measure(benchmark, walk)
+        }
+
+    def test_a_table(self, benchmark: Any, board: Board) -> None:
+        policy = HitDensity()
+        median = measure(benchmark, lambda: policy.note_release(EPOCH))
+        board["hit-density: a table, by request"] = {
+            "ours": median / EPOCH,
+            "goal": TABLE_GOAL,
+        }
+        assert median / EPOCH <= TABLE_GOAL
 
 
 def test_eviction_is_flat(benchmark: Any, board: Board) -> None:

@@ -121,3 +121,34 @@ def farthest_next_use(
             cached[block] = when
             heappush(heap, (-when, -depth, block))
     return found
+
+
+def best_eviction(
+    roots: Sequence[Turn], order: Sequence[str], blocks: int, block_size: int
+) -> int:
+    """Return the prompt tokens found in whole blocks with ``farthest_next_use``.
+
+    Args:
+        roots: the requests.
+        order: their ids, in the order in which they are served.
+        blocks: of the cache; no request is longer.
+        block_size: tokens of a block.
+    """
+    ids: dict[tuple[object, bytes], int] = {}
+    size = block_size * BYTES_PER_TOKEN
+    paths: dict[str, list[int]] = {}
+    asked: dict[str, int] = {}
+    for name, turn, prompt in every_turn(roots):
+        key, path = encode(prompt), list[int]()
+        for at in range(0, len(key) - size + 1, size):
+            before = path[-1] if path else ("root", turn.salt)
+            path.append(ids.setdefault((before, key[at : at + size]), len(ids)))
+        parent, _, number = name.rpartition(".")
+        if parent and number == "0" and not turn.whole:
+            # What this turn goes on from: the blocks of the answer are cached as well.
+            end = len(prompt) - len(turn.tokens)
+            paths[parent] = path[: end // block_size]
+        # The last token is computed in any case, for its logits.
+        paths[name], asked[name] = path, (len(prompt) - 1) // block_size
+    served = [paths[name] for name in order]
+    return block_size * farthest_next_use(served, [asked[n] for n in order], blocks)

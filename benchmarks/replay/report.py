@@ -62,6 +62,11 @@ _ARM = (
 COUNTS = (
     *_ARM,
     Column("hit rate", lambda row: row.arm["hit_rate"], "{:.1%}"),
+    Column(
+        "best eviction",
+        lambda row: row.arm.get("hit_rate_best_eviction"),
+        "{:.1%}",
+    ),
     Column("tokens computed", lambda row: row.computed, "{:,}"),
     Column("x infinite cache", lambda row: row.computed / row.infinite_cache, "{:.2f}"),
     Column(

@@ -24,6 +24,7 @@ from vllm_radix import RadixScheduler
 from vllm_radix.config import RadixConfig, parse_flag
 from vllm_radix.tree import encode
 from vllm_radix_bench.replay.oracles import (
+    best_eviction,
     every_turn,
     infinite_cache,
     known_in_advance,
@@ -446,7 +447,12 @@ def run(
             arm = parse_arm(name)
             outcome = run_arm(arm, roots, blocks, options, longest, progress.advance)
             overloaded = is_overloaded(roots, outcome)
-            cell["arms"][name] = {**summary(outcome), "overloaded": overloaded}
+            made = {**summary(outcome), "overloaded": overloaded}
+            if options.known_in_advance and options.layout is None:
+                order = [r.id for r in sorted(outcome.records, key=lambda r: r.sent)]
+                best = best_eviction(roots, order, blocks, options.block_size)
+                made["hit_rate_best_eviction"] = best / made["prompt_tokens"]
+            cell["arms"][name] = made
             cell["requests"][name] = request_rows(outcome)
             used = result["machine"]["scheduler_cpu_seconds_per_request"][number]
             used[name] = outcome.scheduler_cpu / len(outcome.records)

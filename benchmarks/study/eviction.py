@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--limit", type=whole(1), metavar="N", help="of the trace: only the first N")
     add(
         "--tokens",
-        type=whole(1000),
+        type=partial(number, int, 1000, 10**9),
         nargs="+",
         default=list(TRACE_TOKENS),
         metavar="N",

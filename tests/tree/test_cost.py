@@ -5,19 +5,21 @@ import tracemalloc
 
 import pytest
 
-from vllm_radix.tree import RadixTree, encode
+from vllm_radix.tree import POLICIES, RadixTree, encode
+from vllm_radix.tree.eviction import HitDensity
 
 SIZE = 16
 
 
-def resident(blocks, length, seed=0):
+def resident(blocks, length, seed=0, policy="lru"):
     """A tree of idle prompts of ``length`` blocks each, none sharing a block."""
     rng = random.Random(seed)
-    tree = RadixTree(SIZE)
+    tree = RadixTree(SIZE, POLICIES[policy]())
     for first in range(0, blocks, length):
         ids = list(range(first, first + length))
         key = encode(rng.randrange(1 << 17) for _ in range(length * SIZE))
         tree.insert(key, ids)
+        tree.note_end(ids, None, rng.choice((1, 99, 999)), rng.choice((1, 9999)))
         tree.release(ids[::-1])
     return tree
 
@@ -64,14 +66,15 @@ def test_a_match_looks_at_the_nodes_of_its_path_only(fan_out):
     assert (tree.version, tree.dump()) == (version, dump), "a match changes nothing"
 
 
-def test_eviction_looks_at_as_much_in_a_large_tree_as_in_a_small_one():
+@pytest.mark.parametrize("policy", POLICIES)
+def test_eviction_looks_at_as_much_in_a_large_tree_as_in_a_small_one(policy):
     per_block = {}
-    for blocks in (1_000, 100_000):
-        tree = resident(blocks, 100)
+    for blocks in (1_000, 20_000):
+        tree = resident(blocks, 100, policy=policy)
         before = tree.visited
         assert len(tree.evict(500)) == 500
         per_block[blocks] = (tree.visited - before) / 500
-    assert per_block[100_000] <= 1.3 * per_block[1_000]
+    assert per_block[20_000] <= 1.3 * per_block[1_000]
     assert per_block[1_000] < 0.1, "a run of blocks is one look"
 
 
@@ -84,3 +87,38 @@ def test_a_long_request_that_fills_one_more_block_pays_for_that_block():
     for count in range(4_001, 5_001):
         tree.insert(key, ids[:count], start=count - 1)
     assert tree.visited - before <= 1_000
+
+
+def test_what_hit_density_knows_takes_11_bytes_a_block():
+    """For runs of 64 blocks; evicted ones are remembered beside the cached."""
+    kept = {}
+    for policy in ("lru", "hit-density"):
+        tracemalloc.start()
+        try:
+            tree = resident(20_032, 64, policy=policy)
+            kept[policy], _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    evictor = tree._evictor
+    # What does not grow with the cache, and what is not full yet, is counted apart.
+    fixed = sum(
+        len(made) * made.itemsize
+        for made in (tree.policy.hits, tree.policy.ends, tree.policy.waiting)
+    )
+    fixed += 16 * len(evictor.account.distances)
+    more = (kept["hit-density"] - kept["lru"] - fixed) / 20_032
+    remembered = 48 * HitDensity.ghosts / 64
+    print(
+        f"{more:.1f} bytes a block, {remembered:.1f} for evicted ones; {fixed:,} fixed"
+    )
+    assert more + remembered <= 12
+
+
+def test_the_walks_of_a_request_look_at_runs_not_at_blocks():
+    tree = RadixTree(SIZE, HitDensity())
+    told = []
+    tree.policy.note_labelled = lambda label, blocks: told.append(blocks)
+    ids = list(range(4_000))
+    tree.insert(encode(range(4_000 * SIZE)), ids)
+    tree.note_end(ids, None, 1, 1)
+    assert told == [4_000]

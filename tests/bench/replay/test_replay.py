@@ -1,6 +1,8 @@
 """The replay: what it reports is what happened, the same each time."""
 
 import json
+import random
+from itertools import combinations
 
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -59,6 +61,7 @@ def test_the_command_writes_the_same_each_time(tmp_path, capsys):
     assert arms["apc-off"]["computed_prompt_tokens"] >= arms["apc-off"]["prompt_tokens"]
     assert results[0]["infinite_cache"] <= arms["radix"]["computed_prompt_tokens"]
     assert first["known_in_advance"] < arms["stock"]["computed_prompt_tokens"]
+    assert arms["stock"]["hit_rate"] < arms["stock"]["hit_rate_best_eviction"] < 1
 
 
 def test_a_trace_is_replayed(tmp_path):
@@ -152,6 +155,53 @@ def test_an_infinite_cache_computes_what_is_new():
         Turn(shared, 5, salt="other"),
     ]
     assert oracles.infinite_cache(roots) == 100 + 10 + 20 + 30 + 100
+
+
+def exhaustive(paths, asked, blocks):
+    """The most blocks that any order of eviction finds: all are tried."""
+    states = {frozenset(): 0}
+    for path, prompt in zip(paths, asked, strict=True):
+        after = {}
+        for cached, found in states.items():
+            hit = 0
+            while hit < prompt and path[hit] in cached:
+                hit += 1
+            others = sorted(cached - set(path))
+            for size in range(min(len(others), blocks - len(path)) + 1):
+                for kept in combinations(others, size):
+                    state = frozenset(kept) | set(path)
+                    after[state] = max(after.get(state, 0), found + hit)
+        states = after
+    return max(states.values())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_evicting_what_is_needed_last_finds_the_most(seed):
+    rng = random.Random(seed)
+    paths = []
+    for _ in range(9):
+        path, at = [], 0
+        for _ in range(rng.randrange(1, 4)):
+            at = 3 * at + rng.randrange(1, 3)
+            path.append(at)
+        paths.append(path)
+    asked = [rng.randrange(1, len(path) + 1) for path in paths]
+    found = oracles.farthest_next_use(paths, asked, 4)
+    assert found == exhaustive(paths, asked, 4)
+
+
+def test_the_best_eviction_knows_answers_and_salts():
+    first = tokens(1, 64)
+    roots = [
+        Turn(first, 32, children=[Turn(tokens(2, 32), 1)]),
+        Turn(first, 1, salt="other"),
+        Turn(first, 1),
+    ]
+    order = ["0", "1", "0.0", "2"]
+    # The child finds prompt and answer; the last request all but its last block.
+    assert oracles.best_eviction(roots, order, 100, 32) == 96 + 32
+    # Nothing fits beside a request, but what the child goes on with is in its way.
+    assert oracles.best_eviction(roots, order, 4, 32) == 64 + 32
 
 
 def test_known_in_advance_all_requests_are_there_in_tree_order():
