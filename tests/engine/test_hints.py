@@ -43,7 +43,7 @@ def test_hints_are_read(extra, hints):
         ({"radix_keep_for": 86401}, "radix_keep_for", "above 0, up to 86400"),
         ({"radix_keep_for": True}, "radix_keep_for", "above 0, up to 86400"),
         ({"radix_keep_for": [1]}, "radix_keep_for", "above 0, up to 86400"),
-        ({"radix_priority": 11}, "radix_priority", "from -10 to 10, nor one of low"),
+        ({"radix_priority": 11}, "radix_priority", "from -10 to 10, or one of low"),
         ({"radix_priority": 0.5}, "radix_priority", "from -10 to 10"),
         ({"radix_priority": float("nan")}, "radix_priority", "from -10 to 10"),
         ({"radix_priority": "urgent"}, "radix_priority", "low, normal, high"),

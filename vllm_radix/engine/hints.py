@@ -4,7 +4,7 @@ Hints are a bias and not a lock: they reorder what is evicted among blocks that 
 request holds or waits for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 PREFIX = "radix_"
@@ -23,11 +23,16 @@ class Hints(NamedTuple):
     """What the client of a request has said.
 
     Attributes:
-        end_session: when the request has ended, what only its session used goes first.
-        expect_in: seconds until the session comes back, about; 0 for not said.
-        keep_for: seconds for which its blocks are to stay; 0 for not said.
-        priority: above 0 its blocks stay longer than others, below 0 they go before.
-        replaces: the id of an earlier response, whose branch is of no use any more.
+        end_session: when the request has ended, what only its session has used goes
+            first.
+        expect_in: its session comes back in about so many seconds. Its blocks stay
+            longer than others until then and half as long again, at least 5 seconds.
+        keep_for: its blocks stay longer than others for so many seconds.
+        priority: above 0 its blocks stay longer than others, the higher the longer: for
+            as long as the fields above say, else for 300 seconds. Below 0, what only
+            its session has used goes before others.
+        replaces: the ``id`` of an earlier response, from which the conversation was
+            rewritten: what only that branch has used goes first.
     """
 
     end_session: bool = False
@@ -66,10 +71,10 @@ def parse_hints(extra_args: Mapping[str, Any] | None) -> Hints | None:
         return None
     values: dict[str, Any] = {}
     for field, value in given.items():
-        reader = _READERS.get(field)
+        reader = READERS.get(field)
         if reader is None:
             raise HintError(
-                field, f"unknown field {field!r}; hints are {', '.join(_READERS)}"
+                field, f"unknown field {field!r}; hints are {', '.join(READERS)}"
             )
         values[field.removeprefix(PREFIX)] = reader(field, value)
     hints = Hints(**values)
@@ -113,7 +118,7 @@ def _priority(field: str, value: object) -> int:
     raise HintError(
         field,
         f"{field}: {value!r} is not a whole number from {-MOST_PRIORITY} to "
-        f"{MOST_PRIORITY}, nor one of {', '.join(LEVELS)}",
+        f"{MOST_PRIORITY}, or one of {', '.join(LEVELS)}",
     )
 
 
@@ -123,10 +128,11 @@ def _response(field: str, value: object) -> str:
     raise HintError(field, f"{field}: {value!r} is not the id of a response")
 
 
-_READERS = {
+READERS: dict[str, Callable[[str, object], Any]] = {
     "radix_end_session": _switch,
     "radix_expect_in": _seconds,
     "radix_keep_for": _seconds,
     "radix_priority": _priority,
     "radix_replaces": _response,
 }
+"""What reads the value of each hint."""

@@ -106,7 +106,7 @@ class RadixScheduler(Scheduler):
         least = self._min_sub_block_tokens(config)
         self._hint_notes: HintNotes | None = None
         if is_one_full_group(self.kv_cache_config):
-            RadixKVCacheManager.adopt(
+            manager = RadixKVCacheManager.adopt(
                 self.kv_cache_manager,
                 POLICIES[config.eviction](),
                 mirror=mirror,
@@ -114,8 +114,8 @@ class RadixScheduler(Scheduler):
                 explain=config.explain,
                 num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
             )
-            if self.kv_cache_manager.enable_caching:
-                pool = self.kv_cache_manager.block_pool
+            if manager.enable_caching:
+                pool = manager.block_pool
                 self._hint_notes = pool.hint_notes = HintNotes(
                     pool.tree,
                     pool.keys,
