@@ -124,7 +124,7 @@ def hit_rate(
         tree.note_end(held, use, output_tokens, new)
         blank += tree.release(held[::-1])
         if at in over and held:
-            end, depth = tree.path_end(held)
+            end, depth = tree.path_end(len(held), held.__getitem__)
             tree.let_go(end, depth - 1)
     return hits / asked, tree
 

@@ -3,7 +3,7 @@
 Nothing here holds a block. It changes which idle ones go first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vllm_radix.tree.block_table import HELD
 from vllm_radix.tree.node import HOLE
@@ -45,17 +45,18 @@ class HintedTree(TreeState):
         """Evict a block in the order of all again, if it was kept: O(log n)."""
         self._evictor.unkeep(block)
 
-    def path_end(self, blocks: Sequence[int]) -> tuple[int, int]:
+    def path_end(self, length: int, block_at: Callable[[int], int]) -> tuple[int, int]:
         """Return the last whole block that is cached of a path, and how many there are.
 
         O(those at the end that are not); nothing to say is (-1, 0).
 
         Args:
-            blocks: of the path, in order.
+            length: blocks of the path.
+            block_at: returns one of them.
         """
         table = self._table
-        for depth in range(len(blocks), 0, -1):
-            there = self.resident(blocks[depth - 1])
+        for depth in range(length, 0, -1):
+            there = self.resident(block_at(depth - 1))
             node = table.node_of(there)
             at_depth = node is not None and table.depths[there] == depth - 1
             if node is not None and at_depth and not node.partial:
