@@ -51,6 +51,27 @@ def test_a_request_that_found_a_part_of_a_path_has_used_it(tree):
     assert tree.let_go(2, 2) == [2]
 
 
+def test_what_was_found_is_known_still_when_another_branch_is_gone(tree):
+    path(tree, "sabc", 4, [0, 1, 2, 3])
+    path(tree, "sx", 2, [0, 4], start=1)
+    tree.note_parting(2)
+    tree.release([4])
+    assert tree.evict(1) == [4]
+    tree.release([3, 2, 1, 0])
+    assert tree.let_go(3, 3) == [3]
+
+
+def test_what_was_found_is_forgotten_with_the_blocks(tree):
+    path(tree, "abc", 3, [0, 1, 2])
+    tree.note_parting(1)
+    tree.release([2, 1, 0])
+    assert tree.evict(2) == [2, 1]
+    tree.acquire([0])
+    path(tree, "axy", 3, [0, 3, 4], start=1)
+    tree.release([4, 3, 0])
+    assert sorted(tree.let_go(4, 2)) == [3, 4]
+
+
 def test_a_request_that_goes_on_from_the_end_is_the_same_session(tree):
     path(tree, "ab", 2, [0, 1])
     tree.note_parting(1)
@@ -146,6 +167,18 @@ def test_a_kept_block_keeps_what_is_before_it(tree):
     tree.release([3])
     tree.keep(1)
     assert tree.evict(4) == [2, 3, 1, 0]
+
+
+def test_a_kept_block_stays_though_others_of_its_run_go(tree):
+    path(tree, "abc", 3, [0, 1, 2])
+    path(tree, "q", 1, [3])
+    tree.note_end([0, 1, 2], None, 0, 0)
+    tree.note_end([3], None, 999, 99_999)
+    tree.release([2, 1, 0])
+    tree.release([3])
+    tree.keep(1)
+    evicted = tree.evict(4)
+    assert set(evicted[:2]) == {2, 3} and evicted[2:] == [1, 0]
 
 
 def test_what_is_kept_no_more_is_evicted_as_all_others(tree):

@@ -106,6 +106,7 @@ class Shape:
         first = bytes(key[: self.block_bytes])
         at = bisect_left(parent.child_keys, first)
         if parent.children:
+            # Two paths part here; this stays known when one of them is gone.
             parent.shared_to = depth
         parent.children.insert(at, child)
         parent.child_keys.insert(at, first)
@@ -170,8 +171,6 @@ class Shape:
         node.start += at
         upper.pinned_to = min(node.pinned_to, node.start)
         node.pinned_to = max(node.pinned_to, node.start)
-        # Another path goes on from here, or ends.
-        upper.shared_to = node.start
         node.shared_to = max(node.shared_to, node.start)
         upper.pinned_children = int(node.pinned_to > node.start)
         if node.holes:

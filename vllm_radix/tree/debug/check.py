@@ -85,6 +85,7 @@ def _check_pins(
             node = node.parent
     for node, end in pinned_to.items():
         assert node.pinned_to == end, "a path is pinned wrongly"
+        assert node.shared_to >= node.start, "it is shared before it begins"
         below = sum(pinned_to[child] > child.start for child in node.children)
         assert node.pinned_children == below, "pinned children are miscounted"
     for block, rank in enumerate(table.ranks):
