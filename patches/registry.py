@@ -1,10 +1,11 @@
-"""The patches: the flag ``--radix``, a check before weights load, lazy hashes, metrics.
+"""The patches: the flag ``--radix``, checks, lazy hashes, metrics.
 
 vLLM has no hook for a plugin to add an engine option, none that runs between the
 making of the configuration and the loading of the model, none to say that its
-prefix cache needs no hashes, and none to show metrics of a scheduler where that one is
-used. Each patch wraps one method and passes everything through; without the flag or
-the scheduler class they change nothing.
+prefix cache needs no hashes, none to show metrics of a scheduler where that one is
+used, and none to refuse a request for what it says to the scheduler. Each patch wraps
+one method and passes everything through; without the flag or the scheduler class they
+change nothing.
 """
 
 import argparse
@@ -118,12 +119,31 @@ def _metrics_are_shown() -> bool:
     return ours.startswith("vllm_radix.")
 
 
+def _hints_are_checked() -> bool:
+    from types import SimpleNamespace
+
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    ours = SimpleNamespace(scheduler_cls="vllm_radix.RadixScheduler")
+    processor: Any = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=ours))
+    params = SamplingParams(extra_args={"radix_no_such_hint": 1})
+    try:
+        # Unpatched, it is this that is refused: no task is supported.
+        InputProcessor._validate_params(processor, params, ())
+    except (ValueError, VLLMValidationError) as error:
+        return "radix_no_such_hint" in str(error)
+    return False
+
+
 def make_patches(
     add_flag: Callable[[argparse.ArgumentParser], None],
     use_flag: Callable[[Any], None],
     check_config: Callable[[Any], None],
     choose_hasher: Callable[[Any], None],
     show_metrics: Callable[[Any, Any, int], None],
+    check_hints: Callable[[Any, Any], None],
 ) -> tuple[Patch, ...]:
     """Return the patches, given what they are to call.
 
@@ -134,6 +154,8 @@ def make_patches(
         choose_hasher: called with an ``EngineCore`` before it makes a request.
         show_metrics: called with each new ``StatLoggerManager``, its configuration
             and the number of API servers.
+        check_hints: called with the configuration and the parameters of each request,
+            before the engine sees it; may raise.
     """
 
     def wrap_add(original: Any) -> Any:
@@ -169,6 +191,13 @@ def make_patches(
             show_metrics(self, given["vllm_config"], given.get("client_count", 1))
 
         return __init__
+
+    def wrap_validate(original: Any) -> Any:
+        def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+            check_hints(self.vllm_config, params)
+            return original(self, params, *args, **kwargs)
+
+        return _validate_params
 
     return (
         Patch(
@@ -218,5 +247,19 @@ def make_patches(
             probe=_metrics_are_shown,
             required=False,
             without="so that there are no metrics of radix's",
+        ),
+        Patch(
+            name="check-hints",
+            target="vllm.v1.engine.input_processor:InputProcessor._validate_params",
+            why="a request is refused only there with an error for its client; the "
+            "scheduler is too late",
+            upstream="none yet; checks of vllm_xargs by who reads them",
+            remove_when="vLLM asks a plugin whether a request's vllm_xargs are good",
+            fingerprint="55ec2f0d6edfe636",
+            fingerprint_of=signature_fingerprint,
+            wrap=wrap_validate,
+            probe=_hints_are_checked,
+            required=False,
+            without="so that a wrong hint is ignored with a warning",
         ),
     )

@@ -14,6 +14,7 @@ from typing import Any
 from docstring_parser import parse
 
 from vllm_radix.config import ENV_PREFIX, RadixConfig
+from vllm_radix.engine.hints import PREFIX, READERS, HintError, Hints
 from vllm_radix.metrics.series import SERIES
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
@@ -47,6 +48,19 @@ def registered(classes: Mapping[str, type]) -> str:
 def orders() -> str:
     """Return the table of the orders of waiting requests."""
     return registered(ORDERS)
+
+
+def hints() -> str:
+    """Return the table of the hints that a client may give."""
+    meanings = {p.arg_name: p.description or "" for p in _attributes(Hints)}
+    rows = []
+    for field, reader in READERS.items():
+        try:
+            reader(field, None)
+        except HintError as error:
+            allowed = str(error).partition(" is not ")[2]
+        rows.append((f"`{field}`", allowed, meanings[field.removeprefix(PREFIX)]))
+    return table(("field", "values", "meaning"), rows)
 
 
 def eviction_policies() -> str:

@@ -42,6 +42,7 @@ _LEAST = {
 _RANGES = {
     "max_extra_wait": (0.0, 1e9),
     "patience": (0.0, 1e9),
+    "hint_quota": (0.0, 1.0),
 }
 _SWITCHES = ("hold", "sub_block", "explain", "record_tokens")
 
@@ -72,6 +73,8 @@ class RadixConfig:
             at block boundaries only, as stock vLLM does.
         min_sub_block_tokens: fewest tokens inside a block that are worth a copy of it.
         eviction: which unused blocks are evicted first.
+        hint_quota: what hints of clients may keep longer than others, all tenants
+            together: a share of the cache. 0: nothing; other hints are followed still.
         attention: ``stock``: vLLM's kernels. ``grouped``: a prefix that requests of a
             batch share is read once for all of them, where a cost model says that it
             pays; full CUDA graphs are off then.
@@ -102,6 +105,7 @@ class RadixConfig:
     sub_block: bool = True
     min_sub_block_tokens: int = 8
     eviction: str = "lru"
+    hint_quota: float = 0.25
     attention: str = "stock"
     explain: bool = False
     record: str = ""

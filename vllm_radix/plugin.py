@@ -53,7 +53,12 @@ def patches() -> tuple[Any, ...]:
     from vllm_radix_patches.registry import make_patches
 
     return make_patches(
-        _add_flag, _use_flag, _check_config, _choose_hasher, _show_metrics
+        _add_flag,
+        _use_flag,
+        _check_config,
+        _choose_hasher,
+        _show_metrics,
+        _check_hints,
     )
 
 
@@ -186,6 +191,21 @@ def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:
     says = client_count == 1
     logger = RadixStatLogger(vllm_config, manager.engine_indexes, says)
     manager.stat_loggers.append(logger)
+
+
+def _check_hints(vllm_config: Any, params: Any) -> None:
+    """Refuse a request whose hints are wrong, before the engine sees it."""
+    extra_args = getattr(params, "extra_args", None)
+    if not extra_args or not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+        return
+    from vllm.exceptions import VLLMValidationError
+
+    from vllm_radix.engine.hints import HintError, parse_hints
+
+    try:
+        parse_hints(extra_args)
+    except HintError as error:
+        raise VLLMValidationError(str(error), parameter=error.field) from error
 
 
 def _check_config(vllm_config: Any) -> None:

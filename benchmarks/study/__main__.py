@@ -10,7 +10,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vllm_radix_bench.study", description=__doc__
     )
-    parser.add_argument("study", choices=("small", "large", "hybrid", "eviction"))
+    parser.add_argument(
+        "study", choices=("small", "large", "hybrid", "eviction", "hints")
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the study")
     arguments = parser.parse_args()
     study = importlib.import_module(f"vllm_radix_bench.study.{arguments.study}")

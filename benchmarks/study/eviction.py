@@ -11,7 +11,7 @@ trace through vLLM's scheduler on a virtual clock, as ``vllm-radix replay`` does
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,11 @@ class Cell:
 
 
 def hit_rate(
-    requests: Sequence[Blocks], size: int, blocks: int, policy: str
+    requests: Sequence[Blocks],
+    size: int,
+    blocks: int,
+    policy: str,
+    over: Collection[int] = (),
 ) -> tuple[float, RadixTree]:
     """Return the share of prompt tokens that are found, and the tree at the end.
 
@@ -92,12 +96,14 @@ def hit_rate(
         size: tokens of a block.
         blocks: of the cache.
         policy: of eviction.
+        over: numbers of requests whose clients say that their session is over.
     """
     # An id stands for a block: the tree of ids is the tree of tokens.
     tree = RadixTree(1, POLICIES[policy]())
     blank = list(range(blocks))
     hits = asked = 0
-    for prompt, answer, prompt_tokens, output_tokens in requests:
+    for at, request in enumerate(requests):
+        prompt, answer, prompt_tokens, output_tokens = request
         path = [*prompt, *answer]
         key = encode(path)
         found = list(tree.match(key, limit=len(prompt)).blocks)
@@ -105,6 +111,8 @@ def hit_rate(
         asked += prompt_tokens
         last = found[-1] if found else -1
         use = tree.note_use(encode(prompt), None, last, len(found))
+        if found:
+            tree.note_parting(last)
         tree.acquire(found)
         need = len(path) - len(found)
         if need > len(blank):
@@ -115,6 +123,9 @@ def hit_rate(
         new = prompt_tokens - use.seen * size if use is not None else 0
         tree.note_end(held, use, output_tokens, new)
         blank += tree.release(held[::-1])
+        if at in over and held:
+            end, depth = tree.path_end(len(held), held.__getitem__)
+            tree.let_go(end, depth - 1)
     return hits / asked, tree
 
 

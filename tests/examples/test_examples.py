@@ -164,6 +164,16 @@ def test_agents_branch(server, tmp_path):
     assert min(branches) > 0 and min(steps) > max(branches)
 
 
+@pytest.mark.serve
+@pytest.mark.timeout(900)
+def test_an_agent_gives_hints_and_a_wrong_one_is_refused(server, tmp_path):
+    printed = example("agent_loop_with_hints.py", tmp_path, server)
+    first, *others, last = cached_of(printed, r"(?:before \w+|last)")
+    assert first == 0 and 0 < others[0] < others[1] < last
+    (refused,) = re.findall(r"^refused: (.*)$", printed, re.MULTILINE)
+    assert refused.startswith("radix_expect_in: 'soon' is not a number of seconds")
+
+
 def on_path():
     """`vllm` stands beside the Python that runs the tests."""
     return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -16,7 +16,7 @@ from vllm_radix.tree import (
     Stats,
     common_units,
 )
-from vllm_radix.tree.evictor import PIN, UNHIT
+from vllm_radix.tree.evictor import DONE, KEEP, LEVEL, PIN, UNHIT
 from vllm_radix.tree.prefix_cache import ALL_WRITTEN
 
 _Place = tuple[Namespace, bytes]
@@ -40,6 +40,7 @@ class FlatCache(PrefixCache):
         self._rank: dict[int, int] = {}
         self._hit: set[int] = set()
         self._pins: dict[int, int] = {}
+        self._kept: dict[int, int] = {}
         self._clock = 0
         self.version += 1
 
@@ -203,6 +204,7 @@ class FlatCache(PrefixCache):
             self._rank[block] = self._clock
             if len(place[1]) % self.block_bytes and block not in self._hit:
                 self._rank[block] += UNHIT
+            self._rank[block] += self._kept.get(block, 0)
             if block in self._pins:
                 self._rank[block] += PIN
             self._clock += 1
@@ -215,9 +217,8 @@ class FlatCache(PrefixCache):
             return
         if self._blocks[place][0] != block:
             return
-        if block in self._rank and block not in self._pins:
-            self._rank[block] += PIN
         self._pins[block] = self._pins.get(block, 0) + 1
+        self._place_again(block)
 
     def unpin(self, block: int) -> None:
         """Take back one pin."""
@@ -225,8 +226,44 @@ class FlatCache(PrefixCache):
             self._pins[block] -= 1
             if not self._pins[block]:
                 del self._pins[block]
-                if block in self._rank:
-                    self._rank[block] -= PIN
+                self._place_again(block)
+
+    def _place_again(self, block: int) -> None:
+        """Give an idle block the rank that its pins and its being kept ask for."""
+        if block in self._rank:
+            pinned = PIN * (block in self._pins)
+            rank = self._rank[block] % LEVEL
+            self._rank[block] = rank + self._kept.get(block, 0) + pinned
+
+    def keep(self, block: int, level: int = 0) -> bool:
+        """Evict a block after others."""
+        place = self._place.get(block)
+        if place is None or len(place[1]) % self.block_bytes:
+            return False
+        if self._blocks[place][0] != block:
+            return False
+        self._kept[block] = KEEP + level * LEVEL
+        self._place_again(block)
+        return True
+
+    def unkeep(self, block: int) -> None:
+        """Evict a block in the order of all."""
+        if self._kept.pop(block, None) is not None:
+            self._place_again(block)
+
+    @property
+    def num_kept(self) -> int:
+        """How many blocks are kept."""
+        return len(self._kept)
+
+    def let_these_go(self, blocks: Sequence[int], level: int) -> None:
+        """Evict idle, unpinned blocks before others."""
+        for block in blocks:
+            assert self._rank[block] < PIN
+            self._kept.pop(block, None)
+            if self._rank[block] >= DONE:
+                clock = self._rank[block] % LEVEL
+                self._rank[block] = clock + DONE + level * LEVEL
 
     @property
     def num_pinned_idle(self) -> int:
@@ -273,7 +310,7 @@ class FlatCache(PrefixCache):
         """Return what a policy has no say in: ranks of first and last blocks."""
         if rank < 0:
             return 0, rank
-        return (2, rank) if rank >= PIN else (1, 0)
+        return (2, rank) if rank >= KEEP else (1, 0)
 
     def evictable_ranks(self) -> dict[int, int]:
         """Return the ranks of the blocks that may be evicted now, by block."""
@@ -293,6 +330,7 @@ class FlatCache(PrefixCache):
         self._rank.pop(block, None)
         self._hit.discard(block)
         self._pins.pop(block, None)
+        self._kept.pop(block, None)
         self._blocks[place].remove(block)
         if not self._blocks[place]:
             del self._blocks[place]
@@ -316,7 +354,7 @@ class FlatCache(PrefixCache):
             cached_blocks=len(self._blocks),
             idle_blocks=len(self._rank),
             duplicate_blocks=len(self._place) - len(self._blocks),
-            unhit_blocks=sum(rank < 0 for rank in self._rank.values()),
+            unhit_blocks=sum(rank < DONE for rank in self._rank.values()),
             partial_blocks=sum(len(k) % self.block_bytes > 0 for _, k in self._blocks),
         )
 

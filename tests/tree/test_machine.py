@@ -50,6 +50,7 @@ class Both(RuleBasedStateMachine):
         self.probes = {}
         self.tree.changes = ChangeLog()
         self.ends = {}  # place -> where its look-up ended
+        self.paths = []  # (namespace, tokens) that ended requests have used
 
     def tokens(self, text):
         """A few symbols, long enough to fill blocks; cut off at any token."""
@@ -96,6 +97,8 @@ class Both(RuleBasedStateMachine):
         last = hit[-1] if hit else -1
         use = self.tree.note_use(key, namespace, last, len(hit))
         assert (use is None) == (not self.tree.learns)
+        if hit:
+            self.tree.note_parting(last, shared=self.uses[last] > 0)
         self.both(lambda cache: cache.acquire(hit))
         new = self.take_blank(needed - len(hit))
         for block in (*hit, *new):
@@ -141,10 +144,16 @@ class Both(RuleBasedStateMachine):
         request[4] = count
 
     @precondition(lambda self: self.requests)
-    @rule(data=st.data(), noted=st.booleans(), output=st.integers(0, 300))
-    def finish(self, data, noted, output):
+    @rule(
+        data=st.data(),
+        noted=st.booleans(),
+        output=st.integers(0, 300),
+        level=st.none() | st.integers(0, 2),
+    )
+    def finish(self, data, noted, output, level):
         index = data.draw(st.integers(0, len(self.requests) - 1))
-        tokens, _, blocks, _, _, use = self.requests.pop(index)
+        request = self.requests.pop(index)
+        tokens, _, blocks, _, _, use = request
         if noted:
             new = len(tokens) - (use.seen * self.size if use else 0)
             self.tree.note_end(blocks, use, output, max(0, new))
@@ -156,6 +165,48 @@ class Both(RuleBasedStateMachine):
         freed = self.both(lambda cache: cache.release(idle))
         self.blank += freed
         self.blank += [b for b in idle if b not in self.flat and b not in freed]
+        if level is not None:
+            self.let_go(request, level)
+        self.paths.append((request[1], encode(tokens[: request[3] * self.size])))
+
+    def let_go(self, request, level):
+        """Its session is over: what only its own path has used goes first."""
+        tokens, namespace, _, done, *_ = request
+        path = encode(tokens[: done * self.size])
+        cached = self.flat.match(path, namespace).blocks
+        if not done or len(cached) < done:
+            return
+        gone = self.tree.let_go(cached[-1], done - 1, level)
+        self.flat.let_these_go(gone, level)
+        running = [
+            (one[1], encode(one[0][: len(one[0]) // self.size * self.size]))
+            for one in self.requests
+            if one[3]
+        ]
+        for block in gone:
+            assert not self.uses[block]
+            whole = self.flat.match(path, namespace).blocks
+            if block not in whole:
+                continue  # the partial block at its end
+            end = (whole.index(block) + 1) * self.tree.block_bytes
+            for space, other in (*self.paths, *running):
+                if space == namespace and other.startswith(path[:end]):
+                    alike = other.startswith(path) or path.startswith(other)
+                    assert alike, f"{block} was used by another path"
+
+    @rule(tokens=TEXT, namespace=SPACE, level=st.integers(-1, 15))
+    def keep(self, tokens, namespace, level):
+        """A client asks for what it has cached, or does no longer."""
+        key = encode(self.tokens(tokens))
+        for block in self.flat.match(key, namespace).blocks[-1:]:
+            if level < 0:
+                self.both(lambda cache, block=block: cache.unkeep(block))
+            else:
+                self.both(lambda cache, block=block: cache.keep(block, level))
+
+    @rule(block=st.integers(0, POOL + 2), level=st.integers(0, 1))
+    def keep_any(self, block, level):
+        self.both(lambda cache: cache.keep(block, level))
 
     @rule(count=st.integers(1, 5))
     def evict(self, count):
@@ -235,6 +286,7 @@ class Both(RuleBasedStateMachine):
     @rule()
     def reset(self):
         self.both(lambda cache: cache.reset())
+        self.paths = []
         self.blank = list(range(POOL))
 
     def end_of(self, tokens, namespace, limit):
@@ -275,6 +327,7 @@ class Both(RuleBasedStateMachine):
         mine, theirs = self.tree.stats(), self.flat.stats()
         assert mine._replace(nodes=0) == theirs
         assert self.tree.num_pinned_idle == self.flat.num_pinned_idle
+        assert self.tree.num_kept == self.flat.num_kept
         # Conservation: every id is blank, idle, or used by a request.
         assert len(set(self.blank)) == len(self.blank)
         used = {block for block in range(POOL) if self.uses[block]}

@@ -22,6 +22,7 @@ from vllm_radix.engine.compat import (
     Request,
 )
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
+from vllm_radix.engine.hint_notes import HintNotes
 from vllm_radix.engine.open_tails import OpenBlocks
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tree_pool import TreeBlockPool
@@ -91,10 +92,12 @@ class RadixBlockPool(TreeBlockPool):
             events and others who read it. Without, a cached block carries a mark
             in place of its hash, for that tells vLLM that it is cached.
         mirror_by_default: keep it whether or not anybody reads it; for tests.
+        hint_notes: follows the hints of clients, if the scheduler wants that.
     """
 
     tree: RadixTree
     mirror_by_default = False
+    hint_notes: HintNotes | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -304,6 +307,8 @@ class RadixBlockPool(TreeBlockPool):
             return False
         self.tally.evicted_blocks["reset"] += self.tree.num_cached
         self.tree.reset()
+        if self.hint_notes is not None:
+            self.hint_notes.reset()
         self._written.clear()
         return True
 
@@ -339,6 +344,8 @@ class RadixBlockPool(TreeBlockPool):
         freed = self.tree.release(free)
         if freed:
             self._retire(freed)
+        if self.hint_notes is not None:
+            self.hint_notes.released(blocks)
 
     def _retire(self, block_ids: list[int]) -> None:
         """Take blocks that went blank out of vLLM's map of hashes.

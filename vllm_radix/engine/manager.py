@@ -172,6 +172,9 @@ class RadixKVCacheManager(TreeKVCacheManager):
         if self._reuse_notes is not None:
             blocks = self.held_blocks(request.request_id)
             self._reuse_notes.admit(request, blocks, num_hits)
+        if pool.hint_notes is not None:
+            held = self.held_blocks(request.request_id)
+            pool.hint_notes.admit(request, held, num_hits)
         if self._may_end_inside(request):
             request_id = request.request_id
             pool.open_tails.follow(
@@ -207,3 +210,5 @@ class RadixKVCacheManager(TreeKVCacheManager):
                 self.block_pool.cache_partial(request, blocks)
             if self._reuse_notes is not None:
                 self._reuse_notes.leave(request, blocks)
+            if self.block_pool.hint_notes is not None:
+                self.block_pool.hint_notes.leave(request, blocks)

@@ -26,6 +26,7 @@ from vllm_radix.engine.compat import (
     VllmConfig,
     logger,
 )
+from vllm_radix.engine.hint_notes import HintNotes
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.recorder import TrafficRecorder
@@ -104,8 +105,9 @@ class RadixScheduler(Scheduler):
         connected = self.connector is not None
         mirror = connected or self.aux_output_connector is not None
         least = self._min_sub_block_tokens(config)
+        self._hint_notes: HintNotes | None = None
         if is_one_full_group(self.kv_cache_config):
-            RadixKVCacheManager.adopt(
+            manager = RadixKVCacheManager.adopt(
                 self.kv_cache_manager,
                 POLICIES[config.eviction](),
                 mirror=mirror,
@@ -113,6 +115,15 @@ class RadixScheduler(Scheduler):
                 explain=config.explain,
                 num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
             )
+            if manager.enable_caching:
+                pool = manager.block_pool
+                self._hint_notes = pool.hint_notes = HintNotes(
+                    pool.tree,
+                    pool.keys,
+                    config.tenant or "cache_salt",
+                    int(config.hint_quota * pool.num_gpu_blocks),
+                    lambda: self._clock(),
+                )
         else:
             HybridKVCacheManager.adopt(
                 self.kv_cache_manager, mirror, least, config.explain
@@ -206,6 +217,8 @@ class RadixScheduler(Scheduler):
         """Plan which waiting requests go first, then let vLLM schedule."""
         admission = self.admission
         now = self.tally.now = self._clock()
+        if self._hint_notes is not None:
+            self._hint_notes.expire(now)
         if admission is None:
             return super().schedule(throttle_prefills, *args, **kwargs)
         began = time.perf_counter()

@@ -26,11 +26,16 @@ class Tenants:
         """Return the tenant of a request; empty if tenants are not told apart."""
         if not self._field:
             return ""
-        if self._field == "cache_salt":
+        return self.of(request, self._field)
+
+    @staticmethod
+    def of(request: Request, field: str) -> str:
+        """Return what a request has in a field: ``cache_salt`` or of ``vllm_xargs``."""
+        if field == "cache_salt":
             return request.cache_salt or ""
         params = request.sampling_params or request.pooling_params
         extra = getattr(params, "extra_args", None) or {}
-        return str(extra.get(self._field, ""))
+        return str(extra.get(field, ""))
 
     def note_waiting(self, tenant: str) -> None:
         """Note a request that came, O(1)."""

@@ -4,7 +4,7 @@ from heapq import heappop, heappush
 
 from vllm_radix.tree.block_table import HELD, BlockTable
 from vllm_radix.tree.eviction import NEVER, EvictionPolicy, Queues
-from vllm_radix.tree.evictor import PIN, Evictor
+from vllm_radix.tree.evictor import DONE, KEEP, PIN, Evictor
 from vllm_radix.tree.node import Node
 from vllm_radix.tree.reuse import ReuseAccount
 from vllm_radix.tree.runs import END, TOUCHED_AT, runs_of
@@ -14,10 +14,11 @@ _MIN_HEAP = 64
 
 
 class ClassEvictor(Evictor):
-    """A heap of evictable blocks for each class, and two more around them.
+    """A heap of evictable blocks for each class, and more around them.
 
-    Partial blocks that were never hit go before all classes, pinned blocks after them:
-    neither is the policy's business.
+    Partial blocks that were never hit, and what is of no use any more, go before all
+    classes; what is to be kept, and pinned blocks, after them: none of that is the
+    policy's business.
 
     Args:
         policy: sorts blocks into classes, and picks the next one.
@@ -32,9 +33,10 @@ class ClassEvictor(Evictor):
         super().__init__(table)
         self.policy = policy
         classes = policy.num_classes
-        self._first, self._last = classes, classes + 1
-        self._heaps: list[list[tuple[int, int]]] = [[] for _ in range(classes + 2)]
-        self._limits = [_MIN_HEAP] * (classes + 2)
+        self._first, self._done = classes, classes + 1
+        self._kept, self._last = classes + 2, classes + 3
+        self._heaps: list[list[tuple[int, int]]] = [[] for _ in range(classes + 4)]
+        self._limits = [_MIN_HEAP] * (classes + 4)
         self.queues = Queues(classes)
         self.account = ReuseAccount(policy, table, shape, self.queues)
         # When all classes were last looked at.
@@ -53,9 +55,9 @@ class ClassEvictor(Evictor):
         rank, node = table.ranks[block], table.nodes[block]
         assert node is not None
         if rank < HELD:
-            at = self._first
-        elif rank >= PIN:
-            at = self._last
+            at = self._first if rank < DONE else self._done
+        elif rank >= KEEP:
+            at = self._kept if rank < PIN else self._last
         else:
             at = self.account.class_of_end(node)
         heap = self._heaps[at]
@@ -89,8 +91,9 @@ class ClassEvictor(Evictor):
     def _next(self) -> int | None:
         """Return the number of the heap to take from; None if all are empty."""
         queues = self.queues
-        if self._heaps[self._first]:
-            return self._first
+        for at in (self._first, self._done):
+            if self._heaps[at]:
+                return at
         if self._seen_at != queues.now:
             self._seen_at = queues.now
             for label in tuple(queues.open):
@@ -103,14 +106,17 @@ class ClassEvictor(Evictor):
                     "has no block to evict; allowed: one with a rank below NEVER"
                 )
             return label
-        return self._last if self._heaps[self._last] else None
+        for at in (self._kept, self._last):
+            if self._heaps[at]:
+                return at
+        return None
 
     def pop_run(
         self,
         count: int,
         out: list[int],
         heap: list[tuple[int, int]] | None = None,
-        limit: int = PIN - 1,
+        limit: int = KEEP - 1,
     ) -> Node | None:
         """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
 
@@ -121,7 +127,8 @@ class ClassEvictor(Evictor):
             count: how many blocks at most.
             out: where to append them.
             heap: of what may go; the policy picks one by default.
-            limit: the highest rank that may go; pinned blocks have their turn.
+            limit: the highest rank that may go; kept and pinned blocks have their
+                turn.
 
         Returns:
             The leaf, not yet settled; None if no block may go.
@@ -140,7 +147,9 @@ class ClassEvictor(Evictor):
             runs, end = runs_of(node), node.start + len(node.blocks)
             begin = runs[-2] & END if len(runs) > 1 else node.start
             run, before = runs[-1], len(out)
-            most = NEVER if at == self._last else limit
+            most = limit
+            if at >= self._done:
+                most = HELD if at == self._done else NEVER
             super().pop_run(min(count, end - begin), out, heap, most)
             self.account.evicted(node, run, len(out) - before)
             if at < self._first:

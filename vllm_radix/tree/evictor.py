@@ -1,5 +1,11 @@
-"""The order in which idle blocks are evicted, and pins, which put some last."""
+"""The order in which idle blocks are evicted, and what puts some first or last.
 
+Ranks have bands, from the first to the last to go: partial blocks that were never hit;
+what is of no use any more, as somebody said; all others; what is to be kept, as
+somebody said; and what is pinned, for it is needed.
+"""
+
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
 from vllm_radix.tree.block_table import HELD, BlockTable
@@ -9,8 +15,19 @@ from vllm_radix.tree.node import HOLE, Node
 UNHIT = -(1 << 62)
 """Added to the rank of a partial block that was never hit: it goes before all."""
 
-PIN = RANK_LIMIT
+DONE = -RANK_LIMIT
+"""Added to the rank of what is of no use any more."""
+
+KEEP = RANK_LIMIT
+"""Added to the rank of a block that is to be kept."""
+
+PIN = 2 * RANK_LIMIT
 """Added to the rank of a pinned block: it goes after all others."""
+
+LEVEL = RANK_LIMIT >> 4
+"""Between two levels of what goes first, or of what is kept: 0 to 15."""
+
+_CLOCK = LEVEL - 1
 
 _NO_LIMIT = 2 * PIN
 _MIN_HEAP = 64
@@ -27,6 +44,8 @@ class Evictor:
     Attributes:
         clock: releases so far.
         pins: how often each pinned block is pinned.
+        kept: what is added to the rank of each block that is to be kept.
+        on_unkept: called with each block that is no longer kept.
         num_idle: blocks that are cached and that no request uses.
         num_unhit: partial ones of them that were never hit.
         num_pinned_idle: idle blocks that are pinned, or lie before a pinned one.
@@ -41,6 +60,8 @@ class Evictor:
         self._heap_limit = _MIN_HEAP
         self.clock = 0
         self.pins: dict[int, int] = {}
+        self.kept: dict[int, int] = {}
+        self.on_unkept: Callable[[int], None] | None = None
         self.num_idle = 0
         self.num_unhit = 0
         self.num_pinned_idle = 0
@@ -53,7 +74,7 @@ class Evictor:
         table = self._table
         node = table.nodes[block]
         assert node is not None
-        self.num_unhit -= table.ranks[block] < HELD
+        self.num_unhit -= table.ranks[block] < DONE
         table.ranks[block] = HELD
         self.num_idle -= 1
         self.num_pinned_idle -= table.depths[block] < node.pinned_to
@@ -62,6 +83,7 @@ class Evictor:
         """Make a block held and unpinned, before it leaves the tree."""
         if block in self.pins:
             self._drop_pin(block)
+        self.unkeep(block)
         if self._table.ranks[block] != HELD:
             self.hold(block)
 
@@ -142,9 +164,11 @@ class Evictor:
         run, taken = node.blocks, 0
         end = node.start + len(run)
         while True:
-            self.num_unhit -= rank < HELD
-            if rank >= PIN:
-                del pins[block]
+            self.num_unhit -= rank < DONE
+            if rank >= KEEP:
+                pins.pop(block, None)
+                if self.kept.pop(block, None) and self.on_unkept is not None:
+                    self.on_unkept(block)
             nodes[block] = None
             ranks[block] = HELD
             out.append(block)
@@ -211,7 +235,7 @@ class Evictor:
             return
         self.pins[block] = 1
         if table.ranks[block] != HELD:
-            self._rerank(block, table.ranks[block] + PIN)
+            self._rerank(block, self._rank_of(block))
         end = table.depths[block] + 1
         # Blocks before a pinned one are pinned already: the walk ends there.
         while node.parent is not None and node.pinned_to < end:
@@ -240,7 +264,7 @@ class Evictor:
         node = table.nodes[block]
         assert node is not None
         if table.ranks[block] >= PIN:
-            self._rerank(block, table.ranks[block] - PIN)
+            self._rerank(block, self._rank_of(block))
         if node.pinned_to == table.depths[block] + 1:
             self._shrink_pinned(node)
 
@@ -265,6 +289,36 @@ class Evictor:
             block != HOLE and ranks[block] != HELD
             for block in node.blocks[start - node.start : end - node.start]
         )
+
+    # -- what somebody says of blocks ------------------------------------------
+
+    def keep(self, block: int, level: int) -> None:
+        """Keep a block, in place of how it was kept before."""
+        self.kept[block] = KEEP + level * LEVEL
+        if self._table.ranks[block] != HELD:
+            self._rerank(block, self._rank_of(block))
+
+    def unkeep(self, block: int) -> None:
+        """Keep a block no longer, if it was kept."""
+        if self.kept.pop(block, None) is None:
+            return
+        if self._table.ranks[block] != HELD:
+            self._rerank(block, self._rank_of(block))
+        if self.on_unkept is not None:
+            self.on_unkept(block)
+
+    def let_go(self, blocks: list[int], level: int) -> None:
+        """Let idle, unpinned blocks go before others, in their own order."""
+        ranks = self._table.ranks
+        for block in blocks:
+            self.unkeep(block)
+            if ranks[block] >= DONE:
+                self._rerank(block, (ranks[block] & _CLOCK) + DONE + level * LEVEL)
+
+    def _rank_of(self, block: int) -> int:
+        """Return the rank of an idle whole block, pinned and kept as it is."""
+        rank = (self._table.ranks[block] & _CLOCK) + self.kept.get(block, 0)
+        return rank + PIN if block in self.pins else rank
 
     def _rerank(self, block: int, rank: int) -> None:
         """Give an idle block another rank."""

@@ -27,6 +27,8 @@ class Node:
         pinned_to: blocks between the root and the last block of this edge that is
             pinned or lies before a pinned one; ``start`` where there is none.
         pinned_children: children with such blocks.
+        shared_to: blocks between the root and the last block of this edge that more
+            than one path has used; ``start`` where there is none.
         runs: how its blocks were used, for policies that ask; see ``runs``.
         digests: of the tokens before its start and before every 64th block; None until
             they are asked for.
@@ -46,6 +48,7 @@ class Node:
         "pinned_children",
         "pinned_to",
         "runs",
+        "shared_to",
         "start",
         "trimmed",
     )
@@ -71,5 +74,6 @@ class Node:
         self.trimmed = False
         self.pinned_to = start
         self.pinned_children = 0
+        self.shared_to = start
         self.runs: list[int] | None = None
         self.digests: array[int] | None = None

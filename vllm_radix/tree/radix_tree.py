@@ -28,6 +28,7 @@ from vllm_radix.tree.debug.dump import dump
 from vllm_radix.tree.debug.miss import Miss, explain
 from vllm_radix.tree.eviction_history import EvictionHistory
 from vllm_radix.tree.evictor import PIN, UNHIT
+from vllm_radix.tree.hinted_tree import HintedTree
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.partial_blocks import (
     find_partial,
@@ -37,10 +38,9 @@ from vllm_radix.tree.prefix_cache import ALL_WRITTEN, Match, Namespace
 from vllm_radix.tree.probe import Probe, probe
 from vllm_radix.tree.reuse import Use
 from vllm_radix.tree.token_keys import BYTES_PER_TOKEN
-from vllm_radix.tree.tree_state import TreeState
 
 
-class RadixTree(TreeState):
+class RadixTree(HintedTree):
     """A prefix cache as a radix tree; see ``PrefixCache`` for its rules.
 
     Args:
@@ -313,7 +313,7 @@ class RadixTree(TreeState):
         table, evictor = self._table, self._evictor
         nodes, ranks, depths = table.nodes, table.ranks, table.depths
         duplicates, duplicate_of = table.duplicates, table.duplicate_of
-        pins, clock = evictor.pins, evictor.clock
+        pins, kept, clock = evictor.pins, evictor.kept, evictor.clock
         known, pinned = len(nodes), 0
         for block in blocks:
             if block in duplicate_of:
@@ -329,6 +329,8 @@ class RadixTree(TreeState):
                 continue
             ranks[block] = clock
             clock += 1
+            if kept and block in kept:
+                ranks[block] += kept[block]
             if depths[block] < node.pinned_to:
                 pinned += 1
                 if block in pins:

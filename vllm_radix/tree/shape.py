@@ -105,6 +105,9 @@ class Shape:
         child = Node(parent, key, blocks, depth, partial)
         first = bytes(key[: self.block_bytes])
         at = bisect_left(parent.child_keys, first)
+        if parent.children:
+            # Two paths part here; this stays known when one of them is gone.
+            parent.shared_to = depth
         parent.children.insert(at, child)
         parent.child_keys.insert(at, first)
         self.num_nodes += 1
@@ -127,6 +130,7 @@ class Shape:
         """Prepare a leaf for what comes below it."""
         self.cut(node)
         cut_runs(node)
+        node.shared_to = min(node.shared_to, node.start + len(node.blocks))
         if node.trimmed:
             # A probe may end in what was here before.
             self.epoch += 1
@@ -167,6 +171,7 @@ class Shape:
         node.start += at
         upper.pinned_to = min(node.pinned_to, node.start)
         node.pinned_to = max(node.pinned_to, node.start)
+        node.shared_to = max(node.shared_to, node.start)
         upper.pinned_children = int(node.pinned_to > node.start)
         if node.holes:
             upper.holes = upper.blocks.count(HOLE)
@@ -214,6 +219,8 @@ class Shape:
         if child.pinned_to > child.start:
             node.pinned_to = child.pinned_to
         node.pinned_children = child.pinned_children
+        if child.shared_to > child.start:
+            node.shared_to = child.shared_to
         node.blocks += child.blocks
         node.holes += child.holes
         node.children, node.child_keys = child.children, child.child_keys

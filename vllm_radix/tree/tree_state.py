@@ -39,6 +39,7 @@ class TreeState(PrefixCache):
         self._start_empty()
 
     def _start_empty(self) -> None:
+        before: Evictor | None = getattr(self, "_evictor", None)
         self._table = BlockTable()
         self._shape = Shape(self.block_bytes, self._table)
         self._evictor = (
@@ -46,6 +47,8 @@ class TreeState(PrefixCache):
             if self.policy.num_classes == 1
             else ClassEvictor(self.policy, self._table, self._shape)
         )
+        if before is not None:
+            self._evictor.on_unkept = before.on_unkept
 
     def __contains__(self, block: object) -> bool:
         return block in self._table

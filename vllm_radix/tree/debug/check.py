@@ -1,7 +1,7 @@
 """What must hold in a radix tree at all times, as code."""
 
 from vllm_radix.tree.block_table import HELD, BlockTable
-from vllm_radix.tree.evictor import PIN, Evictor
+from vllm_radix.tree.evictor import DONE, KEEP, LEVEL, PIN, UNHIT, Evictor
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.shape import Shape
 
@@ -61,7 +61,7 @@ def check_tree(shape: Shape, table: BlockTable, evictor: Evictor) -> None:
         assert place or table.ranks[block] == HELD, f"block {block} idle, blank"
     idle = sum(rank != HELD for rank in table.ranks)
     assert idle == evictor.num_idle, "idle blocks are miscounted"
-    unhit = sum(rank < HELD for rank in table.ranks)
+    unhit = sum(rank < DONE for rank in table.ranks)
     assert unhit == evictor.num_unhit, "partial blocks never hit are miscounted"
     _check_pins(shape, table, evictor, seen)
     for there, duplicates in table.duplicates.items():
@@ -85,11 +85,21 @@ def _check_pins(
             node = node.parent
     for node, end in pinned_to.items():
         assert node.pinned_to == end, "a path is pinned wrongly"
+        assert node.shared_to >= node.start, "it is shared before it begins"
         below = sum(pinned_to[child] > child.start for child in node.children)
         assert node.pinned_children == below, "pinned children are miscounted"
     for block, rank in enumerate(table.ranks):
         pinned = block in evictor.pins and rank != HELD
         assert (rank >= PIN) == pinned, f"block {block} is ranked wrongly"
+        kept = evictor.kept.get(block, 0)
+        if rank != HELD:
+            band = rank // LEVEL * LEVEL
+            wanted = kept + PIN * pinned
+            first = band == UNHIT or DONE <= band < 0
+            assert band == wanted or (first and not wanted), "a rank is in no band"
+    for block, offset in evictor.kept.items():
+        assert block in seen and not seen[block][0].partial, "kept, and not cached"
+        assert KEEP <= offset < PIN, "a block is kept in no level"
     count = sum(
         table.ranks[block] != HELD and depth < pinned_to[node]
         for block, (node, depth) in seen.items()

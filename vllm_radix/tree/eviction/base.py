@@ -17,14 +17,14 @@ that were used again, after how many releases, and whether they were evicted by 
 
 from typing import TypeVar
 
-RANK_LIMIT = 1 << 61
+RANK_LIMIT = 1 << 60
 """Blocks are ranked by the number of releases before, which is less than this."""
 
-NEVER = RANK_LIMIT << 2
+NEVER = RANK_LIMIT << 3
 """In ``Queues.ranks``: the class has no block that may go."""
 
 MAX_CLASSES = 254
-"""Of a policy: what a byte holds, and two more queues for what goes first and last."""
+"""Of a policy: what a byte holds, and more queues for what is not sorted."""
 
 
 class Queues:
