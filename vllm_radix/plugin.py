@@ -196,7 +196,7 @@ def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:
 def _check_hints(vllm_config: Any, params: Any) -> None:
     """Refuse a request whose hints are wrong, before the engine sees it."""
     extra_args = getattr(params, "extra_args", None)
-    if not extra_args or not _is_ours(vllm_config.scheduler_config.scheduler_cls):
+    if not extra_args or not is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
     from vllm.exceptions import VLLMValidationError
 
