@@ -57,6 +57,7 @@ REPLAY_ROWS = [
         name=name,
         arm={
             "hit_rate": 0.75,
+            "hit_rate_best_eviction": 0.83,
             "computed_prompt_tokens": 12_345,
             "engine_steps": 1_234,
             "preemptions": 0,
