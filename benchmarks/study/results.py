@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vllm_radix_bench.report.columns import Column
-from vllm_radix_bench.report.output import OutputError, OutputFile
+from vllm_radix_bench.report.output import OutputError, OutputFile, Rows
 
 Run = dict[str, Any]
 
@@ -54,7 +54,7 @@ def collect(
     with ProcessPoolExecutor(jobs) as pool:
         for result in tqdm(pool.map(run, tasks), total=len(tasks)):
             results.append(result)
-            output.write_json(results)
+            output.write_json(Rows(results))
     return results
 
 
