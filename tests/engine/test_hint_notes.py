@@ -227,3 +227,23 @@ def test_random_hints_change_no_answer(seed, eviction):
     engine.now += 1000
     engine.serve("last", prompt(50, 1))
     assert engine.notes.num_noted == engine.pool.tree.num_kept == 0
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\n", "-12345678", "0_", "x" * 100_000])
+def test_any_id_of_a_client_is_served_and_long_ones_are_not_kept(name):
+    engine = Engine()
+    said = engine.serve(name, prompt(1))
+    engine.serve("next", prompt(2), replaces=name)
+    assert engine.left(said) >= 0
+    kept = sum(len(text) for key in engine.notes._ends for text in key)
+    assert kept < 1000
+
+
+def test_another_tenant_s_ids_are_others():
+    engine = Engine(blocks=200)
+    mine = engine.serve("mine", prompt(1), salt="a")
+    for number in range(30):
+        engine.serve(f"{number}_mine", prompt(10 + number), salt="b")
+    engine.serve("new", [*prompt(1, 1), *prompt(5, 2)], salt="a", replaces="mine")
+    fill(engine, 100, 60)
+    assert engine.left(mine, "a") <= 1, "it was to go first"

@@ -32,7 +32,7 @@ def test_ab_on_real_servers(tiny, tmp_path):
     words += ["--max-num-batched-tokens", "512", "--radix.patience", "1"]
     words += ["--workloads", "few-shot", "--rounds", "1", "--trace", str(trace)]
     words += ["--output", str(output), "--html", str(page)]
-    words += ["--fail-on", "few-shot:computed_tokens>0.7"]
+    words += ["--pressure", "4", "--fail-on", "few-shot:computed_tokens>0.95"]
     words += ["--", "--dataset-name", "prefix_repetition", "--num-prompts", "8"]
     words += ["--prefix-repetition-prefix-len", "160", "--prefix-repetition-suffix-len"]
     words += ["16", "--prefix-repetition-num-prefixes", "2"]

@@ -216,3 +216,16 @@ def test_what_is_not_cached_is_not_kept(tree):
     path(tree, "a", 1, [0])
     path(tree, "a", 1, [1])
     assert not tree.keep(1) and tree.resident(1) == 0
+
+
+@pytest.mark.parametrize("how", ["keep", "pin"])
+def test_a_kept_or_pinned_block_that_is_dropped_leaves_its_class(tree, how):
+    path(tree, "abc", 3, [0, 1, 2])
+    tree.release([2, 1, 0])
+    if how == "keep":
+        tree.keep(2, 5)
+    else:
+        tree.pin(2)
+    assert tree.discard(2)
+    tree.check()
+    assert tree.evict(9) == [1, 0]

@@ -30,7 +30,11 @@ MOST_SAMPLES = 16
 _HINTS = "_radix_hints"
 """Where a request keeps its hints, once they are read."""
 
-_ID = re.compile(r"^(?:\d+_)?(.+?)(?:-[0-9a-f]{8})?$")
+MOST_CHARACTERS = 256
+"""Of an id, and of a tenant's name: of longer ones, which clients choose, no end is
+remembered."""
+
+_ID = re.compile(r"(?:\d+_)?(.+?)(?:-[0-9a-f]{8})?", re.DOTALL)
 """vLLM puts the number of a sample before a request's id, and 8 letters after it."""
 
 
@@ -40,7 +44,6 @@ class _End(NamedTuple):
     block: int
     depth: int
     tokens: bytes
-    tenant: str
     namespace: Namespace
 
 
@@ -74,7 +77,7 @@ class HintNotes:
         # By the last block of a request that has ended and holds it still: where its
         # path ends, how deep, and the level at which it goes.
         self._to_go: dict[int, tuple[int, int, int]] = {}
-        self._ends: OrderedDict[str, list[_End]] = OrderedDict()
+        self._ends: OrderedDict[tuple[str, str], list[_End]] = OrderedDict()
 
     @property
     def num_noted(self) -> int:
@@ -132,8 +135,8 @@ class HintNotes:
         tenant, namespace = self._tenant_of(request), self._keys.namespace(request)
         # The ids of completions, unlike those of chats, get the number of the prompt.
         for name in (response, f"{response}-0"):
-            for end in self._ends.get(name, ()):
-                theirs = end.tenant == tenant and end.namespace == namespace
+            for end in self._ends.get((tenant, name), ()):
+                theirs = end.namespace == namespace
                 if theirs and self._tree.holds(end.block, end.depth, end.tokens):
                     self._tree.let_go(end.block, end.depth)
 
@@ -176,8 +179,14 @@ class HintNotes:
 
     def _remember(self, request: Request, block: int, depth: int) -> None:
         """Remember where a response ended, for one that will replace it."""
-        match = _ID.match(request.request_id)
-        assert match is not None
+        # Clients choose ids: anything may be in one.
+        match = _ID.fullmatch(request.request_id)
+        name, tenant = (
+            match[1] if match else request.request_id,
+            self._tenant_of(request),
+        )
+        if max(len(name), len(tenant)) > MOST_CHARACTERS:
+            return
         size = self._keys.block_size
         key = self._keys.key(request, (depth + 1) * size)
         at = depth * self._tree.block_bytes
@@ -185,10 +194,10 @@ class HintNotes:
             block,
             depth,
             bytes(key[at : at + self._tree.block_bytes]),
-            self._tenant_of(request),
             self._keys.namespace(request),
         )
-        ends = self._ends.setdefault(match[1], [])
+        ends = self._ends.setdefault((tenant, name), [])
+        self._ends.move_to_end((tenant, name))
         ends.append(end)
         del ends[:-MOST_SAMPLES]
         if len(self._ends) > MOST_ENDS:

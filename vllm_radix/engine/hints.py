@@ -89,6 +89,12 @@ def parse_hints(extra_args: Mapping[str, Any] | None) -> Hints | None:
                     f"{PREFIX}{name} and {PREFIX}{first} contradict each other: "
                     "give one of them",
                 )
+    if hints.end_session and hints.priority > 0:
+        raise HintError(
+            f"{PREFIX}priority",
+            f"{PREFIX}priority above 0 and {PREFIX}end_session contradict each other: "
+            "give one of them",
+        )
     return hints
 
 

@@ -98,12 +98,15 @@ class HintedTree(TreeState):
         if node is None or node.partial:
             return
         end = self._table.depths[block] + 1
+        # Known already, as wherever paths part below a node: many may.
+        if node.shared_to >= end:
+            return
         inside = end - node.start
-        after = node.blocks[inside : inside + 1]
-        if not after:
-            after = [child.blocks[0] for child in node.children if not child.partial]
+        after = node.blocks[inside : inside + 1] or (
+            child.blocks[0] for child in node.children if not child.partial
+        )
         if shared or any(other != follower for other in after):
-            node.shared_to = max(node.shared_to, end)
+            node.shared_to = end
 
     def let_go(self, block: int, depth: int, level: int = 0) -> list[int]:
         """Evict what only one path has used before others: O(those blocks).

@@ -396,6 +396,8 @@ class RadixTree(HintedTree):
         if node.partial:
             self._remove_partial(node)
             return True
+        # Unpinned while it is of its class still: that puts it back into it.
+        self._evictor.forget(block)
         self._evictor.drop(node, table.depths[block])
         self._clear_owner(block)
         node.blocks[table.depths[block] - node.start] = HOLE

@@ -250,7 +250,8 @@ class ReuseAccount:
         queues, policy = self._queues, self.policy
         queues.now += 1
         policy.note_release(queues.now)
-        if use is not None and self.distances is not None:
+        # A clock that is ahead is from before the cache was emptied.
+        if self.distances is not None and use is not None and use.clock <= queues.now:
             self.distances.add(use.clock, -use.pending)
         node, depth = self._end_of(blocks)
         left: list[tuple[int, int]] = []

@@ -9,6 +9,8 @@ any other cache, without keeping its blocks.
 _CHUNK_BITS = 6
 _CHUNK = 1 << _CHUNK_BITS
 _MIN_SLOTS = _CHUNK * _CHUNK
+_MAX_SLOTS = 1 << 16
+"""Times further back than that are forgotten, whatever was touched since."""
 
 
 class StackDistances:
@@ -39,7 +41,7 @@ class StackDistances:
             blocks: how many; negative for those that are touched again.
         """
         at = clock - self._base
-        if at < 0:
+        if at < 0 or not blocks:
             return
         while at >= len(self._slots):
             self._make_room()
@@ -58,7 +60,8 @@ class StackDistances:
         """Forget the older half of the times, or keep twice as many."""
         half = len(self._slots) // 2
         chunks = half >> _CHUNK_BITS
-        if sum(self._sums[chunks:]) >= self.capacity:
+        is_long = len(self._slots) >= _MAX_SLOTS
+        if is_long or sum(self._sums[chunks:]) >= self.capacity:
             self._base += half
             self._slots = self._slots[half:] + [0] * half
             self._sums = self._sums[chunks:] + [0] * chunks
