@@ -98,7 +98,7 @@ def _bind(mirror: bool | None, caching: bool) -> None:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._adopt(mirror=False, min_sub_block_tokens=None)
+            self._adopt(mirror=False, min_sub_block_tokens=None, explain=False)
             self._reached: dict[str, int] = {}
 
         def get_computed_blocks(self, request: Any) -> Any:
