@@ -114,7 +114,8 @@ def _bind(mirror: bool | None, caching: bool) -> None:
             **kwargs: Any,
         ) -> Any:
             if self._plan_of(request) is None:
-                self._look_up_nothing(request)
+                plan = self._plan(request, request.num_tokens - 1, 0)
+                self._looked_up = request.request_id, None, plan
             blocks = super().allocate_slots(
                 request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
             )
