@@ -12,13 +12,13 @@ import argparse
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vllm_radix_patches.patch import Patch, signature_fingerprint, source_fingerprint
 
+_SCHEDULER = "vllm_radix.RadixScheduler"
 _TARGET = "vllm.engine.arg_utils:EngineArgs."
 _UPSTREAM = "none yet; engine options of general plugins"
 SMALLEST_MODEL = {
@@ -42,27 +42,25 @@ def _flag_is_known() -> bool:
     return any("--radix" in action.option_strings for action in parser._actions)
 
 
-@contextmanager
-def _smallest_model() -> Iterator[str]:
+def _config_with_radix(**more: Any) -> Any:
+    """Return vLLM's configuration of the smallest model with radix's scheduler."""
+    from vllm.engine.arg_utils import EngineArgs
+
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SMALLEST_MODEL))
-        yield folder
+        return EngineArgs(
+            model=folder,
+            skip_tokenizer_init=True,
+            scheduler_cls=_SCHEDULER,
+            **more,
+        ).create_engine_config()
 
 
 def _config_is_checked() -> bool:
-    from vllm.engine.arg_utils import EngineArgs
-
-    with _smallest_model() as model:
-        engine_args = EngineArgs(
-            model=model,
-            skip_tokenizer_init=True,
-            scheduler_cls="vllm_radix.RadixScheduler",
-            additional_config={"radix": {"no such option": 0}},
-        )
-        try:
-            engine_args.create_engine_config()
-        except ValueError as error:
-            return "no such option" in str(error)
+    try:
+        _config_with_radix(additional_config={"radix": {"no such option": 0}})
+    except ValueError as error:
+        return "no such option" in str(error)
     return False
 
 
@@ -105,16 +103,9 @@ def _hashes_can_wait() -> bool:
 
 
 def _metrics_are_shown() -> bool:
-    from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.metrics.loggers import StatLoggerManager
 
-    with _smallest_model() as model:
-        config = EngineArgs(
-            model=model,
-            skip_tokenizer_init=True,
-            scheduler_cls="vllm_radix.RadixScheduler",
-        ).create_engine_config()
-    manager = StatLoggerManager(config, enable_default_loggers=False)
+    manager = StatLoggerManager(_config_with_radix(), enable_default_loggers=False)
     ours = type(manager.stat_loggers[-1]).__module__
     return ours.startswith("vllm_radix.")
 
@@ -126,7 +117,7 @@ def _hints_are_checked() -> bool:
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
-    ours = SimpleNamespace(scheduler_cls="vllm_radix.RadixScheduler")
+    ours = SimpleNamespace(scheduler_cls=_SCHEDULER)
     processor: Any = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=ours))
     params = SamplingParams(extra_args={"radix_no_such_hint": 1})
     try:

@@ -151,7 +151,6 @@ def _workload(cell: dict[str, Any]) -> dict[str, Any] | None:
         "answers": answers
         and {key: answers[key] for key in ("compared", "different", "beyond_doubt")},
         "tenants": _tenants(rounds),
-        "client_lag": max(run[arm]["client_lag"] for run in rounds for arm in ARMS),
     }
 
 
@@ -210,6 +209,7 @@ def _of_answers(workloads: Sequence[dict[str, Any]]) -> Iterator[tuple[bool, str
 
 def warnings(
     workloads: Sequence[dict[str, Any]],
+    lags: Sequence[float],
     missing: Sequence[dict[str, Any]],
     rounds: int,
     asked: int,
@@ -217,7 +217,8 @@ def warnings(
     """Yield what a reader must know before believing the times.
 
     Args:
-        workloads: of the report; each has ``client_lag``, in seconds.
+        workloads: of the report.
+        lags: by how many seconds the client was late, at most, for each of them.
         missing: what was to be measured, and was not.
         rounds: that were run of each.
         asked: that were to be run.
@@ -234,7 +235,7 @@ def warnings(
             f"Times have no interval: that takes {LEAST_ROUNDS} rounds, and there were "
             f"{rounds}."
         )
-    for one in workloads:
+    for one, lag in zip(workloads, lags, strict=True):
         noisy = [name for name, times in one["times"].items() if is_noisy(times)]
         if one["is_control"] and noisy:
             yield (
@@ -247,7 +248,6 @@ def warnings(
                 f"{label(one)}: more requests were preempted ({stock:,} → {radix:,}); "
                 "what is computed anew for them is not among the tokens computed."
             )
-        lag = one["client_lag"]
         mean = one["times"].get("ttft_mean")
         if mean and lag > _LAG_SHARE * min(mean[arm] for arm in ARMS):
             yield (
@@ -335,6 +335,11 @@ def make(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         gates: of ``--fail-on``.
     """
     workloads = [one for cell in result["cells"] if (one := _workload(cell))]
+    lags = [
+        max(one[arm]["client_lag"] for one in timed for arm in ARMS)
+        for timed in map(_timed, result["cells"])
+        if timed
+    ]
     missing = [
         {
             "name": cell["name"],
@@ -354,7 +359,7 @@ def make(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "seconds": round(result["seconds"], 1),
         "sentence": "",
         "warnings": list(
-            warnings(workloads, missing, rounds, result["setup"]["rounds"])
+            warnings(workloads, lags, missing, rounds, result["setup"]["rounds"])
         ),
         "setup": {**result["setup"], "rounds": rounds},
         "workloads": workloads,
@@ -365,8 +370,6 @@ def make(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "pieces": Rows(_pieces(result)),
     }
     report["sentence"] = sentence(report)
-    for one in workloads:
-        del one["client_lag"]  # of the pieces
     return report
 
 

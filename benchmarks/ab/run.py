@@ -196,11 +196,9 @@ def _seconds(found: Sequence[Answer], all_of_it: float) -> float:
 async def _wait_until_quiet(server: Server) -> None:
     """Wait until a server has no requests: what was aborted takes a step to go."""
     deadline = time.monotonic() + _QUIET_SECONDS
-    busy = ("vllm:num_requests_running", "vllm:num_requests_waiting")
     while time.monotonic() < deadline:
         with suppress(HttpError):
-            now = await asyncio.to_thread(scrape, server)
-            if not any(now.sums.get(name) for name in busy):
+            if not (await asyncio.to_thread(scrape, server)).is_busy:
                 return
         await asyncio.sleep(0.1)
 

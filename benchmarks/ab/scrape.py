@@ -43,6 +43,11 @@ class Scrape:
         """Whether there is a metric whose name begins so."""
         return any(name.startswith(prefix) for name in self.sums)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the server has requests."""
+        return any(self.sums.get(name) for name in _BUSY)
+
     def since(self, before: "Scrape", name: str) -> float:
         """Return what a counter has grown by; 0 where there is none."""
         return self.sums.get(name, 0.0) - before.sums.get(name, 0.0)
@@ -144,8 +149,7 @@ class Watch:
         if rate is not None:
             self.hit_rates.append((at - self._start, rate))
         seen = tuple(now.sums.get(name, 0.0) for name in _MOVING)
-        busy = any(now.sums.get(name, 0.0) for name in _BUSY)
-        if seen != self._last or not busy:
+        if seen != self._last or not now.is_busy:
             self._last, self._moved = seen, at
         elif at - self._moved > self.stall_seconds:
             raise self.server.error(
@@ -157,8 +161,7 @@ class Watch:
 def thinned(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """Return at most ``most`` points, the last one among them."""
     step = max(1, -(-len(points) // most))
-    kept = points[::-1][::step][::-1]
-    return kept
+    return points[::-1][::step][::-1]
 
 
 def counts(before: Scrape, after: Scrape) -> dict[str, float]:

@@ -208,6 +208,11 @@ class Server:
         self._check_that_it_is_ours()
         self._learn()
 
+    def _processes(self) -> list[psutil.Process]:
+        """Return its processes."""
+        own = psutil.Process(self._process.pid)
+        return [own, *own.children(recursive=True)]
+
     def _answers(self) -> bool:
         with suppress(HttpError):
             get(f"{self.base_url}/health", timeout=5)
@@ -220,8 +225,7 @@ class Server:
         Raises:
             ServerError: it does.
         """
-        own = psutil.Process(self._process.pid)
-        for process in (own, *own.children(recursive=True)):
+        for process in self._processes():
             with suppress(psutil.Error):
                 if any(c.laddr.port == self.port for c in process.net_connections()):
                     return
@@ -280,9 +284,8 @@ class Server:
 
     def memory(self) -> int:
         """Return the bytes of memory that its processes hold for themselves."""
-        own = psutil.Process(self._process.pid)
         total = 0
-        for process in (own, *own.children(recursive=True)):
+        for process in self._processes():
             with suppress(psutil.Error):
                 total += process.memory_full_info().uss
         return total

@@ -21,6 +21,8 @@ import psutil
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36
 _GRACE_SECONDS = 20.0
+_OF_THE_COMMAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that are for the command, which then closes the pipe."""
 SIGNALLED = 128
 """Added to the number of the signal that ended the server, in the exit status."""
 
@@ -31,9 +33,11 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _begin_child() -> None:
+def _begin_server() -> None:
+    """Run in the server's process before it starts."""
     _prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _OF_THE_COMMAND:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _wait(server: "subprocess.Popen[bytes]", pipe: int) -> None:
@@ -78,22 +82,15 @@ def main() -> int:
         The server's exit status; ``SIGNALLED`` and the signal's number if one ended it.
     """
     pipe, command = int(sys.argv[1]), sys.argv[2:]
-    # Signals of the terminal are for the command, which then closes the pipe.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _OF_THE_COMMAND:
         signal.signal(number, signal.SIG_IGN)
     _prctl(_SET_CHILD_SUBREAPER, 1)
-
-    def begin() -> None:
-        _begin_child()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=begin,
+        preexec_fn=_begin_server,
     )
     assert server.stdout is not None
     copying = threading.Thread(target=_copy, args=[server.stdout.fileno()], daemon=True)

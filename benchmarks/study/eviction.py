@@ -26,7 +26,14 @@ from vllm_radix_bench.report.cli_types import WithDefaults, number, whole
 from vllm_radix_bench.report.columns import Column, csv_text
 from vllm_radix_bench.report.output import all_written
 from vllm_radix_bench.report.tables import console, print_table, say, say_where
-from vllm_radix_bench.study.results import LOAD, Run, collect, outputs
+from vllm_radix_bench.study.results import (
+    LOAD,
+    Run,
+    add_run_options,
+    add_trace_sizes,
+    collect,
+    outputs,
+)
 from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.encoders import words
 from vllm_radix_bench.workloads.eviction_loads import (
@@ -276,15 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--requests", type=whole(100), default=4000, metavar="N", help="of a load")
     add("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     add("--trace", type=Path, metavar="FILE", help="of hash ids, as Mooncake's")
-    add("--limit", type=whole(1), metavar="N", help="of the trace: only the first N")
-    add(
-        "--tokens",
-        type=partial(number, int, 1000, 10**9),
-        nargs="+",
-        default=list(TRACE_TOKENS),
-        metavar="N",
-        help="of the cache, for the trace",
-    )
+    add_trace_sizes(parser, TRACE_TOKENS)
     add("--concurrent", action="store_true", help="the trace, through the scheduler")
     add(
         "--rate",
@@ -293,15 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="X",
         help="speed-up of the trace, if concurrent",
     )
-    add("--jobs", type=whole(1), default=os.cpu_count(), metavar="N", help="processes")
-    add(
-        "--output",
-        "--json",
-        type=Path,
-        default=Path("results/eviction.json"),
-        metavar="FILE",
-        help="where to write every run; the table goes beside it, as CSV",
-    )
+    add_run_options(parser, "eviction", "the table goes", os.cpu_count())
     arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if arguments.concurrent and arguments.trace is None:

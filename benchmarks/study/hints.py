@@ -19,12 +19,18 @@ from pathlib import Path
 
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.replay.oracles import farthest_next_use
-from vllm_radix_bench.report.cli_types import WithDefaults, number, whole
+from vllm_radix_bench.report.cli_types import WithDefaults, whole
 from vllm_radix_bench.report.columns import Column, csv_text
 from vllm_radix_bench.report.output import all_written
 from vllm_radix_bench.report.tables import console, print_table, say, say_where
 from vllm_radix_bench.study.eviction import DEFAULT, LEARNS, hit_rate
-from vllm_radix_bench.study.results import Run, collect, outputs
+from vllm_radix_bench.study.results import (
+    Run,
+    add_run_options,
+    add_trace_sizes,
+    collect,
+    outputs,
+)
 from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.encoders import words
 from vllm_radix_bench.workloads.eviction_loads import Blocks, from_trace
@@ -146,25 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--trace", type=Path, required=True, metavar="FILE", help="of hash ids")
-    add("--limit", type=whole(1), metavar="N", help="of the trace: only the first N")
-    add(
-        "--tokens",
-        type=partial(number, int, 1000, 10**9),
-        nargs="+",
-        default=list(TOKENS),
-        metavar="N",
-        help="of the cache",
-    )
+    add_trace_sizes(parser, TOKENS)
     add("--seed", type=whole(0), default=0, metavar="N", help="of who errs")
-    add("--jobs", type=whole(1), default=1, metavar="N", help="processes")
-    add(
-        "--output",
-        "--json",
-        type=Path,
-        default=Path("results/hints.json"),
-        metavar="FILE",
-        help="where to write every run; the table goes beside it, as CSV",
-    )
+    add_run_options(parser, "hints", "the table goes", 1)
     arguments = parser.parse_args(argv)
     try:
         from_trace(load(arguments.trace, words, limit=1))

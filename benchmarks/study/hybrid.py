@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,13 @@ from vllm_radix_bench.report.columns import Column, csv_text
 from vllm_radix_bench.report.output import all_written
 from vllm_radix_bench.report.tables import console, print_table, say, say_where
 from vllm_radix_bench.sim.layouts import Layout
-from vllm_radix_bench.study.results import LOAD, Run, collect, outputs
+from vllm_radix_bench.study.results import (
+    LOAD,
+    Run,
+    add_run_options,
+    collect,
+    outputs,
+)
 from vllm_radix_bench.workloads.hybrid_loads import (
     ORDERS,
     TRAFFIC,
@@ -289,15 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="drawn for each seed, of the part pressure",
     )
-    add("--jobs", type=whole(1), default=os.cpu_count(), metavar="N", help="processes")
-    add(
-        "--output",
-        "--json",
-        type=Path,
-        default=Path("results/hybrid.json"),
-        metavar="FILE",
-        help="where to write every run; the tables go beside it, as CSV",
-    )
+    add_run_options(parser, "hybrid", "the tables go", os.cpu_count())
     arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_radix_bench.replay import runner as replay

@@ -1,4 +1,4 @@
-"""What both studies do with their runs: make them, save them, compare them.
+"""What all studies do with their runs: make them, save them, compare them.
 
 A run is a dict with the load's name, the seed, and the summary of each arm; see
 ``replay.runner.summary``.
@@ -7,18 +7,57 @@ A run is a dict with the load's name, the seed, and the summary of each arm; see
 import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
 
+from vllm_radix_bench.report.cli_types import number, whole
 from vllm_radix_bench.report.columns import Column
 from vllm_radix_bench.report.output import OutputError, OutputFile, Rows
 
 Run = dict[str, Any]
 
 LOAD = Column("load", lambda runs: runs[0]["load"])
+
+
+def add_run_options(
+    parser: argparse.ArgumentParser, name: str, tables: str, jobs: int | None
+) -> None:
+    """Add the options that say how runs are made, and where they go.
+
+    Args:
+        parser: of the study.
+        name: of its file of runs.
+        tables: what goes beside it: the table goes, or the tables go.
+        jobs: processes, unless told otherwise.
+    """
+    add = parser.add_argument
+    add("--jobs", type=whole(1), default=jobs, metavar="N", help="processes")
+    add(
+        "--output",
+        "--json",
+        type=Path,
+        default=Path(f"results/{name}.json"),
+        metavar="FILE",
+        help=f"where to write every run; {tables} beside it, as CSV",
+    )
+
+
+def add_trace_sizes(parser: argparse.ArgumentParser, default: Sequence[int]) -> None:
+    """Add the options of a trace, and of the caches for it, in tokens."""
+    add = parser.add_argument
+    add("--limit", type=whole(1), metavar="N", help="of the trace: only the first N")
+    add(
+        "--tokens",
+        type=partial(number, int, 1000, 10**9),
+        nargs="+",
+        default=list(default),
+        metavar="N",
+        help="of the cache, for the trace",
+    )
 
 
 def outputs(
