@@ -20,9 +20,10 @@ def run(tiny, tmp_path_factory):
     """One small A/B of counts: all workloads, under pressure and not."""
     folder = tmp_path_factory.mktemp("ab")
     output = folder / "ab.json"
-    words = ["ab", "--model", tiny, "--no-texts", "--repeats", "1", "--blocks", "64"]
+    words = ["ab", "--offline", "--model", tiny, "--no-texts", "--repeats", "1"]
     # Seconds must not decide anything here, on a machine of any speed.
-    words += ["--radix", '{"max_extra_wait": 1e6}', "--output", str(output)]
+    words += ["--blocks", "64", "--output", str(output)]
+    words += ["--radix", '{"max_extra_wait": 1e6}']
     with redirect_stdout(io.StringIO()) as shown:
         status = main([*words, "--load-format", "dummy"])
     return status, json.loads(output.read_text()), folder, shown.getvalue()
