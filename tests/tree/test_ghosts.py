@@ -81,4 +81,7 @@ def test_touches_are_counted_as_in_a_plain_list(capacity):
             since = sum(plain[at] for at in range(asked + 1, clock + 1))
             # What is beyond the capacity may be forgotten, but not to less than that.
             assert min(distances.after(asked), capacity) == min(since, capacity)
+            horizon = distances.horizon(capacity)
+            assert horizon < 0 or distances.after(horizon) >= capacity
+            assert distances.after(horizon + 1) < capacity
     assert capacity > 10**5 or len(distances) <= 8192

@@ -151,7 +151,7 @@ class ClassEvictor(Evictor):
             if at >= self._done:
                 most = HELD if at == self._done else NEVER
             super().pop_run(min(count, end - begin), out, heap, most)
-            self.account.evicted(node, run, len(out) - before)
+            self.account.evicted(node, run, len(out) - before, at < self._first)
             if at < self._first:
                 self._show_oldest(at)
             return node

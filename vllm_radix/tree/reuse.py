@@ -6,6 +6,7 @@ from zlib import crc32
 
 from vllm_radix.tree.block_table import BlockTable
 from vllm_radix.tree.eviction import EvictionPolicy, Queues
+from vllm_radix.tree.exposure import Exposure
 from vllm_radix.tree.ghosts import Ghost, Ghosts
 from vllm_radix.tree.node import HOLE, Node
 from vllm_radix.tree.prefix_cache import Namespace
@@ -94,6 +95,7 @@ class ReuseAccount:
     Attributes:
         ghosts: evicted runs.
         distances: last touches, if the policy compares itself.
+        exposure: what least recently used would still hold, if so.
         most_cached: blocks that were cached at once, at most.
     """
 
@@ -103,6 +105,7 @@ class ReuseAccount:
         self.policy = policy
         self.ghosts = Ghosts()
         self.distances = StackDistances() if policy.compares else None
+        self.exposure = Exposure(policy) if policy.compares else None
         self.most_cached = 0
         self._table = table
         self._shape = shape
@@ -132,6 +135,9 @@ class ReuseAccount:
         touched: list[tuple[int, int]] = []  # (kind, blocks), deepest first
         returned: list[tuple[int, int, int]] = []
         seen = found
+        if self.distances is not None and self.exposure is not None:
+            self.distances.capacity = max(self._table.num_cached, 1)
+            self.exposure.pass_time(self.distances.horizon(self.distances.capacity))
         self._bury()
         if found < asked and len(self.ghosts):
             digest = seed_of(namespace)
@@ -171,6 +177,8 @@ class ReuseAccount:
                 break
             blocks, age = min(ghost.blocks, asked - depth), now - ghost.clock
             self.policy.note_reused(ghost.label, age, blocks, True)
+            if self.exposure is not None:
+                self.exposure.lose(ghost.clock, ghost.label, blocks)
             if blocks < ghost.blocks:
                 self.policy.note_unused(ghost.label, age, ghost.blocks - blocks)
             depth += blocks
@@ -210,7 +218,7 @@ class ReuseAccount:
         """Tell the policy what least recently used would have found."""
         distances = self.distances
         assert distances is not None
-        distances.capacity = room = max(self._table.num_cached, 1)
+        room = distances.capacity
         above = sum(blocks for _, blocks in touched)
         for at, (kind, blocks) in enumerate(touched):
             above -= blocks
@@ -226,9 +234,9 @@ class ReuseAccount:
                 )
                 kept = min(blocks, room - distances.after(clock) - same)
             if kept > 0:
-                self.policy.note_request(asked, found, above + kept)
+                self.policy.note_request(asked, found, above + kept, room)
                 return
-        self.policy.note_request(asked, found, 0)
+        self.policy.note_request(asked, found, 0, room)
 
     # -- a request ends --------------------------------------------------------
 
@@ -351,13 +359,14 @@ class ReuseAccount:
         runs[-1] = run
         return label
 
-    def evicted(self, node: Node, run: int, blocks: int) -> None:
+    def evicted(self, node: Node, run: int, blocks: int, chosen: bool) -> None:
         """Note that the end of a leaf's last run was evicted: O(1), amortised.
 
         Args:
             node: the leaf; its tokens are still there.
             run: the run as it was.
             blocks: how many.
+            chosen: whether the policy had the choice.
         """
         if not run & RELEASED:
             return
@@ -365,6 +374,8 @@ class ReuseAccount:
         label = run >> LABEL_AT & BYTE
         queues.blocks[label] -= blocks
         policy.note_evicted(label, blocks)
+        if chosen and self.exposure is not None:
+            self.exposure.add((run >> TOUCHED_AT) - 1, label, blocks)
         if table.num_cached + blocks > self.most_cached:
             self.most_cached = table.num_cached + blocks
         if not policy.ghosts:

@@ -56,6 +56,26 @@ class StackDistances:
         there = sum(self._slots[at : chunk << _CHUNK_BITS])
         return there + sum(self._sums[chunk:])
 
+    def horizon(self, room: int) -> int:
+        """Return the last time of which a cache would hold nothing any more.
+
+        O(64 + slots / 64).
+
+        Args:
+            room: blocks of the cache.
+        """
+        at, left = len(self._sums), room
+        while at and self._sums[at - 1] < left:
+            at -= 1
+            left -= self._sums[at]
+        if not at:
+            return self._base - 1
+        slot = at << _CHUNK_BITS
+        while self._slots[slot - 1] < left:
+            slot -= 1
+            left -= self._slots[slot]
+        return self._base + slot - 2
+
     def _make_room(self) -> None:
         """Forget the older half of the times, or keep twice as many."""
         half = len(self._slots) // 2

@@ -73,8 +73,9 @@ class EvictionPolicy:
             cache keeps no account of uses and calls no method.
         ghosts: for how many evicted blocks it is remembered that they were there, as a
             multiple of the cached ones. With 0, one that comes back is a new one.
-        compares: whether ``note_request`` is told what least recently used would find,
-            which costs a few microseconds a request.
+        compares: whether it is compared with least recently used: told of what that
+            would find, and of what it would still hold. That costs a few microseconds a
+            request.
     """
 
     name: str
@@ -142,13 +143,30 @@ class EvictionPolicy:
             blocks: how many.
         """
 
-    def note_request(self, asked: int, found: int, lru: int) -> None:
+    def note_exposed(self, label: int, blocks: int) -> None:
+        """Note that blocks were evicted which least recently used would still hold.
+
+        Only if the policy ``compares``, and had the choice.
+        """
+
+    def note_outcome(self, label: int, blocks: int, lost: bool) -> None:
+        """Note that blocks are exposed no longer; only if the policy ``compares``.
+
+        Args:
+            label: the class that they had.
+            blocks: how many.
+            lost: whether they are asked for again; else least recently used would have
+                evicted them by now.
+        """
+
+    def note_request(self, asked: int, found: int, lru: int, room: int) -> None:
         """Note what an admitted request found; only if the policy ``compares``.
 
         Args:
             asked: blocks of its prompt.
             found: those of them that were cached.
             lru: those that would be if least recently used had chosen so far.
+            room: blocks that are cached.
         """
 
     def forget(self) -> None:

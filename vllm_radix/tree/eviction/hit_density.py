@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from operator import mul
 
 from vllm_radix.tree.eviction.base import NEVER, EvictionPolicy, Queues, register
 
@@ -26,9 +27,13 @@ _REQUESTS_OF_PRIOR = 16
 
 _INFINITE = float("inf")
 _KEEP = 0.5 ** (1 / 500)
-"""Of what the guard has counted, from a request to the next."""
-_GUARD_ON, _GUARD_OFF = 0.002, 0.0005
-"""By which share of the blocks asked for it may be behind least recently used."""
+"""Of the blocks asked for, from a request to the next."""
+_ALLOWANCE = 0.0012
+"""Share of all blocks asked for by which it may be behind least recently used."""
+_REQUESTS_OF_DOUBT, _CACHES_OF_DOUBT = 8, 0.2
+"""Exposed blocks, all lost, as which a class counts besides those that were judged."""
+_LEAST_RISK = 0.1
+"""An exposed block counts as so much of a lost one, however many came to nothing."""
 
 _MIDDLES = (
     FIRST_BUCKET / 2,
@@ -64,8 +69,12 @@ class HitDensity(EvictionPolicy):
     known counts as its bin of uses, and that as all blocks, whose chance is the same in
     each octave of age. With that alone the order is least recently used.
 
-    A guard counts beside it what least recently used would find. While the rule has
-    lately found less, blocks leave in that order.
+    A guard bounds what that can lose against least recently used. What the rule has
+    found more is its credit, with an allowance of a share of what was asked for, at
+    most one cache. What it has evicted and least recently used would still hold is at
+    stake: by class, times the share of such blocks that were asked for again, which is
+    all of them while few were judged. While more is at stake than there is credit,
+    blocks leave in the order of least recently used.
 
     After Beckmann et al., "LHD: improving cache hit rate by maximizing hit density",
     2018.
@@ -92,10 +101,12 @@ class HitDensity(EvictionPolicy):
         self._requests = 1.0
         self._scores = [_INFINITE] * classes
         self._scored_at = -1
-        # The guard: what it found more than least recently used, and was asked for.
-        self.lead = 0.0
         self.asked = 0.0
-        self.guarded = False
+        # The guard: exposed blocks by class, those judged and those lost, and risks.
+        self.credit = self.at_stake = 0.0
+        self.exposed = [0] * classes
+        self._judged, self._lost = [0.0] * classes, [0.0] * classes
+        self._risks = [1.0] * classes
         self._learn()
 
     # -- classes ---------------------------------------------------------------
@@ -182,16 +193,37 @@ class HitDensity(EvictionPolicy):
         self.ends[label * BUCKETS + bucket_of(age)] += blocks
         self.note_relabelled(label, age, blocks)
 
-    def note_request(self, asked: int, found: int, lru: int) -> None:
-        """Let the guard compare; it takes over and hands back."""
-        self.lead = _KEEP * self.lead + found - lru
+    # -- the guard -------------------------------------------------------------
+
+    @property
+    def guarded(self) -> bool:
+        """Whether too much is at stake: the order is that of least recently used."""
+        return self.at_stake >= self.credit
+
+    def note_exposed(self, label: int, blocks: int) -> None:
+        """Count blocks as at stake."""
+        self.exposed[label] += blocks
+        self.at_stake += self._risks[label] * blocks
+
+    def note_outcome(self, label: int, blocks: int, lost: bool) -> None:
+        """Count blocks as at stake no more, and learn from what became of them."""
+        self.exposed[label] -= blocks
+        self._judged[label] += blocks
+        if lost:
+            self._lost[label] += blocks
+
+    def note_request(self, asked: int, found: int, lru: int, room: int) -> None:
+        """Count the credit, and what is at stake: O(classes)."""
+        self.credit = min(room, self.credit + found - lru + _ALLOWANCE * asked)
         self.asked = _KEEP * self.asked + asked
         self._requests = _KEEP * self._requests + 1.0
-        share = _GUARD_OFF if self.guarded else _GUARD_ON
-        guarded = self.lead < -share * self.asked
-        if guarded != self.guarded:
-            self.guarded = guarded
-            self._scored_at = -1
+        doubt = _REQUESTS_OF_DOUBT * max(1.0, self.asked / self._requests)
+        doubt += _CACHES_OF_DOUBT * room
+        self._risks = [
+            max(_LEAST_RISK, (lost + doubt) / (judged + doubt))
+            for lost, judged in zip(self._lost, self._judged, strict=True)
+        ]
+        self.at_stake = sum(map(mul, self._risks, self.exposed))
 
     # -- learning --------------------------------------------------------------
 
@@ -213,4 +245,6 @@ class HitDensity(EvictionPolicy):
             prior=prior,
             decay=_DECAY,
         )
+        self._judged = [_DECAY * blocks for blocks in self._judged]
+        self._lost = [_DECAY * blocks for blocks in self._lost]
         self._scored_at = -1
