@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from operator import mul
 
 from vllm_radix.tree.eviction.base import NEVER, EvictionPolicy, Queues, register
 
@@ -102,11 +101,11 @@ class HitDensity(EvictionPolicy):
         self._scores = [_INFINITE] * classes
         self._scored_at = -1
         self.asked = 0.0
-        # The guard: exposed blocks by class, those judged and those lost, and risks.
+        # The guard: exposed blocks by class, if there are any; those judged and lost.
         self.credit = self.at_stake = 0.0
-        self.exposed = [0] * classes
+        self.exposed: dict[int, int] = {}
         self._judged, self._lost = [0.0] * classes, [0.0] * classes
-        self._risks = [1.0] * classes
+        self._doubt = 1.0
         self._learn()
 
     # -- classes ---------------------------------------------------------------
@@ -200,30 +199,37 @@ class HitDensity(EvictionPolicy):
         """Whether too much is at stake: the order is that of least recently used."""
         return self.at_stake >= self.credit
 
+    def _risk(self, label: int) -> float:
+        """Return as how much of a lost block an exposed one of a class counts. O(1)."""
+        lost, judged = (
+            self._lost[label] + self._doubt,
+            self._judged[label] + self._doubt,
+        )
+        return max(_LEAST_RISK, lost / judged)
+
     def note_exposed(self, label: int, blocks: int) -> None:
-        """Count blocks as at stake."""
-        self.exposed[label] += blocks
-        self.at_stake += self._risks[label] * blocks
+        """Count blocks as at stake. O(1)."""
+        self.exposed[label] = self.exposed.get(label, 0) + blocks
+        self.at_stake += self._risk(label) * blocks
 
     def note_outcome(self, label: int, blocks: int, lost: bool) -> None:
-        """Count blocks as at stake no more, and learn from what became of them."""
-        self.exposed[label] -= blocks
+        """Count blocks as at stake no more, and what became of them. O(1)."""
+        left = self.exposed.pop(label) - blocks
+        if left:
+            self.exposed[label] = left
         self._judged[label] += blocks
         if lost:
             self._lost[label] += blocks
 
     def note_request(self, asked: int, found: int, lru: int, room: int) -> None:
-        """Count the credit, and what is at stake: O(classes)."""
+        """Count the credit, and what is at stake: O(classes that are exposed)."""
         self.credit = min(room, self.credit + found - lru + _ALLOWANCE * asked)
         self.asked = _KEEP * self.asked + asked
         self._requests = _KEEP * self._requests + 1.0
         doubt = _REQUESTS_OF_DOUBT * max(1.0, self.asked / self._requests)
-        doubt += _CACHES_OF_DOUBT * room
-        self._risks = [
-            max(_LEAST_RISK, (lost + doubt) / (judged + doubt))
-            for lost, judged in zip(self._lost, self._judged, strict=True)
-        ]
-        self.at_stake = sum(map(mul, self._risks, self.exposed))
+        self._doubt = doubt + _CACHES_OF_DOUBT * room
+        risk = self._risk
+        self.at_stake = sum(risk(at) * blocks for at, blocks in self.exposed.items())
 
     # -- learning --------------------------------------------------------------
 
