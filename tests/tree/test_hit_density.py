@@ -216,7 +216,7 @@ def test_a_class_is_trusted_more_the_more_of_it_came_to_nothing():
     policy.note_outcome(3, 200, False)
     policy.note_exposed(4, 10)
     policy.note_request(100, 50, 50, 1000)
-    doubt = 8 * policy.asked / policy._requests + 0.2 * 1000
+    doubt = 16 * policy.asked / policy._requests + 0.75 * 1000
     risk = (100 + doubt) / (300 + doubt)
     assert policy.at_stake == pytest.approx(100 * risk + 10)
     policy.note_exposed(3, 10**6)

@@ -27,9 +27,9 @@ _REQUESTS_OF_PRIOR = 16
 _INFINITE = float("inf")
 _KEEP = 0.5 ** (1 / 500)
 """Of the blocks asked for, from a request to the next."""
-_ALLOWANCE = 0.0012
+_ALLOWANCE = 0.0013
 """Share of all blocks asked for by which it may be behind least recently used."""
-_REQUESTS_OF_DOUBT, _CACHES_OF_DOUBT = 8, 0.2
+_REQUESTS_OF_DOUBT, _CACHES_OF_DOUBT = 16, 0.75
 """Exposed blocks, all lost, as which a class counts besides those that were judged."""
 _LEAST_RISK = 0.1
 """An exposed block counts as so much of a lost one, however many came to nothing."""
