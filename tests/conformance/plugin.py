@@ -101,9 +101,9 @@ def _bind(mirror: bool | None, caching: bool) -> None:
             self._adopt(mirror=False, min_sub_block_tokens=None, explain=False)
             self._reached: dict[str, int] = {}
 
-        def get_computed_blocks(self, request: Any) -> Any:
+        def get_computed_blocks(self, request: Any, *args: Any) -> Any:
             self.new_step_starts()
-            return super().get_computed_blocks(request)
+            return super().get_computed_blocks(request, *args)
 
         def allocate_slots(
             self,
