@@ -45,7 +45,7 @@ soak:  ## A million random operations, every invariant after each (15 minutes)
 	$(BIN)/python tests/soak.py $(OPERATIONS)
 
 conformance:  ## vLLM's own tests, stock against ours (5 minutes)
-	$(BIN)/python tests/conformance/run.py
+	$(BIN)/python tests/conformance/run.py $(if $(VLLM),--vllm $(VLLM))
 
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
 	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc

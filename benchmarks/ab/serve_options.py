@@ -200,7 +200,7 @@ def read_serve(words: Sequence[str]) -> ServeOptions:
     models.find(model, "the model")
     if arguments.model_tag is not None:
         others = without_model(
-            others, lambda words: _parse(make_arg_parser, words, "vllm serve")[0]
+            others, lambda words: _parse(make_serve_parser, words, "vllm serve")[0]
         )
     key = arguments.api_key or os.environ.get("VLLM_API_KEY")
     return ServeOptions(

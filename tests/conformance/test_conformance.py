@@ -154,7 +154,7 @@ def test_the_exit_status_says_whether_the_differences_are_the_reviewed(
         return run.Arm(name, outcomes, seconds=1.0)
 
     monkeypatch.setattr(run, "run_arm", run_arm)
-    monkeypatch.setattr(run, "load_reviewed", lambda: {"mirrored": reasons})
+    monkeypatch.setattr(run, "load_reviewed", lambda **_: {"mirrored": reasons})
     assert run.main(["--arms", "mirrored"]) == status
 
 

@@ -265,14 +265,17 @@ class RadixBlockPool(TreeBlockPool):
             self.tree.partial_tokens(first),
             request.num_computed_tokens - num_cached_blocks * size,
         )
+        if self.lookahead is not None:
+            kept = self.match(request, num_full_blocks * size).blocks
+            self.lookahead.note(
+                request, ids.new, num_cached_blocks, kept[num_cached_blocks:]
+            )
         freed = self.tree.insert(
             self.keys.key(request, num_full_blocks * size),
             ids,
             self.keys.namespace(request),
             start=num_cached_blocks,
         )
-        if self.lookahead is not None:
-            self.lookahead.note(request, ids.new, num_cached_blocks)
         self._written.update(dict.fromkeys(ids.new, 0))
         if part > 0:
             self._written[first] = part

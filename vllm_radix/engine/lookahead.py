@@ -6,11 +6,12 @@ a hit is found only by requests that go on with the same ones::
 
     cached   [ a b c d ] e      hit by  a b c d e ...     and not by  a b c d x ...
 
-Inside a hit they are not looked at: the tree keeps one block of each content, and one
-draft is a little worse after another continuation, no answer is.
+The tree keeps one block of each content, vLLM one for each continuation. A request that
+computed a twin of a block adds its continuation to the tree's: hits are vLLM's, and a
+draft after that block may be a little worse. Answers never depend on drafts.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 
 from vllm_radix.engine.compat import (
     KVCacheBlock,
@@ -20,7 +21,7 @@ from vllm_radix.engine.compat import (
 
 
 class BlockLookahead:
-    """Remembers what came after each block when it was cached.
+    """Remembers what came after each block when it, or a twin of it, was cached.
 
     Args:
         block_size: tokens in a block.
@@ -30,24 +31,33 @@ class BlockLookahead:
     def __init__(self, block_size: int, num_tokens: int) -> None:
         self._size = block_size
         self._num_tokens = num_tokens
-        self._after: dict[int, Hashable] = {}
+        self._after: dict[int, set[Hashable]] = {}
 
-    def note(self, request: Request, block_ids: Iterable[int], first: int) -> None:
-        """Note blocks that a request caches: O(blocks).
+    def note(
+        self, request: Request, new: Sequence[int], start: int, kept: Sequence[int]
+    ) -> None:
+        """Note blocks that a request caches: O(new blocks).
 
         Args:
             request: the request.
-            block_ids: of its blocks that are new.
-            first: the index of the first of them.
+            new: ids of its blocks from ``start`` on.
+            start: how many of them the tree knows.
+            kept: ids of the blocks with the same tokens that are cached, from there on.
         """
-        for index, block_id in enumerate(block_ids, first):
-            self._after[block_id] = self._of(request, (index + 1) * self._size)
+        for index, block_id in enumerate(new):
+            after = self._of(request, (start + index + 1) * self._size)
+            seen: set[Hashable] = set()
+            if index < len(kept):
+                # The tree goes on with one of the two.
+                seen = self._after.setdefault(kept[index], seen)
+            seen.add(after)
+            self._after[block_id] = seen
 
     def trim(self, request: Request, blocks: list[KVCacheBlock]) -> None:
         """Take off the blocks at the end of a hit that other tokens came after."""
         while blocks:
             after = self._of(request, len(blocks) * self._size)
-            if self._after.get(blocks[-1].block_id) == after:
+            if after in self._after.get(blocks[-1].block_id, ()):
                 return
             blocks.pop()
 
