@@ -6,8 +6,8 @@ BIN := .venv/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 H100 := benchmarks/results/gpu/2026-11-26-h100-kernels/2-timing.json
 
-.PHONY: help setup test fast unit lint docs cuda-path soak conformance bench ab \
-	ab-quick sub-block policies aot traffic roofline bench-attention gpu-bundle \
+.PHONY: help setup test fast unit lint docs cuda-path soak conformance other-vllm \
+	bench ab ab-quick sub-block policies aot traffic roofline bench-attention gpu-bundle \
 	gpu-fit report-picture lock clean
 
 help:  ## Show this list
@@ -44,8 +44,13 @@ soak bench: export VLLM_LOGGING_LEVEL = ERROR
 soak:  ## A million random operations, every invariant after each (15 minutes)
 	$(BIN)/python tests/soak.py $(OPERATIONS)
 
-conformance:  ## vLLM's own tests, stock against ours (5 minutes)
-	$(BIN)/python tests/conformance/run.py
+# VLLM=0.33.0 takes another version than the installed one, as far as it is Python.
+conformance:  ## vLLM's own tests, of VLLM, stock against ours (5 minutes)
+	$(BIN)/python tests/conformance/run.py $(if $(VLLM),--vllm $(VLLM))
+
+other-vllm: VLLM ?= 0.33.0
+other-vllm:  ## The tests that start no engine, over the Python of VLLM (8 minutes)
+	$(BIN)/python tests/conformance/other_vllm.py $(VLLM) $(PARALLEL)
 
 bench:  ## What cache, scheduler and planner cost the host, beside vLLM's (5 minutes)
 	$(BIN)/pytest -q -s benchmarks/micro/tree.py --benchmark-quiet --benchmark-disable-gc

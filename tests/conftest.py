@@ -69,9 +69,10 @@ def smollm2() -> str:
 @pytest.fixture(scope="session")
 def serve_parser():
     """vLLM's own parser of `vllm serve`, with the flag."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.plugins import load_general_plugins
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from vllm_radix.engine.compat import make_serve_parser
+
     load_general_plugins()
-    return make_arg_parser(FlexibleArgumentParser())
+    return make_serve_parser(FlexibleArgumentParser())

@@ -205,7 +205,7 @@ def test_an_unsupported_vllm_is_left_alone_with_a_warning(registered, caplog):
     register()
     assert "0.99 is installed" in install_problem()
     assert "cannot be used" in caplog.text
-    assert "supports vllm<0.33,>=0.32, and 0.99 is installed" in caplog.text
+    assert "supports vllm<0.34,>=0.32, and 0.99 is installed" in caplog.text
 
 
 WORKER = "vllm_radix.attention.cpu_worker.GroupedCPUWorker"

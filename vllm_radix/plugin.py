@@ -175,10 +175,13 @@ def _choose_hasher(engine_core: Any) -> None:
     scheduler = engine_core.scheduler
     if hasher is None or not getattr(scheduler, "wants_lazy_hashes", False):
         return
+    from vllm_radix.engine.compat import num_hash_lookahead_tokens
     from vllm_radix.engine.lazy_hashes import LazyHasher
 
     if not isinstance(hasher, LazyHasher):
-        engine_core.request_block_hasher = LazyHasher(hasher, scheduler.hash_block_size)
+        engine_core.request_block_hasher = LazyHasher(
+            hasher, scheduler.hash_block_size, num_hash_lookahead_tokens(scheduler)
+        )
 
 
 def _show_metrics(manager: Any, vllm_config: Any, client_count: int) -> None:

@@ -180,15 +180,14 @@ def read_serve(words: Sequence[str]) -> ServeOptions:
     Raises:
         InputError: an option is wrong, or ab's to choose; or no model is named.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-
+    from vllm_radix.engine.compat import make_serve_parser
     from vllm_radix_bench.ab.offline import models
 
     others, ours = split_radix(words)
     radix = _radix_options(ours)
     if any(word.split("=")[0] == "--config" for word in others):
         raise _not_ours("config")  # vLLM's parser would open the file
-    arguments, given = _parse(make_arg_parser, others, "vllm serve")
+    arguments, given = _parse(make_serve_parser, others, "vllm serve")
     for name in _OURS:
         if name in given:
             raise _not_ours(name)
@@ -201,7 +200,7 @@ def read_serve(words: Sequence[str]) -> ServeOptions:
     models.find(model, "the model")
     if arguments.model_tag is not None:
         others = without_model(
-            others, lambda words: _parse(make_arg_parser, words, "vllm serve")[0]
+            others, lambda words: _parse(make_serve_parser, words, "vllm serve")[0]
         )
     key = arguments.api_key or os.environ.get("VLLM_API_KEY")
     return ServeOptions(

@@ -48,12 +48,13 @@ def engine_args(
         InputError: there is no such model.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.plugins import load_general_plugins
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from vllm_radix.engine.compat import make_serve_parser
+
     load_general_plugins()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    parser = make_serve_parser(FlexibleArgumentParser(prog="vllm serve"))
     parser.error = refuse  # type: ignore[method-assign]
     try:
         arguments: argparse.Namespace = parser.parse_args([model, *options])

@@ -17,12 +17,12 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import ModelRegistry
 from vllm.utils.math_utils import cdiv
 from vllm.utils.torch_utils import get_dtype_size
-from vllm.v1.core.kv_cache_utils import (
+from vllm.v1.kv_cache_interface import KVCacheGroupSpec, MambaSpec
+
+from vllm_radix.engine.compat import (
     get_kv_cache_config_from_groups,
     get_kv_cache_groups,
 )
-from vllm.v1.kv_cache_interface import KVCacheGroupSpec, MambaSpec
-
 from vllm_radix_bench.sim.layouts import Group, Layout
 
 _KINDS: dict[str, tuple[str, ...]] = {

@@ -1,8 +1,10 @@
-"""vLLM's own tests of its core and its attention, at the version installed.
+"""vLLM's own tests of its core and its attention, and the Python of another vLLM.
 
 The wheel has no tests, the source distribution has. pip is asked for it by name,
 as for any package, and only the tests are kept: beside them the source package
-``vllm/`` would be imported in place of the installed one.
+``vllm/`` would be imported in place of the installed one. Of another version than the
+installed one that package is kept as well, in a folder of its own: put on PYTHONPATH,
+it is the installed one, without what is compiled.
 """
 
 import os
@@ -27,11 +29,14 @@ PARTS = (
 )
 """What is kept of the source: tests of core and attention, and what they import."""
 
+PYTHON = ("vllm",)
+"""What is kept of the source of another version than the installed one."""
+
 _STAMP = ".complete"
 
 
 class FetchError(RuntimeError):
-    """vLLM's tests cannot be had; the message says why."""
+    """vLLM's source cannot be had; the message says why."""
 
 
 def pinned_version() -> str:
@@ -39,39 +44,87 @@ def pinned_version() -> str:
     return version("vllm").partition("+")[0]
 
 
-def fetch(cache: Path = CACHE) -> Path:
+def fetch(cache: Path = CACHE, wanted: str | None = None) -> Path:
     """Return the folder that holds ``tests/``; get it first, if need be.
 
     Args:
         cache: where it is kept; git is told to ignore it.
+        wanted: the version; None for the installed one.
 
     Raises:
         FetchError: the source could not be had, or is not what is expected.
     """
-    wanted = pinned_version()
-    folder = cache / f"vllm-{wanted}"
-    if _is_complete(folder):
+    wanted = wanted or pinned_version()
+    return _fetch(cache, wanted, f"vllm-{wanted}", PARTS)
+
+
+def fetch_python(wanted: str, cache: Path = CACHE) -> Path:
+    """Return a folder with the Python of a version, for PYTHONPATH.
+
+    Beside ``vllm/`` it has metadata, so that this version counts as installed.
+
+    Args:
+        wanted: the version.
+        cache: where it is kept.
+
+    Raises:
+        FetchError: as for ``fetch``.
+    """
+    return _fetch(cache, wanted, f"vllm-{wanted}-python", PYTHON)
+
+
+def python_path(wanted: str, cache: Path = CACHE) -> str:
+    """Return PYTHONPATH with which a version is the installed one.
+
+    Args:
+        wanted: the version; for the installed one nothing is added.
+        cache: where its Python is kept.
+
+    Raises:
+        FetchError: as for ``fetch``.
+    """
+    path = os.environ.get("PYTHONPATH", "")
+    if wanted == pinned_version():
+        return path
+    return os.pathsep.join(filter(None, [str(fetch_python(wanted, cache)), path]))
+
+
+def _fetch(cache: Path, wanted: str, name: str, parts: tuple[str, ...]) -> Path:
+    folder = cache / name
+    if _is_complete(folder, parts):
         return folder
     cache.mkdir(exist_ok=True)
     (cache / ".gitignore").write_text("*\n")
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
         source = _download(wanted, Path(scratch))
         kept = Path(scratch) / "kept"
-        _copy_parts(source, kept)
-        (kept / _STAMP).write_text("\n".join(PARTS))
+        _copy_parts(source, kept, wanted, parts)
+        if parts == PYTHON:
+            _write_metadata(kept, wanted)
+        (kept / _STAMP).write_text("\n".join(parts))
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(kept, folder)
         except OSError:
             # Somebody else was faster.
-            if not _is_complete(folder):
+            if not _is_complete(folder, parts):
                 raise
     return folder
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete(folder: Path, parts: tuple[str, ...]) -> bool:
     stamp = folder / _STAMP
-    return stamp.exists() and stamp.read_text() == "\n".join(PARTS)
+    return stamp.exists() and stamp.read_text() == "\n".join(parts)
+
+
+def _write_metadata(folder: Path, wanted: str) -> None:
+    """Write what names the version; vLLM tells the CPU's build by its suffix."""
+    build = "".join(version("vllm").partition("+")[1:])
+    metadata = folder / f"vllm-{wanted}{build}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(
+        f"Metadata-Version: 2.1\nName: vllm\nVersion: {wanted}{build}\n"
+    )
 
 
 def _download(wanted: str, scratch: Path) -> Path:
@@ -103,12 +156,14 @@ def _download(wanted: str, scratch: Path) -> Path:
     )
 
 
-def _copy_parts(source: Path, target: Path) -> None:
-    for part in PARTS:
+def _copy_parts(
+    source: Path, target: Path, wanted: str, parts: tuple[str, ...]
+) -> None:
+    for part in parts:
         if (source / part).is_dir():
             shutil.copytree(source / part, target / part)
         elif (source / part).is_file():
             (target / part).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / part, target / part)
         else:
-            raise FetchError(f"the source of vLLM {pinned_version()} has no {part}")
+            raise FetchError(f"the source of vLLM {wanted} has no {part}")

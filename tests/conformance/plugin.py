@@ -101,9 +101,9 @@ def _bind(mirror: bool | None, caching: bool) -> None:
             self._adopt(mirror=False, min_sub_block_tokens=None, explain=False)
             self._reached: dict[str, int] = {}
 
-        def get_computed_blocks(self, request: Any) -> Any:
+        def get_computed_blocks(self, request: Any, *args: Any) -> Any:
             self.new_step_starts()
-            return super().get_computed_blocks(request)
+            return super().get_computed_blocks(request, *args)
 
         def allocate_slots(
             self,
@@ -144,9 +144,11 @@ def _bind(mirror: bool | None, caching: bool) -> None:
             return None
         if is_one_full_group(layout):
             return LoneKVCacheManager
-        # As ``feature_problem`` refuses; for EAGLE a group may be marked, too.
+        # As ``feature_problem`` refuses; for EAGLE a group may be marked, too, and
+        # its hashes may cover more tokens.
         eagle = any(group.is_eagle_group for group in layout.kv_cache_groups)
         refused = eagle or asked_for["use_eagle"]
+        refused |= asked_for.get("num_hash_lookahead_tokens", 0) > 0
         refused |= max(asked_for["dcp_world_size"], asked_for["pcp_world_size"]) > 1
         return None if refused else LoneHybridKVCacheManager
 

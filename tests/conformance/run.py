@@ -1,5 +1,7 @@
 """Run vLLM's own tests of its core against our classes, and say what differs.
 
+``--vllm VERSION`` takes another vLLM than the installed one: its tests, and its Python.
+
 Each arm is a pytest of its own over the same tests: ``stock`` is vLLM as it is,
 the others have our classes in place of vLLM's. A test may well fail in both, for
 want of a package or a model: what counts is a test that ends differently. Each
@@ -50,6 +52,12 @@ SUBSET = (
     "tests/v1/core/test_worker_slot_overflow.py",
 )
 """What CI runs: where all but a few of the tests are that run on our classes."""
+
+ENGINES = (
+    "tests/v1/core/test_reset_prefix_cache_e2e.py",
+    "tests/v1/core/test_scheduler_e2e.py",
+)
+"""They start an engine, which another vLLM than the installed one cannot here."""
 
 MISSING = "missing"
 """The outcome of a test that an arm has not got."""
@@ -182,23 +190,35 @@ def review(
     )
 
 
-def load_reviewed(path: Path = REVIEWED) -> dict[str, dict[str, str]]:
+def load_reviewed(
+    path: Path = REVIEWED, vllm: str | None = None
+) -> dict[str, dict[str, str]]:
     """Return the reviewed list: reasons by test id, by arm.
+
+    An entry with a ``vllm``, as in "0.33", is for the releases of that one alone.
+
+    Args:
+        path: of the list.
+        vllm: version whose tests run; None for the installed one.
 
     Raises:
         ValueError: the list is malformed; the message says where.
     """
+    minor = (vllm or fetch.pinned_version()).rpartition(".")[0]
     found: dict[str, dict[str, str]] = {arm: {} for arm in OURS}
     for arm, entries in tomllib.loads(path.read_text()).items():
         if arm not in found:
             raise ValueError(f"{path.name}: {arm!r} is not one of {', '.join(OURS)}")
         for entry in entries:
             test = entry.get("test")
-            if set(entry) != {"test", "reason"} or not all(entry.values()):
+            fields = set(entry) - {"vllm"}
+            if fields != {"test", "reason"} or not all(entry.values()):
                 raise ValueError(
-                    f"{path.name}: {arm}: an entry is a test and a reason, "
-                    f"not {entry!r}"
+                    f"{path.name}: {arm}: an entry is a test and a reason, and a "
+                    f"vllm where it is not for all, not {entry!r}"
                 )
+            if entry.get("vllm", minor) != minor:
+                continue
             if test in found[arm]:
                 raise ValueError(f"{path.name}: {arm}: {test} is there twice")
             found[arm][test] = entry["reason"]
@@ -213,6 +233,7 @@ def run_arm(
     paths: Sequence[str] = EVERYTHING,
     keyword: str | None = None,
     as_is: bool = False,
+    vllm: str | None = None,
     cache: Path = fetch.CACHE,
 ) -> Arm:
     """Run the tests in one arm, in a process of its own.
@@ -222,16 +243,19 @@ def run_arm(
         paths: files, folders or test ids, as vLLM's repository has them.
         keyword: as of pytest's ``-k``.
         as_is: leave schedulers without prefix caching as they are.
-        cache: where the tests are kept, and pytest's output goes, as ``NAME.log``.
+        vllm: version of vLLM; None for the installed one.
+        cache: where the tests are kept, and pytest's output goes, as
+            ``NAME-VERSION.log``.
 
     Raises:
         fetch.FetchError: vLLM's tests cannot be had.
         SelectionError: no such test.
         ArmError: pytest did not run to its end.
     """
-    folder = fetch.fetch(cache)
+    vllm = vllm or fetch.pinned_version()
+    folder = fetch.fetch(cache, vllm)
     home = hub.write_hub(cache / "hf")
-    log = cache / f"{name}.log"
+    log = cache / f"{name}-{vllm}.log"
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as scratch:
         settings, report = Path(scratch) / "pytest.ini", Path(scratch) / "report"
@@ -240,7 +264,9 @@ def run_arm(
         command += ["--noconftest", "-c", str(settings), "--rootdir", str(folder)]
         command += ["-q", "--tb=short", f"--timeout={_SECONDS_PER_TEST}"]
         command += ["-k", keyword] if keyword else []
-        environment = _environment(home, report)
+        if vllm != fetch.pinned_version():
+            command += [f"--ignore={folder / file}" for file in ENGINES]
+        environment = _environment(home, report, fetch.python_path(vllm, cache))
         environment |= {ARM: name, CACHING: "" if as_is else "1"}
         with log.open("w") as output:
             status = subprocess.run(
@@ -258,7 +284,7 @@ def run_arm(
         return Arm(name, _read(report), time.monotonic() - start)
 
 
-def _environment(home: Path, report: Path) -> dict[str, str]:
+def _environment(home: Path, report: Path, python_path: str) -> dict[str, str]:
     # Neither pytest's nor our own settings of this environment are to count.
     kept = {
         variable: value
@@ -272,7 +298,7 @@ def _environment(home: Path, report: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), here])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [python_path, here])),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_PLUGINS": "",
@@ -296,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Run vLLM's own tests of its core against our classes."
     )
+    parser.add_argument("--vllm", help="version, if not the installed one")
     parser.add_argument("--arms", nargs="+", choices=OURS, default=OURS)
     parser.add_argument("--subset", action="store_true", help="what CI runs")
     parser.add_argument("--keyword", help="tests that match this, as pytest's -k")
@@ -312,11 +339,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything = paths == EVERYTHING and not options.keyword and not options.as_is
     console = Console(soft_wrap=True)
     try:
-        reviewed = load_reviewed()
+        reviewed = load_reviewed(vllm=options.vllm)
         arms = []
         for name in (STOCK, *options.arms):
             console.print(f"arm {name} ...", style="dim")
-            arms.append(run_arm(name, paths, options.keyword, options.as_is))
+            arms.append(
+                run_arm(name, paths, options.keyword, options.as_is, options.vllm)
+            )
     except SelectionError as error:
         parser.error(str(error))
     except (fetch.FetchError, ArmError, ValueError) as error:

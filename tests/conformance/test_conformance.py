@@ -126,6 +126,20 @@ def test_a_malformed_list_is_refused(tmp_path, text, says):
         run.load_reviewed(path)
 
 
+def test_an_entry_can_be_for_one_version(tmp_path):
+    path = tmp_path / "reviewed.toml"
+    entries = [("a", "0.32"), ("a", "0.33"), ("b", "0.33")]
+    path.write_text(
+        "".join(
+            f'[[mirrored]]\ntest = "{test}"\nreason = "in {vllm}"\nvllm = "{vllm}"\n'
+            for test, vllm in entries
+        )
+    )
+    assert run.load_reviewed(path, "0.32.4")["mirrored"] == {"a": "in 0.32"}
+    both = {"a": "in 0.33", "b": "in 0.33"}
+    assert run.load_reviewed(path, "0.33.0")["mirrored"] == both
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--arms", "nonsense"], ["--subset", "tests/v1/core"], ["--nonsense"]],
@@ -154,7 +168,7 @@ def test_the_exit_status_says_whether_the_differences_are_the_reviewed(
         return run.Arm(name, outcomes, seconds=1.0)
 
     monkeypatch.setattr(run, "run_arm", run_arm)
-    monkeypatch.setattr(run, "load_reviewed", lambda: {"mirrored": reasons})
+    monkeypatch.setattr(run, "load_reviewed", lambda **_: {"mirrored": reasons})
     assert run.main(["--arms", "mirrored"]) == status
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
-from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
@@ -20,6 +19,7 @@ from vllm.v1.kv_cache_interface import (
 
 from support.pages import ROOT
 from support.toy_configs import HYBRID_TOYS
+from vllm_radix.engine.compat import get_kv_cache_groups
 from vllm_radix.engine.groups.mamba import MambaGroup
 from vllm_radix.engine.hybrid_manager import MIN_TOKENS_PER_STATE
 from vllm_radix.engine.resume_plans import MAX_JUNCTIONS

@@ -201,8 +201,8 @@ def held_blocks_may_be_evicted(patch):
 def a_request_goes_on_one_token_late(patch):
     look_up = HybridKVCacheManager.get_computed_blocks
 
-    def wrong(self, request):
-        blocks, cached, junction = look_up(self, request)
+    def wrong(self, request, *args):
+        blocks, cached, junction = look_up(self, request, *args)
         return blocks, cached + (0 < cached < request.num_tokens - 1), junction
 
     patch.setattr(HybridKVCacheManager, "get_computed_blocks", wrong)

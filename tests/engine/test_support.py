@@ -21,6 +21,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.structured_output import StructuredOutputManager
 
+import vllm_radix
 from support.engine_double import make_kv_cache_config, make_vllm_config
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.compat import MambaAttentionBackendEnum
@@ -239,6 +240,7 @@ def test_the_start_is_announced_in_one_line(caplog):
         logger.propagate = False
     # pytest listens to the logger and to its root: each record comes twice.
     (line,) = {r.message for r in caplog.records if "vllm-radix" in r.message}
-    for part in ("on vLLM 0.32", "RadixKVCacheManager", "policy=prefix", "overtakes=3"):
+    on = f"on vLLM {vllm_radix.vllm_version()}:"
+    for part in (on, "RadixKVCacheManager", "policy=prefix", "overtakes=3"):
         assert part in line
     assert "left to stock vLLM: nothing" in line

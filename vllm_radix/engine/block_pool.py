@@ -20,9 +20,11 @@ from vllm_radix.engine.compat import (
     BlockPool,
     KVCacheBlock,
     Request,
+    num_hash_lookahead_tokens,
 )
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
 from vllm_radix.engine.hint_notes import HintNotes
+from vllm_radix.engine.lookahead import BlockLookahead
 from vllm_radix.engine.open_tails import OpenBlocks
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tree_pool import TreeBlockPool
@@ -93,11 +95,13 @@ class RadixBlockPool(TreeBlockPool):
             in place of its hash, for that tells vLLM that it is cached.
         mirror_by_default: keep it whether or not anybody reads it; for tests.
         hint_notes: follows the hints of clients, if the scheduler wants that.
+        lookahead: what came after each block, if a hit depends on it.
     """
 
     tree: RadixTree
     mirror_by_default = False
     hint_notes: HintNotes | None = None
+    lookahead: BlockLookahead | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,6 +127,8 @@ class RadixBlockPool(TreeBlockPool):
         self.mirror = (
             mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
         )
+        ahead = num_hash_lookahead_tokens(self)
+        self.lookahead = BlockLookahead(self.hash_block_size, ahead) if ahead else None
         self._marks = make_marks(self.num_gpu_blocks)
         self.open_tails = OpenBlocks()
         self.tally = Tally(self.num_gpu_blocks)
@@ -259,6 +265,11 @@ class RadixBlockPool(TreeBlockPool):
             self.tree.partial_tokens(first),
             request.num_computed_tokens - num_cached_blocks * size,
         )
+        if self.lookahead is not None:
+            kept = self.match(request, num_full_blocks * size).blocks
+            self.lookahead.note(
+                request, ids.new, num_cached_blocks, kept[num_cached_blocks:]
+            )
         freed = self.tree.insert(
             self.keys.key(request, num_full_blocks * size),
             ids,

@@ -126,8 +126,15 @@ class HybridKVCacheManager(TreeKVCacheManager):
 
     # -- looking up ------------------------------------------------------------
 
-    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+    def get_computed_blocks(
+        self, request: Request, max_cache_hit_length: int | None = None
+    ) -> tuple[KVCacheBlocks, int, int]:
         """Return the blocks with which a request can go on as late as possible.
+
+        Args:
+            request: the request.
+            max_cache_hit_length: most tokens that need not be computed; None for all
+                but the last one.
 
         Returns:
             As vLLM's: the blocks of each group, the tokens that need not be
@@ -138,7 +145,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
             return self.empty_kv_cache_blocks, 0, 0
         limit, found = request.num_tokens - 1, None
         if self.prefix_cache_lookup_enabled(request):
-            found = self._place(request, limit)
+            most = limit if max_cache_hit_length is None else max_cache_hit_length
+            found = self._place(request, min(limit, most))
             if self.miss_log is not None:
                 self.miss_log.record_lookup(request, found.num_tokens if found else 0)
         cached = 0 if found is None else found.num_tokens

@@ -20,18 +20,26 @@ class LazyHasher:
     Args:
         hasher: vLLM's; returns the hashes that follow ``request.block_hashes``.
         block_size: tokens in a block.
+        num_lookahead_tokens: after each block, which its hash covers, too.
     """
 
-    def __init__(self, hasher: Hasher, block_size: int) -> None:
+    def __init__(
+        self, hasher: Hasher, block_size: int, num_lookahead_tokens: int = 0
+    ) -> None:
         self._hasher = hasher
         self._block_size = block_size
+        self._num_lookahead_tokens = num_lookahead_tokens
 
     def __call__(self, request: Request) -> list[BlockHash]:
         """Give a request its lazy hashes, on its first call; compute none."""
         if not isinstance(request.block_hashes, LazyHashes):
             known = list(request.block_hashes)
             request.block_hashes = LazyHashes(
-                request, self._hasher, self._block_size, known
+                request,
+                self._hasher,
+                self._block_size,
+                known,
+                self._num_lookahead_tokens,
             )
             # Nothing is left to do as tokens come: the length follows them.
             request._block_hasher = None
@@ -49,21 +57,29 @@ class LazyHashes(MutableSequence[BlockHash]):
         hasher: vLLM's.
         block_size: tokens in a block.
         known: the first hashes, if computed already; kept.
+        num_lookahead_tokens: after each block, which its hash covers, too.
     """
 
     def __init__(
-        self, request: Request, hasher: Hasher, block_size: int, known: list[BlockHash]
+        self,
+        request: Request,
+        hasher: Hasher,
+        block_size: int,
+        known: list[BlockHash],
+        num_lookahead_tokens: int = 0,
     ) -> None:
         self._request = ref(request)
         self._hasher = hasher
         self._block_size = block_size
         self._known = known
+        self._num_lookahead_tokens = num_lookahead_tokens
 
     def __len__(self) -> int:
         request = self._request()
         if request is None:
             return len(self._known)
-        return max(len(self._known), request.num_tokens // self._block_size)
+        covered = request.num_tokens - self._num_lookahead_tokens
+        return max(len(self._known), covered // self._block_size)
 
     @property
     def num_computed(self) -> int:
@@ -97,6 +113,10 @@ class LazyHashes(MutableSequence[BlockHash]):
         # A streaming session drops the hashes of tokens that it has dropped
         # already, so they must not be computed first.
         del self._known[index]
+
+    def clear(self) -> None:
+        """Drop all hashes; they are computed again where they are read."""
+        self._known.clear()
 
     def insert(self, index: int, value: BlockHash) -> None:
         """Insert a hash."""

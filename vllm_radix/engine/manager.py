@@ -8,6 +8,7 @@ from vllm_radix.engine.compat import (
     KVCacheBlocks,
     KVCacheManager,
     Request,
+    drops_last_block,
 )
 from vllm_radix.engine.follow_ups import BlockFollowUps
 from vllm_radix.engine.groups.full_attention import RadixFullAttentionManager
@@ -72,6 +73,7 @@ class RadixKVCacheManager(TreeKVCacheManager):
         self.min_sub_block_tokens = min_sub_block_tokens
         drafts = -(-num_draft_tokens // self.block_pool.hash_block_size)
         self._room = _ROOM + drafts
+        self._drops_last_block = drops_last_block(self.coordinator, 0)
         # The block that the request looked up last is to copy from.
         self._hit: KVCacheBlock | None = None
         self.miss_log = MissLog(self.block_pool) if explain else None
@@ -88,10 +90,16 @@ class RadixKVCacheManager(TreeKVCacheManager):
 
     # -- looking up ------------------------------------------------------------
 
-    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+    def get_computed_blocks(
+        self, request: Request, max_cache_hit_length: int | None = None
+    ) -> tuple[KVCacheBlocks, int, int]:
         """Return the longest cached prefix of a request.
 
         The last block may be a partial hit, of which vLLM makes a copy.
+
+        Args:
+            request: the request.
+            max_cache_hit_length: most tokens of it; None for all but the last one.
 
         Returns:
             As vLLM's: the blocks, the tokens they hold, and 0 (no sparse group
@@ -103,17 +111,20 @@ class RadixKVCacheManager(TreeKVCacheManager):
         pool = self.block_pool
         # At least one token is computed, for its logits.
         limit = request.num_tokens - 1
+        if max_cache_hit_length is not None:
+            limit = min(limit, max_cache_hit_length)
         inside = self._may_end_inside(request)
         match = pool.match(request, limit, partial=inside)
         if inside and pool.open_tails:
             least = self.min_sub_block_tokens or 1
             match = pool.match_open_tails(request, limit, least, match)
         blocks = [pool.blocks[block_id] for block_id in match.blocks]
-        num_tokens = len(blocks) * pool.hash_block_size
-        if blocks and 0 in self.coordinator.eagle_group_ids:
+        if blocks and self._drops_last_block:
             # EAGLE computes the last block again, for its hidden states.
             blocks.pop()
-            num_tokens -= pool.hash_block_size
+        elif pool.lookahead is not None:
+            pool.lookahead.trim(request, blocks)
+        num_tokens = len(blocks) * pool.hash_block_size
         if (
             blocks
             and self.enable_kv_cache_events

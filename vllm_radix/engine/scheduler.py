@@ -24,6 +24,7 @@ from vllm_radix.engine.compat import (
     SchedulerStats,
     SchedulingPolicy,
     VllmConfig,
+    defers_prefills,
     logger,
 )
 from vllm_radix.engine.hint_notes import HintNotes
@@ -222,7 +223,8 @@ class RadixScheduler(Scheduler):
         if admission is None:
             return super().schedule(throttle_prefills, *args, **kwargs)
         began = time.perf_counter()
-        capacity = None if throttle_prefills else self._capacity()
+        deferred = defers_prefills(self, throttle_prefills)
+        capacity = None if deferred else self._capacity()
         if capacity is None:
             admission.skip_step(now)
         else:
