@@ -7,6 +7,7 @@ read. What is relied upon beyond names is in ``tests/engine/test_compat.py``.
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -84,6 +85,7 @@ __all__ = [
     "SlidingWindowManager",
     "UniformTypeKVCacheSpecs",
     "VllmConfig",
+    "cached_tokenizer_from_config",
     "envs",
     "generate_block_hash_extra_keys",
     "logger",

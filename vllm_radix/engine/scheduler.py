@@ -29,6 +29,7 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.hint_notes import HintNotes
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.public_prefixes import make_public_prefixes
 from vllm_radix.engine.recorder import TrafficRecorder
 from vllm_radix.engine.support import (
     config_problem,
@@ -36,6 +37,7 @@ from vllm_radix.engine.support import (
     install_problem,
     is_one_full_group,
     layout_problem,
+    public_prefix_problem,
     stock_scheduler_cls,
 )
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
@@ -74,6 +76,7 @@ class RadixScheduler(Scheduler):
         problem = (
             install_problem()
             or config_problem(vllm_config)
+            or public_prefix_problem(vllm_config, config)
             or layout_problem(kv_cache_config)
             or feature_problem(vllm_config, kv_cache_config)
         )
@@ -128,6 +131,8 @@ class RadixScheduler(Scheduler):
             HybridKVCacheManager.adopt(
                 self.kv_cache_manager, mirror, least, config.explain
             )
+        public = make_public_prefixes(config, vllm_config)
+        self.kv_cache_manager.block_pool.keys.public = public
         self._clock: Callable[[], float] = time.monotonic
         self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.
