@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED = (
-    "the path of a JSON file of prompts, or one of "
-    '{"prompts": [...]}, {"first_tokens": N}, {"marker": ..., "within": N}'
+    "the path of a JSON file of prompts, one of "
+    '{"prompts": [...]}, {"first_tokens": N}, {"marker": ..., "within": N}, or '
+    "''"
 )
 _PROMPT = (
     "a text, a list of token ids, a list of chat messages, or "

@@ -8,6 +8,7 @@ from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from support.engine_double import EngineDouble, make_scheduler, make_vllm_config
+from support.pages import ROOT
 from support.prompts import prompt
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.public_prefixes import (
@@ -166,7 +167,7 @@ def test_nothing_is_shared_once_all_markers_are_given(keys):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (7, "7 is not the path of a JSON file of prompts, or one of"),
+        (7, "7 is not the path of a JSON file of prompts, one of"),
         ({}, "{} is not the path"),
         ({"first": 3}, "is not the path"),
         ({"first_tokens": 3, "within": 4}, "is not the path"),
@@ -205,6 +206,14 @@ def test_a_file_of_prompts_is_read_and_its_mistakes_are_named(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             RadixConfig(public_prefix=str(file))
+
+
+def test_the_example_is_on_its_page_and_right():
+    example = ROOT / "examples" / "public_prefix.json"
+    page = (ROOT / "docs" / "tenants.md").read_text()
+    assert f"```json\n{example.read_text()}```" in page
+    kinds = [type(one).__name__ for one in read_public_prefix(str(example)).prompts]
+    assert kinds == ["ChatPrompt", "ChatPrompt", "str", "list"]
 
 
 def test_texts_need_a_tokenizer():

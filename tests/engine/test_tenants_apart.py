@@ -1,4 +1,4 @@
-"""What one tenant can see of another's prompts where both share a public prefix: nothing.
+"""What one tenant sees of another's prompts where both share a public prefix: nothing.
 
 Two engines do the same in lockstep. In one, tenant B guesses what tenant A has asked;
 in the other A has asked something else of the same length. All that B sees of its own
@@ -197,7 +197,7 @@ def idle_world(layout, public):
     if layout is None:
         made = make_scheduler(block_size=8, num_blocks=2000, **options)
         return World(made, EngineDouble, [public], 0)
-    made = make_hybrid_scheduler(RadixScheduler, layout, 900, **options)
+    made = make_hybrid_scheduler(RadixScheduler, layout, 4000, **options)
     return World(made, HybridDouble, [public], 0)
 
 

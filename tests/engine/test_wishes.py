@@ -28,22 +28,23 @@ class Cache:
         return found + new
 
     def check(self):
-        """See that the sums are those of the wishes that there are."""
-        wishes, tree = self.wishes, self.tree
-        tree.check()
-        every = [w for here in wishes._wishes.values() for w in here.values()]
-        assert len(every) == len(wishes) == len(wishes._ends)
-        assert tree.num_kept == len(wishes._wishes)
-        tenants = {w.tenant for w in every}
-        assert tenants == set(wishes._accounts)
-        charged = {
-            t: {b for w in every if w.tenant == t for b in w.path} for t in tenants
-        }
-        for tenant, blocks in charged.items():
-            assert wishes.charged_to(tenant) == len(blocks)
-        assert wishes.charged == sum(map(len, charged.values())) <= wishes._quota
-        assert wishes._listed == sum(len(w.path) for w in every) <= 8 * wishes._quota
-        assert wishes._once == {w.block for w in every if w.once}
+        self.tree.check()
+        check_wishes(self.wishes, self.tree)
+
+
+def check_wishes(wishes, tree):
+    """See that the sums are those of the wishes that there are."""
+    every = [w for here in wishes._wishes.values() for w in here.values()]
+    assert len(every) == len(wishes) == len(wishes._ends)
+    assert tree.num_kept == len(wishes._wishes)
+    tenants = {w.tenant for w in every}
+    assert tenants == set(wishes._accounts)
+    charged = {t: {b for w in every if w.tenant == t for b in w.path} for t in tenants}
+    for tenant, blocks in charged.items():
+        assert wishes.charged_to(tenant) == len(blocks)
+    assert wishes.charged == sum(map(len, charged.values())) <= wishes._quota
+    assert wishes._listed == sum(len(w.path) for w in every) <= 8 * wishes._quota
+    assert wishes._once == {w.block for w in every if w.once}
 
 
 def test_a_wish_holds_until_its_time_and_leaves_nothing():
