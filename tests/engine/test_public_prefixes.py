@@ -1,6 +1,7 @@
 """How much of a prompt all cache salts share, and what their keys have in common."""
 
 import json
+import re
 
 import pytest
 from engine.test_request_keys import image, request
@@ -319,6 +320,26 @@ def test_what_reads_hashes_is_refused(options, reason):
 
 
 # -- through the scheduler -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            {"prompts": [[1, 2], [3, 4, 5]]},
+            "what begins with a declared prompt, of 3, 2",
+        ),
+        ({"first_tokens": 9}, "the first 9 tokens, which tells what others ask"),
+        (
+            {"marker": [7], "within": 5},
+            r"what comes up to tokens \[7\] within 5, which",
+        ),
+    ],
+)
+def test_the_log_says_what_is_shared(option, said, caplog):
+    with caplog.at_level("INFO", logger="vllm.radix"):
+        make_scheduler(radix={"public_prefix": option})
+    assert re.search(f"All cache salts share {said}", caplog.text)
 
 
 def engine(public, size=SIZE, blocks=60, lag=0, **radix):

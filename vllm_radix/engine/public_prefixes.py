@@ -25,6 +25,9 @@ class PublicPrefixes(ABC):
     def length(self, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt are public."""
 
+    @abstractmethod
+    def __str__(self) -> str: ...
+
 
 class Declared(PublicPrefixes):
     """Prompts that begin with a declared sequence share it; the longest one counts.
@@ -49,6 +52,10 @@ class Declared(PublicPrefixes):
                 return count
         return 0
 
+    def __str__(self) -> str:
+        lengths = ", ".join(str(len(sequence)) for sequence in self.sequences)
+        return f"what begins with a declared prompt, of {lengths} tokens"
+
 
 class First(PublicPrefixes):
     """All prompts that have so many tokens share them.
@@ -66,6 +73,9 @@ class First(PublicPrefixes):
         What follows a shorter one is an answer, which is never public.
         """
         return self._count if len(prompt) >= self._count else 0
+
+    def __str__(self) -> str:
+        return f"the first {self._count} tokens, which tells what others ask"
 
 
 class UpTo(PublicPrefixes):
@@ -90,6 +100,12 @@ class UpTo(PublicPrefixes):
                 return at + len(marker)
             at += 1
         return 0
+
+    def __str__(self) -> str:
+        return (
+            f"what comes up to tokens {self._marker} within {self._within}, which "
+            "tells what others have there"
+        )
 
 
 def make_public_prefixes(

@@ -133,6 +133,8 @@ class RadixScheduler(Scheduler):
             )
         public = make_public_prefixes(config, vllm_config)
         self.kv_cache_manager.block_pool.keys.public = public
+        if public is not None:
+            logger.info("All cache salts share %s", public)
         self._clock: Callable[[], float] = time.monotonic
         self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.
