@@ -2,15 +2,15 @@
 
     make soak
 
-Half of them on the tree beside its oracle, shared out among the eviction policies, half
-on the whole engine double: the state machines of the tests, at length. Prints what was
-run; fails on the first violation, with the shortest way to it.
+Half of them on the tree beside its oracle, half on the whole engine double, each shared
+out among the eviction policies: the state machines of the tests, at length. Prints what
+was run; fails on the first violation, with the shortest way to it.
 """
 
 import sys
 import time
 
-from engine.test_engine_machine import Engine
+from engine.test_engine_machine import MACHINES as ENGINES
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tqdm import tqdm
@@ -44,9 +44,8 @@ def soak(machine, operations: int) -> None:
 def main() -> None:
     """Run the soak."""
     operations = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    for machine in MACHINES.values():
+    for machine in (*MACHINES.values(), *ENGINES.values()):
         soak(machine, operations // 2 // len(MACHINES))
-    soak(Engine, operations // 2)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import dataclasses
 import difflib
 import json
 import os
+import textwrap
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_radix.policy import ORDERS
+from vllm_radix.public_prefix import read_public_prefix
 from vllm_radix.record import path_problem
 from vllm_radix.tree import POLICIES
 
@@ -69,6 +71,11 @@ class RadixConfig:
         tenant: what tells tenants apart, to be fair between them: ``cache_salt``, or
             the name of a field of ``vllm_xargs``. Empty: no fairness between tenants.
         fair_quantum: tokens that a tenant may compute before the others' turn.
+        public_prefix: what prompts of all cache salts share, though everything after
+            it stays apart: the path of a JSON file of prompts, or the same list as
+            ``{"prompts": [...]}``; or, which lets clients see whether others have
+            asked the same, ``{"first_tokens": N}`` or
+            ``{"marker": "<|im_end|>", "within": N}``. Empty: salts share nothing.
         sub_block: let a hit end inside a block, which is then copied; ``false`` looks
             at block boundaries only, as stock vLLM does.
         min_sub_block_tokens: fewest tokens inside a block that are worth a copy of it.
@@ -102,6 +109,7 @@ class RadixConfig:
     hold: bool = True
     tenant: str = ""
     fair_quantum: int = 8192
+    public_prefix: Any = ""
     sub_block: bool = True
     min_sub_block_tokens: int = 8
     eviction: str = "lru"
@@ -141,6 +149,10 @@ class RadixConfig:
                 f"radix option 'tenant': {self.tenant!r} is not a name: give "
                 "'cache_salt', the name of a field of vllm_xargs, or ''"
             )
+        try:
+            read_public_prefix(self.public_prefix)
+        except ValueError as error:
+            raise ValueError(f"radix option 'public_prefix': {error}") from error
         if not isinstance(self.record, str):
             raise ValueError(
                 f"radix option 'record': {self.record!r} is not a path: give the path "
@@ -200,7 +212,10 @@ class RadixConfig:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.to_dict().items())
+        return ", ".join(
+            f"{name}={textwrap.shorten(str(value), 100)}"
+            for name, value in self.to_dict().items()
+        )
 
 
 def section_of(additional_config: object) -> Any:

@@ -119,13 +119,16 @@ def examine(args: Any) -> Iterator[Finding]:
 
 def _served(config: Any, radix: RadixConfig) -> Iterator[Finding]:
     """Yield how the groups of the cache are served, or why they are not."""
-    from vllm_radix.engine.support import config_problem
+    from vllm_radix.engine.support import config_problem, public_prefix_problem
     from vllm_radix_bench.sim.model_layouts import layout_of_config
 
     why = config_problem(config)
     if why is not None:
         yield refusal("model", why)
         return
+    why = public_prefix_problem(config, radix)
+    if why is not None:
+        yield refusal("public_prefix", why)
     try:
         layout = layout_of_config(copy.deepcopy(config))
     # A model's own class may ask for what its configuration lacks.

@@ -60,8 +60,9 @@ def test_targets_of_make_that_are_named_exist(page):
 SERVE = re.compile(r"`(vllm serve MODEL[^`]*)`")
 
 
-def test_options_of_servers_are_known_to_vllm(serve_parser):
+def test_options_of_servers_are_known_to_vllm(serve_parser, monkeypatch):
     """Those in blocks, and those in the text and its tables."""
+    monkeypatch.chdir(ROOT)  # options may name files of examples/
     commands = [c for block in SHELL for c in block.commands()]
     commands += [
         shlex.split(found) for p in PAGES for found in SERVE.findall(p.read_text())

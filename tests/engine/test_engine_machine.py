@@ -1,11 +1,13 @@
 """Tree, pool, manager and scheduler together, driven by hypothesis.
 
 Every action leaves pool and tree consistent, every step reads right, and in the
-end every request is answered and every block is free.
+end every request is answered, every block is free, and nothing is left of a hint. Every
+eviction policy is drawn, hints of all kinds, and prefixes that salts share.
 """
 
 from types import SimpleNamespace
 
+from engine.test_wishes import check_wishes
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,10 +24,21 @@ from vllm.v1.request import RequestStatus
 from support.engine_double import EngineDouble, make_scheduler
 from vllm_radix.engine.admission_check import check_admission
 from vllm_radix.policy import ORDERS
-from vllm_radix.tree import encode
+from vllm_radix.tree import POLICIES, encode
 
 SYMBOLS = st.lists(st.integers(3, 5), min_size=1, max_size=10)
 COUNT = st.integers(1, 24)
+SALT = st.sampled_from([None, "a", "b"])
+HINTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "radix_end_session": st.booleans(),
+        "radix_expect_in": st.sampled_from([1, 20]),
+        "radix_keep_for": st.sampled_from([1, 60]),
+        "radix_priority": st.integers(-10, 10),
+        "radix_replaces": st.integers(1, 30).map(str),
+    },
+)
 _BLOCKED = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
 
 
@@ -34,11 +47,14 @@ class Engine(RuleBasedStateMachine):
 
     Attributes:
         actions: how many were run, by all machines of this process.
+        policies: the eviction policies that are drawn.
     """
 
     actions = 0
+    policies = tuple(POLICIES)
 
     @initialize(
+        data=st.data(),
         size=st.sampled_from([1, 2, 16, 32]),
         lag=st.integers(0, 1),
         policy=st.sampled_from(["fcfs", "fcfs", "priority"]),
@@ -53,12 +69,20 @@ class Engine(RuleBasedStateMachine):
                 "hold": st.booleans(),
                 "tenant": st.sampled_from(["", "", "cache_salt"]),
                 "fair_quantum": st.sampled_from([1, 64]),
+                "hint_quota": st.sampled_from([0.0, 0.25, 1.0]),
             }
         ),
+        shared=st.lists(SYMBOLS, max_size=2),
     )
-    def start(self, size, lag, policy, overtakes, room, budget, threshold, radix):
+    def start(
+        self, data, size, lag, policy, overtakes, room, budget, threshold, radix, shared
+    ):
         self.size = size
         self.stretch = max(2, size // 2)
+        self.now = 0.0
+        eviction = data.draw(st.sampled_from(self.policies))
+        self.longest = 1 << 30
+        public = [self.text(symbols) for symbols in shared]
         made = make_scheduler(
             asynchronous=bool(lag),
             block_size=size,
@@ -69,12 +93,20 @@ class Engine(RuleBasedStateMachine):
             scheduling_policy=policy,
             scheduler_reserve_full_isl=False,
             long_prefill_token_threshold=threshold,
-            radix={"max_overtakes": overtakes, "min_sub_block_tokens": 1, **radix},
+            radix={
+                "max_overtakes": overtakes,
+                "min_sub_block_tokens": 1,
+                "eviction": eviction,
+                "public_prefix": {"prompts": public} if public else "",
+                **radix,
+            },
         )
-        self.engine = EngineDouble(made, lag)
+        made.clock = lambda: self.now
+        self.engine = EngineDouble(made, lag, public=public)
         self.scheduler = made
         self.manager = made.kv_cache_manager
         self.pool = self.manager.block_pool
+        self.notes = self.pool.hint_notes
         self.longest = min(
             made.max_model_len - 30, (self.pool.num_gpu_blocks - 2) * size - 26
         )
@@ -105,6 +137,15 @@ class Engine(RuleBasedStateMachine):
     @rule(symbols=SYMBOLS, count=COUNT, salt=st.sampled_from("ab"))
     def ask_with_salt(self, symbols, count, salt):
         self.send(self.text(symbols), count, cache_salt=salt)
+
+    @rule(symbols=SYMBOLS, count=COUNT, salt=SALT, hints=HINTS)
+    def ask_with_hints(self, symbols, count, salt, hints):
+        self.send(self.text(symbols), count, cache_salt=salt, extra_args=hints)
+
+    @rule(seconds=st.sampled_from([0.5, 3, 100]))
+    def wait(self, seconds):
+        """Wishes expire, and requests wait for too long."""
+        self.now += seconds
 
     @rule(symbols=SYMBOLS, count=COUNT)
     def ask_an_adapter(self, symbols, count):
@@ -145,11 +186,12 @@ class Engine(RuleBasedStateMachine):
             self.send(self.text(symbols), count)
 
     @precondition(lambda self: self.answered)
-    @rule(data=st.data(), symbols=SYMBOLS, count=COUNT)
-    def go_on(self, data, symbols, count):
+    @rule(data=st.data(), symbols=SYMBOLS, count=COUNT, salt=SALT, hints=HINTS)
+    def go_on(self, data, symbols, count, salt, hints):
         """The next turn of a conversation."""
         said = data.draw(st.sampled_from(self.answered))
-        self.send(said + self.text(symbols[:3]), count)
+        tokens = said + self.text(symbols[:3])
+        self.send(tokens, count, cache_salt=salt, extra_args=hints)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), cut=st.integers(1, 200), count=COUNT)
@@ -244,6 +286,12 @@ class Engine(RuleBasedStateMachine):
         idle = self.pool.get_num_free_blocks() == self.pool.num_gpu_blocks - 1
         assert self.scheduler.reset_prefix_cache() == idle
         assert not idle or not self.pool.tree.stats().cached_blocks
+        assert not idle or self.nothing_is_remembered()
+
+    def nothing_is_remembered(self):
+        """Whether no wish, no end, no ghost and no class is left."""
+        tree = self.pool.tree
+        return not (self.notes.num_noted or tree.num_kept or tree.num_remembered)
 
     # A session that waits for input keeps its blocks, and vLLM then refuses.
     @precondition(
@@ -253,6 +301,7 @@ class Engine(RuleBasedStateMachine):
     def reset_with_running(self):
         assert self.scheduler.reset_prefix_cache(reset_running_requests=True)
         assert not self.pool.tree.stats().cached_blocks
+        assert self.nothing_is_remembered()
 
     @rule()
     def read_statistics(self):
@@ -322,8 +371,11 @@ class Engine(RuleBasedStateMachine):
     @invariant()
     def sound(self):
         if hasattr(self, "pool"):
-            Engine.actions += 1
+            type(self).actions += 1
             self.pool.check()
+            check_wishes(self.notes.wishes, self.pool.tree)
+            for block in self.notes._to_go:
+                assert self.pool.blocks[block].ref_cnt, "a session that ended is held"
             if self.scheduler.admission is not None:
                 check_admission(self.scheduler.admission)
 
@@ -337,7 +389,17 @@ class Engine(RuleBasedStateMachine):
                 or not self.scheduler.admission.num_known
             )
             assert not self.pool.open_tails
+            self.notes.expire(float("inf"))
+            assert not self.notes.num_noted and not self.pool.tree.num_kept
 
+
+def machine(policy):
+    """Return the machine of an eviction policy alone."""
+    fields = {"policies": (policy,), "actions": 0}
+    return type(f"Engine[{policy}]", (Engine,), fields)
+
+
+MACHINES = {name: machine(name) for name in POLICIES}
 
 TestEngine = Engine.TestCase
 TestEngine.settings = settings(

@@ -179,7 +179,7 @@ def check_contents(engine, requests):
     for key, holders in pool.cached_block_hash_to_block._cache.items():
         request, end = tokens_of[get_block_hash(key)[-32:]]
         group = get_group_id(key)
-        chain = engine._root(request)
+        chain = hash((engine._root(request), request.cache_salt))
         for token in request.all_token_ids[:end]:
             chain = hash((chain, token))
         spec = engine.specs[group]

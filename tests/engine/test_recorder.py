@@ -235,3 +235,29 @@ def test_each_engine_of_several_has_a_file_of_its_own(tmp_path):
     names = [engine_path(f"{tmp_path}/t.jsonl", rank).name for rank in range(3)]
     assert names == ["t.jsonl", "t.dp1.jsonl", "t.dp2.jsonl"]
     assert engine_path("t", 1).name == "t.dp1"
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_a_trace_is_written_as_if_nothing_were_public(tmp_path, tokens):
+    public = prompt("system", 70)
+    traces = []
+    for number, option in enumerate(("", {"prompts": [public]})):
+        file = tmp_path / f"{number}.jsonl"
+        radix = {"record": str(file), "record_tokens": tokens, "public_prefix": option}
+        scheduler = make_scheduler(block_size=16, num_blocks=80, radix=radix)
+        engine = EngineDouble(scheduler, public=[public] if option else ())
+        for name in ("a", "b", "a again"):
+            engine.add(name, public + prompt("x", 40), cache_salt=name[0])
+            engine.run()
+        scheduler.shutdown()
+        traces.append(lines_of(file))
+    assert [line["cached"] for line in traces[1]] == [0, 64, 109]
+    salts = [line["salt"] for line in traces[1]]
+    assert salts[0] == salts[2] != salts[1]
+    # Salts are told by a secret of each trace, and the double's answers by salts.
+    for line in (*traces[0], *traces[1]):
+        del line["cached"], line["arrival"], line["salt"]
+        if tokens:
+            line["new_ids"] = line["new_ids"][: -line["output_length"]]
+    assert traces[0] == traces[1]
+    assert "-2147483" not in (tmp_path / "1.jsonl").read_text()

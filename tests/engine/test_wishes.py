@@ -28,22 +28,23 @@ class Cache:
         return found + new
 
     def check(self):
-        """See that the sums are those of the wishes that there are."""
-        wishes, tree = self.wishes, self.tree
-        tree.check()
-        every = [w for here in wishes._wishes.values() for w in here.values()]
-        assert len(every) == len(wishes) == len(wishes._ends)
-        assert tree.num_kept == len(wishes._wishes)
-        tenants = {w.tenant for w in every}
-        assert tenants == set(wishes._accounts)
-        charged = {
-            t: {b for w in every if w.tenant == t for b in w.path} for t in tenants
-        }
-        for tenant, blocks in charged.items():
-            assert wishes.charged_to(tenant) == len(blocks)
-        assert wishes.charged == sum(map(len, charged.values())) <= wishes._quota
-        assert wishes._listed == sum(len(w.path) for w in every) <= 8 * wishes._quota
-        assert wishes._once == {w.block for w in every if w.once}
+        self.tree.check()
+        check_wishes(self.wishes, self.tree)
+
+
+def check_wishes(wishes, tree):
+    """See that the sums are those of the wishes that there are."""
+    every = [w for here in wishes._wishes.values() for w in here.values()]
+    assert len(every) == len(wishes) == len(wishes._ends)
+    assert tree.num_kept == len(wishes._wishes)
+    tenants = {w.tenant for w in every}
+    assert tenants == set(wishes._accounts)
+    charged = {t: {b for w in every if w.tenant == t for b in w.path} for t in tenants}
+    for tenant, blocks in charged.items():
+        assert wishes.charged_to(tenant) == len(blocks)
+    assert wishes.charged == sum(map(len, charged.values())) <= wishes._quota
+    assert wishes._listed == sum(len(w.path) for w in every) <= 8 * wishes._quota
+    assert wishes._once == {w.block for w in every if w.once}
 
 
 def test_a_wish_holds_until_its_time_and_leaves_nothing():
@@ -160,3 +161,55 @@ def test_random_wishes_keep_the_account_and_end_with_nothing(seed):
     cache.check()
     assert not len(cache.wishes) and not cache.wishes._accounts
     assert not cache.wishes._listed and not cache.wishes._once
+
+
+def test_a_wish_goes_over_to_a_block_that_is_computed_anew():
+    cache = Cache(10)
+    path = cache.path(1, 2, 3)
+    for tenant in "ab":
+        assert cache.wishes.add(tenant, path, 2, until=5.0, once=tenant == "a")
+    new = [cache.blank.pop(0) for _ in path]
+    cache.blank += cache.tree.insert(encode([1, 2, 3]), new)
+    cache.check()
+    assert cache.wishes._wishes.keys() == {new[-1]}
+    cache.tree.release(new[::-1])
+    other = cache.path(4, 5)
+    assert cache.tree.evict(2) == other[::-1], "what is kept stays longer"
+    cache.wishes.note_use(new)
+    assert {w.tenant for w in cache.wishes._wishes[new[-1]].values()} == {"b"}
+    cache.wishes.expire(5.0)
+    cache.check()
+    assert len(cache.wishes) == cache.tree.num_kept == 0
+
+
+def test_a_wish_goes_over_to_a_duplicate_when_the_block_is_let_go():
+    cache = Cache(10)
+    path = cache.path(1, 2, 3)
+    cache.tree.acquire(path)
+    new = [cache.blank.pop(0) for _ in path]
+    assert cache.tree.insert(encode([1, 2, 3]), new) == []
+    assert cache.wishes.add("a", path, 0, until=5.0, once=False)
+    assert sorted(cache.tree.release(path[::-1])) == path
+    cache.check()
+    assert cache.wishes._wishes.keys() == {new[-1]}
+
+
+def test_what_ended_is_counted_by_why():
+    cache = Cache(6)
+    wishes = cache.wishes
+    assert not wishes.add("a", list(range(7)), 0, until=5.0, once=False)
+    one, two, three = cache.path(1, 2, 3), cache.path(4, 5, 6), cache.path(7, 8, 9)
+    for path in (one, two):
+        assert wishes.add("a", path, 0, until=5.0, once=path is two)
+    assert not wishes.add("a", three, 0, until=5.0, once=False)
+    assert wishes.num_active == 2
+    wishes.add("a", one, 0, until=9.0, once=False)  # in place of its own
+    wishes.add("b", one, 3, until=4.0, once=False)  # a has too much now
+    wishes.note_use(two)
+    wishes.expire(4.5)
+    wishes.add("b", one, 0, until=9.0, once=False)
+    cache.tree.discard(one[-1])
+    wishes.add("b", two, 0, until=9.0, once=False)
+    wishes.clear()
+    once = dict.fromkeys(("quota", "used", "time", "gone", "reset"), 1)
+    assert wishes.ended == {"refused": 2, **once}

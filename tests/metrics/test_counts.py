@@ -12,7 +12,7 @@ from support.traffic import traffic
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.miss_log import _COUNTED_AS, _PLACED, _WORDS
 from vllm_radix.metrics.sampler import INTERVAL
-from vllm_radix.metrics.series import ADMISSIONS, BOUNDS, REASONS, SERIES
+from vllm_radix.metrics.series import ADMISSIONS, BOUNDS, REASONS, SERIES, WISH_ENDS
 
 HYBRID = "full/16+swa:64/16x2"
 
@@ -246,6 +246,33 @@ def test_held_requests_and_seconds_are_counted():
     held = engine.scheduler.tally.held_seconds
     assert max(seen) == sum(held.counts) == 3
     assert held.total >= 3 * 3.0
+
+
+def test_wishes_of_clients_are_shown_and_counted():
+    radix = {"hint_quota": 0.2}
+    made = make_scheduler(block_size=16, num_blocks=61, radix=radix)
+    ledger, engine = Ledger(made), EngineDouble(made)
+    for name, hints in {
+        "kept": {"radix_keep_for": 1000},
+        "over at once": {"radix_keep_for": 0.1},
+        "plain": {},
+        "too long": {"radix_keep_for": 1000},
+    }.items():
+        length = 300 if name == "too long" else 80
+        engine.add(name, prompt(name, length), 2, extra_args=hints)
+        engine.run()
+    gauges = ledger.samples[-1].gauges
+    assert (gauges["wishes"], gauges["wished_blocks"]) == ([1], [5])
+    ended = dict(zip(WISH_ENDS, ledger.totals()["ended_wishes"], strict=True))
+    assert {why: n for why, n in ended.items() if n} == {"time": 1, "refused": 1}
+
+
+def test_wishes_are_not_shown_where_hints_are_ignored():
+    made = make_hybrid_scheduler(RadixScheduler, HYBRID, 80)
+    ledger, engine = Ledger(made), HybridDouble(made)
+    engine.add("kept", prompt("a", 80), 2, extra_args={"radix_keep_for": 1000})
+    engine.run()
+    assert "wishes" not in ledger.samples[-1].gauges
 
 
 @pytest.mark.parametrize("seed", range(4))

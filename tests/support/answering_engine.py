@@ -7,9 +7,10 @@ token, and what the engine counted. It sends requests in closed loops: a request
 the one after whose answer it comes (its turn of a conversation, or nothing; a fresh one
 only waits for it, and has nothing of it in its prompt), and may be aborted some steps
 after it was sent. It may ask for structured output (``structured``) or for few tokens
-alone (``allowed``), sample by chance (``seed``), and set the most tokens of one prompt
-in a step (``chunk``). Then it answers them again, one by one and each with an empty
-cache, once for each bound of a step's tokens that the job names under "cold".
+alone (``allowed``), have a cache salt (``salt``), sample by chance (``seed``), and set
+the most tokens of one prompt in a step (``chunk``). Then it answers them again, one by
+one and each with an empty cache, once for each bound of a step's tokens that the job
+names under "cold".
 
 Importing vLLM takes longer than most engines run, so it is imported once.
 """
@@ -145,7 +146,10 @@ def run(job):
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         sampling[name] = params
-        engine.add_request(name, {"prompt_token_ids": prompts[name]}, params)
+        text = {"prompt_token_ids": prompts[name]}
+        if "salt" in request:
+            text["cache_salt"] = request["salt"]
+        engine.add_request(name, text, params)
         if "abort_after" in request:
             doomed[name] = request["abort_after"]
 

@@ -58,6 +58,8 @@ class EngineDouble:
             scheduling.
         check: verify pool and tree after every step.
         drafts: how many tokens are drafted after each that is said; some are wrong.
+        public: sequences of tokens that all salts share: what a slot holds depends on
+            the salt only after whole blocks of one.
 
     Attributes:
         accepted: drafts that were right, and computed.
@@ -69,7 +71,10 @@ class EngineDouble:
         resumed: ids in order of admission after a preemption.
     """
 
-    def __init__(self, scheduler, lag=0, check=True, drafts=0):
+    grain = 0
+    """Tokens that are public together; 0: those of a block."""
+
+    def __init__(self, scheduler, lag=0, check=True, drafts=0, public=()):
         assert not (lag and drafts), "drafts are of the step before"
         self.scheduler = scheduler
         self.lag = lag
@@ -79,6 +84,8 @@ class EngineDouble:
         self.block_size = scheduler.block_size
         self.slots = {}  # (block, offset) -> what its KV depends on
         self.tables, self.tokens, self.chains = {}, {}, {}
+        self.public = public
+        self._private = {}  # of a request: its salt, and where it counts
         self.in_flight = deque()
         self.computed = self.steps = self.copied = 0
         self.outputs, self.cached = {}, {}
@@ -157,13 +164,24 @@ class EngineDouble:
     def _root(self, request):
         lora = request.lora_request
         adapter = lora and (lora.lora_name, lora.lora_path, lora.lora_int_id)
-        return "root", adapter, request.cache_salt
+        return "root", adapter
+
+    def _num_public(self, request):
+        """Return how many tokens of a request all salts share."""
+        prompt = request.prompt_token_ids
+        if request.resumable:
+            return 0
+        found = [len(p) for p in self.public if prompt[: len(p)] == list(p)]
+        most = min(max(found, default=0), len(prompt) - 1)
+        grain = self.grain or self.block_size
+        return most // grain * grain
 
     def _execute(self, output):
         for request_id in output.finished_req_ids:
             self.tables.pop(request_id, None)
             self.tokens.pop(request_id, None)
             self.chains.pop(request_id, None)
+            self._private.pop(request_id, None)
         starts = {}
         for new in output.scheduled_new_reqs:
             request_id = new.req_id
@@ -171,7 +189,9 @@ class EngineDouble:
             self.cached[request_id] = new.num_computed_tokens
             self._set_table(request_id, new.block_ids)
             self.tokens[request_id] = list(new.prompt_token_ids)
-            self.chains[request_id] = [self._root(self.scheduler.requests[request_id])]
+            request = self.scheduler.requests[request_id]
+            self.chains[request_id] = [self._root(request)]
+            self._private[request_id] = request.cache_salt, self._num_public(request)
             starts[request_id] = new.num_computed_tokens
         cached = output.scheduled_cached_reqs
         for i, request_id in enumerate(cached.req_ids):
@@ -248,8 +268,11 @@ class EngineDouble:
 
     def _chain_to(self, request_id, length):
         chain, tokens = self.chains[request_id], self.tokens[request_id]
+        salt, private = self._private[request_id]
         while len(chain) <= length:
-            chain.append(_chain(chain[-1], tokens[len(chain) - 1]))
+            at = len(chain) - 1
+            before = _chain(chain[-1], salt) if at == private else chain[-1]
+            chain.append(_chain(before, tokens[at]))
         return chain
 
     def _slot(self, request_id, position):

@@ -75,8 +75,10 @@ class HybridDouble(EngineDouble):
         moved: states moved to another column so far.
     """
 
-    def __init__(self, scheduler, lag=0, check=True, drafts=0):
-        super().__init__(scheduler, lag, check, drafts)
+    grain = 1
+
+    def __init__(self, scheduler, lag=0, check=True, drafts=0, public=()):
+        super().__init__(scheduler, lag, check, drafts, public)
         groups = scheduler.kv_cache_config.kv_cache_groups
         self.specs = [group.kv_cache_spec for group in groups]
         known = FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec

@@ -122,6 +122,8 @@ class FlatCache(PrefixCache):
             there = self._blocks.setdefault(place, [])
             if there and there[0] in self._rank:
                 freed.append(there[0])
+                if there[0] in self._kept:
+                    self._kept[blocks[index]] = self._kept[there[0]]
                 self._forget(there[0])
                 there = self._blocks.setdefault(place, [])
             there.append(blocks[index])
@@ -330,10 +332,12 @@ class FlatCache(PrefixCache):
         self._rank.pop(block, None)
         self._hit.discard(block)
         self._pins.pop(block, None)
-        self._kept.pop(block, None)
+        kept = self._kept.pop(block, None)
         self._blocks[place].remove(block)
         if not self._blocks[place]:
             del self._blocks[place]
+        elif kept is not None:
+            self._kept[self._blocks[place][0]] = kept
 
     def discard(self, block: int) -> bool:
         """Let go of one block."""

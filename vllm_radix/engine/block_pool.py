@@ -37,7 +37,6 @@ from vllm_radix.tree import (
     PartialMatch,
     RadixTree,
     common_units,
-    encode,
 )
 
 
@@ -182,13 +181,13 @@ class RadixBlockPool(TreeBlockPool):
         if wanted <= best or not self.open_tails.any_after(before):
             return match
         namespace = self.keys.namespace(request)
-        rest = encode(request.all_token_ids[depth * size : depth * size + wanted])
+        rest = self.keys.part(request, depth * size, depth * size + wanted)
         found = None
         for other, blocks in self.open_tails.after(before):
             if len(blocks) <= depth:
                 continue
             end = min(other.num_computed_tokens, other.num_tokens)
-            tail = encode(other.all_token_ids[depth * size : end])
+            tail = self.keys.part(other, depth * size, end)
             shared = common_units(rest, 0, tail, 0, BYTES_PER_TOKEN)
             if shared > best and self.keys.namespace(other) == namespace:
                 best, found = shared, (other, blocks)

@@ -12,6 +12,7 @@ from typing import Any
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -101,6 +102,7 @@ __all__ = [
     "SlidingWindowManager",
     "UniformTypeKVCacheSpecs",
     "VllmConfig",
+    "cached_tokenizer_from_config",
     "defers_prefills",
     "drops_last_block",
     "envs",

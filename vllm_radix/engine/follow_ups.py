@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from vllm_radix.engine.compat import KVCacheBlock, Request
+from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.policy import WaitingRequest
-from vllm_radix.tree import encode
 from vllm_radix.tree.resume import ResumeTree
 
 
@@ -37,14 +37,14 @@ class BlockFollowUps(FollowUps):
     If the answer fills a block.
 
     Args:
-        block_size: tokens in a block.
+        keys: of the requests.
         held_blocks: returns the blocks that a request holds, by its id.
     """
 
     def __init__(
-        self, block_size: int, held_blocks: Callable[[str], Sequence[KVCacheBlock]]
+        self, keys: RequestKeys, held_blocks: Callable[[str], Sequence[KVCacheBlock]]
     ) -> None:
-        self._block_size = block_size
+        self._keys = keys
         self._held_blocks = held_blocks
         # By block id, the blocks of the prefix that ends with it, and the tokens in
         # it: the block may have been given to another prefix since.
@@ -52,11 +52,11 @@ class BlockFollowUps(FollowUps):
 
     def note_finished(self, request: Request) -> None:
         """Note a request that ends, while it still holds its blocks: O(a block)."""
-        size, blocks = self._block_size, self._held_blocks(request.request_id)
+        size, blocks = self._keys.block_size, self._held_blocks(request.request_id)
         full = min(request.num_computed_tokens, request.num_tokens) // size
         if request.num_prompt_tokens < full * size and full <= len(blocks):
-            tokens = request.all_token_ids[(full - 1) * size : full * size]
-            self._last_blocks[blocks[full - 1].block_id] = full, encode(tokens)
+            tokens = self._keys.part(request, (full - 1) * size, full * size)
+            self._last_blocks[blocks[full - 1].block_id] = full, tokens
 
     def recognizes(self, entry: WaitingRequest, end: int | None) -> bool:
         """Return whether a request that was just looked up is such a one: O(a block).

@@ -44,7 +44,7 @@ class _End(NamedTuple):
     block: int
     depth: int
     tokens: bytes
-    namespace: Namespace
+    owner: Namespace
 
 
 class HintNotes:
@@ -132,11 +132,11 @@ class HintNotes:
 
     def _replace(self, request: Request, response: str) -> None:
         """Let the branch of an earlier response go, as far as only it has used it."""
-        tenant, namespace = self._tenant_of(request), self._keys.namespace(request)
+        tenant, owner = self._tenant_of(request), self._keys.owner(request)
         # The ids of completions, unlike those of chats, get the number of the prompt.
         for name in (response, f"{response}-0"):
             for end in self._ends.get((tenant, name), ()):
-                theirs = end.namespace == namespace
+                theirs = end.owner == owner
                 if theirs and self._tree.holds(end.block, end.depth, end.tokens):
                     self._tree.let_go(end.block, end.depth)
 
@@ -156,6 +156,11 @@ class HintNotes:
         end, depth = self._tree.path_end(whole, lambda at: blocks[at].block_id)
         if not depth:
             return
+        public = min(self._keys.num_public(request) // size, depth)
+        if public:
+            # One client's hint does not let go of what all share.
+            last = self._tree.resident(blocks[public - 1].block_id)
+            self._tree.note_parting(last, shared=True)
         self._remember(request, end, depth - 1)
         if hints is None:
             return
@@ -194,7 +199,7 @@ class HintNotes:
             block,
             depth,
             bytes(key[at : at + self._tree.block_bytes]),
-            self._keys.namespace(request),
+            self._keys.owner(request),
         )
         ends = self._ends.setdefault((tenant, name), [])
         self._ends.move_to_end((tenant, name))

@@ -225,7 +225,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         pool = self.block_pool
         key = pool.keys.key(request, limit)[: limit * pool.tree.block_bytes]
         plan.key, plan.namespace = bytes(key), pool.keys.namespace(request)
-        places = self.plans.junctions(plan, limit, cached)
+        public = pool.keys.num_public(request)
+        places = self.plans.junctions(plan, limit, cached, public)
         if not self.block_pool.keys.is_plain(request):
             whole = (n // self._whole * self._whole for n in places)
             places = sorted({n for n in whole if n > cached})

@@ -196,7 +196,7 @@ class RadixKVCacheManager(TreeKVCacheManager):
 
     def make_follow_ups(self) -> BlockFollowUps:
         """Return what recognizes requests that go on from an answer, by its blocks."""
-        return BlockFollowUps(self.block_pool.tree.block_size, self.held_blocks)
+        return BlockFollowUps(self.block_pool.keys, self.held_blocks)
 
     def held_blocks(self, request_id: str) -> list[KVCacheBlock]:
         """Return the blocks that a request holds, by position: vLLM's own list."""

@@ -94,7 +94,7 @@ class TrafficRecorder:
         if not plain:
             # Whole blocks only: media are in their keys, and may be shared so.
             tokens -= tokens % keys.block_size
-        key = keys.key(request, tokens)
+        key = keys.without_salt(request, keys.key(request, tokens))
         admitted = stats is not None and stats.num_prompt_tokens > 0
         self.writer.put(
             EndedRequest(
@@ -105,7 +105,7 @@ class TrafficRecorder:
                 request.num_tokens - request.num_prompt_tokens,
                 str(request.get_finished_reason()),
                 stats.num_cached_tokens if admitted else None,
-                keys.namespace(request),
+                keys.owner(request),
                 self._tenants.name_of(request),
                 request.priority,
                 plain,

@@ -4,11 +4,18 @@ Two requests may share a block only if the model would compute the same KV for
 it. Beyond the tokens that depends on the LoRA adapter and the cache salt, which
 pick the namespace, and on media and prompt embeddings, whose tokens are
 placeholders: those blocks get a marker in place of their first token.
+
+Where prompts begin with something public, all salts share one namespace, and the
+first token after it is replaced by a marker of that token and the salt. Paths of
+different salts part there::
+
+    key of salt a    [public public][a:x ...][...]
+    key of salt b    [public public][b:x ...][...]
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import cast
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, Protocol, cast
 
 from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
 from vllm_radix.tree import BYTES_PER_TOKEN, Namespace, encode
@@ -18,8 +25,32 @@ _MIN_MARKERS = 65_536
 _MARKERS_PER_BLOCK = 2
 _LOW = 1 << 31
 
+_LEAST = -_LOW
+"""The first marker of a salt. Those of contents begin at -1 and go down."""
+
 _KEY = "radix_key"
 """The attribute in which a request carries its key, to go when it goes."""
+
+_HOME = "radix_home"
+"""The attribute in which it carries its namespace, once there are public prefixes."""
+
+
+class _Prefixes(Protocol):
+    def length(self, prompt: Sequence[int]) -> int: ...
+
+
+class _Home(NamedTuple):
+    """Where a request is cached, and from where on with its own salt alone.
+
+    Attributes:
+        namespace: of its blocks.
+        start: its first private token, if the namespace is shared; else -1.
+        marker: in place of that token.
+    """
+
+    namespace: Namespace
+    start: int = -1
+    marker: int = 0
 
 
 class ContentIds:
@@ -57,15 +88,58 @@ class RequestKeys:
     Args:
         block_size: tokens in a block.
         num_blocks: blocks of the cache.
+
+    Attributes:
+        public: tells how much of a prompt all salts share; None: nothing.
     """
 
     def __init__(self, block_size: int, num_blocks: int = 0) -> None:
         self.block_size = block_size
         capacity = max(_MIN_MARKERS, _MARKERS_PER_BLOCK * num_blocks)
         self.markers = ContentIds(capacity)
+        self.public: _Prefixes | None = None
+        self._salts = ContentIds(capacity)
 
     def namespace(self, request: Request) -> Namespace:
-        """Return the namespace of a request's blocks: LoRA adapter and salt.
+        """Return the namespace of a request's blocks.
+
+        Its ``owner``, or what all salts share, if its prompt begins with something
+        public.
+        """
+        return self.owner(request) if self.public is None else self._home(request)[0]
+
+    def num_public(self, request: Request) -> int:
+        """Return the tokens of a request that all salts share: whole blocks."""
+        return 0 if self.public is None else max(0, self._home(request).start)
+
+    def _home(self, request: Request) -> _Home:
+        """Return where a request is cached; decided once, by its prompt."""
+        known: _Home | None = request.__dict__.get(_HOME)
+        if known is None:
+            known = request.__dict__[_HOME] = self._find_home(request)
+        return known
+
+    def _find_home(self, request: Request) -> _Home:
+        owner, prompt = self.owner(request), request.prompt_token_ids
+        assert self.public is not None
+        if request.resumable or request.prompt_embeds is not None or not prompt:
+            return _Home(owner)
+        # Contents of media are a client's; and at least one token is.
+        ends = [f.mm_position.offset for f in request.mm_features or ()]
+        start = min(self.public.length(prompt), len(prompt) - 1, *ends)
+        start = start // self.block_size * self.block_size
+        if start <= 0:
+            return _Home(owner)
+        number = self._salts.number((request.cache_salt or None, prompt[start]))
+        if number >= _LOW >> 1:
+            return _Home(owner)  # all markers are used up
+        lora = request.lora_request
+        adapter = None if lora is None else self.owner(request)[1:-1]  # type: ignore
+        return _Home(("public", adapter), start, _LEAST + number)
+
+    @staticmethod
+    def owner(request: Request) -> Namespace:
+        """Return what tells whose a request's private blocks are: adapter and salt.
 
         An adapter is told by its id as well: one that is saved anew under the same
         name and path gets another id, and computes another KV.
@@ -109,6 +183,7 @@ class RequestKeys:
         whole = total // size * size
         if have < whole:
             tokens = request.all_token_ids[have:whole]
+            tokens = self._salted(request, tokens, have)
             if request.mm_features or request.prompt_embeds is not None:
                 tokens = list(tokens)
                 self._mark(request, tokens, have // size)
@@ -118,8 +193,39 @@ class RequestKeys:
             if not request.resumable:
                 request.__dict__[_KEY] = known
         if whole < num_tokens and self.is_plain(request):
-            known = known + encode(request.all_token_ids[whole:num_tokens])
+            known = known + self.part(request, whole, num_tokens)
         return cast(bytes, known)
+
+    def part(self, request: Request, start: int, end: int) -> bytes:
+        """Return part of the key of a request, without marks of media: O(its tokens).
+
+        Args:
+            request: the request.
+            start: first token.
+            end: token before which it ends.
+        """
+        return encode(self._salted(request, request.all_token_ids[start:end], start))
+
+    def _salted(
+        self, request: Request, tokens: Sequence[int], start: int
+    ) -> Sequence[int]:
+        """Return tokens of a request from ``start`` on, with the marker of its salt."""
+        if self.public is not None:
+            home = self._home(request)
+            if start <= home.start < start + len(tokens):
+                tokens = list(tokens)
+                tokens[home.start - start] = home.marker
+        return tokens
+
+    def without_salt(self, request: Request, key: bytes) -> bytes:
+        """Return a key of a request as it is where nothing is public: O(its bytes)."""
+        if self.public is None:
+            return key
+        _, start, marker = self._home(request)
+        at, after = start * BYTES_PER_TOKEN, (start + 1) * BYTES_PER_TOKEN
+        if start < 0 or key[at:after] != encode([marker]):
+            return key
+        return key[:at] + encode([request.all_token_ids[start]]) + key[after:]
 
     def _mark(self, request: Request, tokens: list[int], first: int) -> None:
         """Put markers into blocks that hold media or embeddings, in place.

@@ -127,7 +127,9 @@ class ResumePlans:
         self._plans: dict[str, ResumePlan] = {}
         self.waiting: WaitingTree | None = None
 
-    def junctions(self, plan: ResumePlan, limit: int, cached: int) -> list[int]:
+    def junctions(
+        self, plan: ResumePlan, limit: int, cached: int, public: int = 0
+    ) -> list[int]:
         """Return where a request is to leave resume points for others, in order.
 
         O(log n) comparisons of keys for each place where waiting ones part from it.
@@ -136,6 +138,8 @@ class ResumePlans:
             plan: of the request; its key and namespace count.
             limit: most tokens that another can have cached of it.
             cached: tokens that it finds cached itself.
+            public: tokens that all salts share. A point there does not depend on what
+                its client and others have in common after them.
         """
         key, namespace = plan.key, plan.namespace
         places = [self._seen.deepest_branch(key, namespace, cached)]
@@ -148,7 +152,12 @@ class ResumePlans:
                 break
             if not kept or kept[-1] - place >= self.min_gap:
                 kept.append(place)
-        return kept[MAX_JUNCTIONS - 1 :: -1]
+        kept = kept[MAX_JUNCTIONS - 1 :: -1]
+        public = self.place(min(public, limit))
+        if public - cached >= self.min_gap:
+            kept = [n for n in kept if abs(n - public) >= self.min_gap]
+            kept = sorted([*kept[1 - MAX_JUNCTIONS :], public])
+        return kept
 
     def place(self, shared: int) -> int:
         """Return where a junction lies of requests that share so many tokens."""

@@ -30,6 +30,7 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.hint_notes import HintNotes
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.public_prefixes import make_public_prefixes
 from vllm_radix.engine.recorder import TrafficRecorder
 from vllm_radix.engine.support import (
     config_problem,
@@ -37,6 +38,7 @@ from vllm_radix.engine.support import (
     install_problem,
     is_one_full_group,
     layout_problem,
+    public_prefix_problem,
     stock_scheduler_cls,
 )
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
@@ -75,6 +77,7 @@ class RadixScheduler(Scheduler):
         problem = (
             install_problem()
             or config_problem(vllm_config)
+            or public_prefix_problem(vllm_config, config)
             or layout_problem(kv_cache_config)
             or feature_problem(vllm_config, kv_cache_config)
         )
@@ -129,6 +132,10 @@ class RadixScheduler(Scheduler):
             HybridKVCacheManager.adopt(
                 self.kv_cache_manager, mirror, least, config.explain
             )
+        public = make_public_prefixes(config, vllm_config)
+        self.kv_cache_manager.block_pool.keys.public = public
+        if public is not None:
+            logger.info("All cache salts share %s", public)
         self._clock: Callable[[], float] = time.monotonic
         self.admission: AdmissionController | None = None
         # A priority queue's order is a promise to the user: left alone.

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
+from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import (
     AsyncScheduler,
     DiffusionAsyncScheduler,
@@ -90,6 +91,27 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
             f"--no-enable-prefix-caching, {_FIX}."
         )
     return None
+
+
+def public_prefix_problem(vllm_config: VllmConfig, config: RadixConfig) -> str | None:
+    """Return why salts cannot share a public prefix in a configuration, or None."""
+    if config.public_prefix == "":
+        return None
+    events = vllm_config.kv_events_config
+    reason = None
+    if vllm_config.kv_transfer_config is not None:
+        reason = "a KV connector"
+    elif events is not None and events.enable_kv_cache_events:
+        reason = "KV cache events"
+    elif vllm_config.aux_output_config.enabled:
+        reason = "outputs kept beside the KV"
+    if reason is None:
+        return None
+    return (
+        f"radix option 'public_prefix' does not go with {reason}, which know blocks by "
+        "hashes that differ from salt to salt: leave one of the two out, or start "
+        'with the option on_unsupported="stock", where salts share nothing.'
+    )
 
 
 def is_one_full_group(kv_cache_config: KVCacheConfig) -> bool:

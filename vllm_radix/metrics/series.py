@@ -26,6 +26,9 @@ REASONS = (
 
 EVICTIONS = ("room", "duplicate", "dropped", "reset")
 
+WISH_ENDS = ("time", "used", "quota", "refused", "gone", "reset")
+"""Why what a client asked to keep is kept no longer."""
+
 ADMISSIONS = ("turn", "prefix", "group", "overtakes", "wait", "every", "guard")
 """See ``vllm_radix.policy.PlannedAdmission``."""
 
@@ -138,6 +141,16 @@ def _explained(name: str) -> Callable[[Any], Any]:
     return read
 
 
+def _wished(name: str) -> Callable[[Any], Any]:
+    """Return what reads a figure of what clients ask to be kept."""
+
+    def read(scheduler: Any) -> Any:
+        notes = getattr(_pool(scheduler), "hint_notes", None)
+        return None if notes is None else getattr(notes.wishes, name)
+
+    return read
+
+
 def _ordered(of: str, name: str) -> Callable[[Any], Any]:
     """Return what reads a figure that there is where radix orders the requests.
 
@@ -168,6 +181,7 @@ def _describe(scheduler: Any) -> dict[str, str]:
 
 
 _EXPLAINED = "with `explain`"
+_ONE_GROUP = "one cache group"
 _ORDERED = "where radix orders"
 
 for _series in (
@@ -282,7 +296,7 @@ for _series in (
         lambda scheduler: getattr(_tree(scheduler), "num_nodes", None),
         "how branched the traffic is",
         unit="nodes",
-        only="one cache group",
+        only=_ONE_GROUP,
     ),
     Series(
         "resume_points",
@@ -292,6 +306,40 @@ for _series in (
         "what of hybrid layers is kept",
         unit="points",
         only="several cache groups",
+    ),
+    # -- hints of clients ----------------------------------------------------------
+    Series(
+        "wishes",
+        "gauge",
+        "Paths that clients have asked to keep, by `radix_keep_for`, `radix_expect_in` "
+        "or `radix_priority`",
+        _wished("num_active"),
+        "whether clients give such hints, and how many hold",
+        unit="paths",
+        only=_ONE_GROUP,
+    ),
+    Series(
+        "wished_blocks",
+        "gauge",
+        "Blocks that tenants are charged for, because their wishes cover them",
+        _wished("charged"),
+        "near `hint_quota` times `vllm_radix:pool_blocks`, tenants lose wishes",
+        unit="blocks",
+        only=_ONE_GROUP,
+    ),
+    Series(
+        "ended_wishes",
+        "counter",
+        "Wishes that hold no longer. time: it was over; used: the session came back; "
+        "quota: it gave way to the quota; refused: it never held, for the quota; gone: "
+        "its last block left the cache; reset: with the whole cache",
+        _wished("ended"),
+        "`time` without `used`: sessions do not come back as expected; `quota` and "
+        "`refused`: clients ask for more than `hint_quota` allows",
+        unit="paths",
+        label="reason",
+        values=WISH_ENDS,
+        only=_ONE_GROUP,
     ),
     # -- the order -----------------------------------------------------------------
     Series(

@@ -46,6 +46,8 @@ class Evictor:
         pins: how often each pinned block is pinned.
         kept: what is added to the rank of each block that is to be kept.
         on_unkept: called with each block that is no longer kept.
+        on_kept_moved: called with a block that is kept no longer, and the one that is
+            kept in its place, for it has the same tokens.
         num_idle: blocks that are cached and that no request uses.
         num_unhit: partial ones of them that were never hit.
         num_pinned_idle: idle blocks that are pinned, or lie before a pinned one.
@@ -62,6 +64,7 @@ class Evictor:
         self.pins: dict[int, int] = {}
         self.kept: dict[int, int] = {}
         self.on_unkept: Callable[[int], None] | None = None
+        self.on_kept_moved: Callable[[int, int], None] | None = None
         self.num_idle = 0
         self.num_unhit = 0
         self.num_pinned_idle = 0

@@ -22,11 +22,21 @@ class HintedTree(TreeState):
     def on_unkept(self, call: Callable[[int], None] | None) -> None:
         self._evictor.on_unkept = call
 
+    @property
+    def on_kept_moved(self) -> Callable[[int, int], None] | None:
+        """Called with a kept block that leaves, and the one that is kept instead."""
+        return self._evictor.on_kept_moved
+
+    @on_kept_moved.setter
+    def on_kept_moved(self, call: Callable[[int, int], None] | None) -> None:
+        self._evictor.on_kept_moved = call
+
     def keep(self, block: int, level: int = 0) -> bool:
         """Evict a block, and so those before it on its path, after others: O(log n).
 
         After all that is neither kept nor pinned, and the higher the level, the later;
-        before what is pinned. It ends with ``unkeep``, or when the block goes.
+        before what is pinned. It ends with ``unkeep``, or when the block goes; one that
+        takes its place is kept in its stead.
 
         Args:
             block: a whole block that is cached, idle or held.

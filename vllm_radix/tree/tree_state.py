@@ -49,6 +49,7 @@ class TreeState(PrefixCache):
         )
         if before is not None:
             self._evictor.on_unkept = before.on_unkept
+            self._evictor.on_kept_moved = before.on_kept_moved
 
     def __contains__(self, block: object) -> bool:
         return block in self._table
@@ -146,10 +147,22 @@ class TreeState(PrefixCache):
             table.add_duplicate(block, there)
             return
         else:
-            self._clear_owner(there)
+            self._replace(there, block, node, index)
             uncached.append(there)
+            return
         node.blocks[index] = block
         table.assign_owner(block, node, node.start + index)
+
+    def _replace(self, block: int, other: int, node: Node, index: int) -> None:
+        """Put a held block in the place of another, which leaves; keep it as that."""
+        kept = self._evictor.kept.pop(block, None)
+        self._clear_owner(block)
+        node.blocks[index] = other
+        self._table.assign_owner(other, node, node.start + index)
+        if kept is not None:
+            self._evictor.kept[other] = kept
+            if self._evictor.on_kept_moved is not None:
+                self._evictor.on_kept_moved(block, other)
 
     def _drop_subsumed_partial(
         self, node: Node, tokens: bytes, uncached: list[int]
@@ -181,10 +194,7 @@ class TreeState(PrefixCache):
         table = self._table
         node, depth = table.nodes[block], table.depths[block]
         assert node is not None
-        duplicate = table.next_duplicate(block)
-        self._clear_owner(block)
-        node.blocks[depth - node.start] = duplicate
-        table.assign_owner(duplicate, node, depth)
+        self._replace(block, table.next_duplicate(block), node, depth - node.start)
 
     def _settle(self, node: Node) -> None:
         """Put a node that lost blocks or children in order, and those above it."""

@@ -119,6 +119,9 @@ LFM2 = {
         ),
         ({}, ["--radix.attention", "grouped", "--worker-cls", "x.Y"], "attention",
          "the worker class x.Y"),
+        ({}, ["--radix.public_prefix", '{"first_tokens": 64}',
+              "--kv-transfer-config", KV_CONNECTOR],
+         "public_prefix", "a KV connector"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named_and_left_to_stock_if_asked(
