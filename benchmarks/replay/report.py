@@ -18,7 +18,7 @@ class Row:
     Attributes:
         blocks: of the cache.
         name: of the arm.
-        arm: what the run did; see ``runner.summary``.
+        arm: what the run did; see ``summary.summary``.
         infinite_cache: tokens that an infinite cache computes.
         known: tokens computed with all requests known in advance; None if not run.
         scheduler_cpu: seconds a request, of this machine.

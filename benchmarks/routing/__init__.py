@@ -54,7 +54,7 @@ def parse_routing(text: str) -> RoutingChoice:
     except ValueError:
         given = None
     if not isinstance(given, dict):
-        raise InputError(f"--routing: {text!r}: not a JSON object after the colon")
+        raise InputError(f"--routing: {text!r} has no JSON object after the colon")
     options = {key: one.default for key, one in rule.options.items()}
     for key, value in given.items():
         if key not in options:
@@ -63,10 +63,12 @@ def parse_routing(text: str) -> RoutingChoice:
                 f"--routing: {name} has no option {key!r}; allowed: {known}"
             )
         option = rule.options[key]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        kinds = (int,) if isinstance(option.default, int) else (int, float)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
         if not is_number or not option.least <= value <= option.most:
+            what = "a number" if float in kinds else "a whole number"
             raise InputError(
-                f"--routing: {key!r} of {name} is {value!r}; allowed: a number from "
+                f"--routing: {key!r} of {name} is {value!r}; allowed: {what} from "
                 f"{option.least:g} to {option.most:g}"
             )
         options[key] = value

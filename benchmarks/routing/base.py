@@ -29,7 +29,8 @@ class RoutingOption:
     """A number that a rule can be told.
 
     Attributes:
-        default: the value, unless told otherwise.
+        default: the value, unless told otherwise; a whole number is the default of
+            what must be one.
         least: allowed.
         most: allowed.
         about: what it is.
