@@ -73,16 +73,3 @@ def parse_routing(text: str) -> RoutingChoice:
             )
         options[key] = value
     return RoutingChoice(rule, options)
-
-
-def markdown_table() -> str:
-    """Return the rules with what they do and their options, for the pages."""
-    lines = ["| rule | sends a request to | like | options |", "|---|---|---|---|"]
-    for name, rule in ROUTINGS.items():
-        said = (rule.__doc__ or "").partition("\n")[0]
-        options = ", ".join(
-            f"`{key}` ({one.default:g}): {one.about}"
-            for key, one in rule.options.items()
-        )
-        lines.append(f"| `{name}` | {said} | {rule.like} | {options or '–'} |")
-    return "\n".join(lines) + "\n"

@@ -39,8 +39,18 @@ ENGINES = 2, 4, 8
 ARRIVALS = (0.8, 0.9), (4.0, 2.0), (4.0, 0.0)
 """Working set over all caches, and load; 0 sends all at once."""
 ARMS = "stock", "radix"
-_KEPT = ("requests", "prompt_tokens", "computed_prompt_tokens", "engine_steps")
-_KEPT += ("preemptions", "seconds", "ttft", "imbalance", "engines")
+_KEPT = (
+    "requests",
+    "prompt_tokens",
+    "computed_prompt_tokens",
+    "engine_steps",
+    "preemptions",
+    "seconds",
+    "ttft",
+    "imbalance",
+    "engines",
+)
+"""Of a summary."""
 
 
 @dataclass(frozen=True)
