@@ -105,25 +105,25 @@ PARTS = (
         " * flops_per_token / flops_per_second",
     ),
     Part(
-        "scheduler, stock",
+        "stock's scheduler",
         "engine",
         "core",
         "requests / engines * stock_us_request / 1e6",
     ),
     Part(
-        "scheduler, radix",
+        "radix's scheduler",
         "engine",
         "core",
         "requests / engines * radix_us_request / 1e6",
     ),
     Part(
-        "scheduler, radix, with events",
+        "radix's scheduler, with events",
         "engine",
         "core",
         "requests / engines * radix_events_us_request / 1e6",
     ),
     Part(
-        "of it: hashes for the mirror",
+        "of it: hashes for events",
         "engine",
         "core",
         "requests / engines * (prompt_tokens + output_tokens) * hash_us_token / 1e6",
@@ -165,13 +165,13 @@ PARTS = (
         "requests * prompt_tokens * affinity_us_token / 1e6",
     ),
     Part(
-        "engines compared",
+        "engines compared by a router",
         "router",
         "core",
         "requests * engines * affinity_us_engine / 1e6",
     ),
     Part(
-        "engines compared, vLLM's balancer",
+        "engines compared by vLLM's balancer",
         "balancer",
         "core",
         "requests * engines * queue_us_engine / 1e6",
@@ -249,9 +249,10 @@ COLUMNS = (
     Column("of what there is", lambda row: row["share"], "{:,.2f}"),
     Column("full at requests/s", lambda row: row["requests"], "{:,.0f}"),
     Column("full at engines", lambda row: row["engines"], "{:,.0f}"),
-    Column("formula", lambda row: row["formula"]),
 )
 """Of the parts."""
+FORMULAS = (COLUMNS[0], Column("formula", lambda row: row["formula"]))
+"""How each part's figure is made."""
 UNIT_COLUMNS = (
     Column("unit", lambda row: row[0], is_name=True),
     Column("measured", lambda row: row[1], "{:,.3g}"),
@@ -267,12 +268,12 @@ def sentences(numbers: Numbers) -> list[str]:
         row for row in rows if row["where"] == "engine" and "cores" in row["takes"]
     )
     first = (
-        f"Of what one process does for all, {shared['part']} ({shared['where']}) is "
-        f"full first: it takes {shared['share']:.3g} times what there is."
+        f"Of what one process does for all, {shared['part']} is full first: it takes "
+        f"{shared['share']:.3g} times what there is."
     )
     second = (
-        f"In an engine, {own['part']} takes most of what it has: {own['share']:.2f} "
-        "of a core."
+        f"Of what an engine does on its CPU, {own['part']}, takes most: "
+        f"{own['share']:.2f} of a core."
     )
     return [first, second]
 
@@ -353,18 +354,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--units",
         type=Path,
         metavar="FILE",
-        help="an earlier result, whose unit costs are taken",
+        help="an earlier result, whose unit costs and simulated runs are taken",
     )
     add_run_options(parser, "scale", "the table goes", os.cpu_count())
     arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    known = _known_units(arguments.units, parser)
+    earlier = _earlier(arguments.units, parser)
     output, csv = outputs(parser, arguments.output, ".csv")
     runs = collect(simulate, arguments.simulate, arguments.jobs, output)
-    if known is None:
+    if earlier is None:
         from vllm_radix_bench.study.scale_units import measure
 
         known = asdict(measure())
+    else:
+        known, before = earlier
+        runs = runs or before
     scenario = Scenario(
         **{f.name: getattr(arguments, f.name) for f in fields(Scenario)}
     )
@@ -380,11 +384,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "simulated": runs,
     }
     output.write_json(result)
-    csv.write(csv_text(COLUMNS, rows))
+    csv.write(csv_text((*COLUMNS, FORMULAS[1]), rows))
     out = console(200)
     print_table(out, "What a unit costs here", UNIT_COLUMNS, list(known.items()))
     print_table(out, "Counts", UNIT_COLUMNS, list(result["counts"].items()))
     print_table(out, "What each part takes", COLUMNS, rows)
+    print_table(out, "Formulas", FORMULAS, rows)
     if runs:
         title = "Tokens computed over the fewest possible, stock → radix"
         print_table(out, title, SIMULATED_COLUMNS, runs)
@@ -394,15 +399,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitCode.GOOD if all_written(output, csv) else ExitCode.OUTPUT
 
 
-def _known_units(
+def _earlier(
     path: Path | None, parser: argparse.ArgumentParser
-) -> dict[str, float] | None:
-    """Return the unit costs of an earlier result; None to measure them."""
+) -> tuple[dict[str, float], list[Run]] | None:
+    """Return unit costs and simulated runs of an earlier result; None to make them."""
     if path is None:
         return None
     try:
-        units = json.loads(path.read_text())["units"]
-        return {str(name): float(value) for name, value in units.items()}
+        result = json.loads(path.read_text())
+        units = {str(key): float(one) for key, one in result["units"].items()}
+        return units, list(result["simulated"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         parser.error(f"--units: {path} is no result of this study")
 

@@ -7,8 +7,10 @@ Python's memory. Prompts are random: equal ones are made so.
 import random
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from vllm.distributed.kv_events import BlockStored, KVEventBatch
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core_client import DPLBAsyncMPClient
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from vllm_radix import RadixScheduler
@@ -226,12 +229,36 @@ def _choice_us(rule: str, engines: int, length: int) -> float:
     return spent / len(prompts) * 1e6
 
 
+def _balancer_us(engines: int) -> float:
+    """Return the µs of a choice of vLLM's own between so many engines."""
+    names = [str(number) for number in range(engines)]
+    client = SimpleNamespace(
+        reqs_in_flight={},
+        core_engines=names,
+        lb_engines=[[0, 1, 0.25] for _ in names],
+        eng_start_index=0,
+        client_count=1,
+        engine_inflight=Counter(names),
+    )
+    requests = [
+        SimpleNamespace(request_id=i, data_parallel_rank=None, pooling_params=None)
+        for i in range(100)
+    ]
+
+    def work() -> None:
+        client.reqs_in_flight.clear()
+        for request in requests:
+            DPLBAsyncMPClient.get_core_engine_for_request(client, request)
+
+    return _seconds(work) / len(requests) * 1e6
+
+
 def choice_units() -> dict[str, float]:
     """Return what a token of a prompt and an engine more cost a router."""
     base = _choice_us("history", _FEW, _SHORT)
     longer = _choice_us("history", _FEW, _LONG)
     wider = _choice_us("history", _MANY, _SHORT)
-    queue = [_choice_us("least-queue", count, _SHORT) for count in (_FEW, _MANY)]
+    queue = [_balancer_us(count) for count in (_FEW, _MANY)]
     return {
         "affinity_us_token": (longer - base) / (_LONG - _SHORT),
         "affinity_us_engine": (wider - base) / (_MANY - _FEW),

@@ -64,3 +64,21 @@ def test_a_hash_fails_under_a_shared_system_prompt():
         if run["workload"] == "chat" and run["engines"] == 4:
             most = arm(load, "prefix-hash", "radix")["imbalance"]["tokens"]
             assert most == pytest.approx(3, abs=0.25)
+
+
+def test_where_it_is_behind_or_does_not_help():
+    backlog = "few-shot, 4x, load 2, 8 engines"
+    events, history = (
+        thousands(backlog, rule, "radix") for rule in ("events", "history")
+    )
+    assert f"eight engines: {events:,} against {history:,}" in PAGE
+    pair = [
+        thousands("documents, 0.8x, load 0.9, 2 engines", "least-queue", name)
+        for name in ("stock", "radix")
+    ]
+    assert "documents at load 0.9, two engines, {} → {}".format(*pair) in PAGE
+    chats = "chat, 4x, at once, 4 engines"
+    before = thousands(chats, "round-robin", "stock")
+    after, least = thousands(chats, "history", "radix"), RUNS[chats]["fewest"] / 1000
+    assert f"{before} → {after} is what both do with four engines" in PAGE
+    assert f"where {least:.0f} is the fewest." in PAGE

@@ -23,14 +23,14 @@ def value(name, **changed):
 
 def test_some_parts_by_hand():
     # 100 requests a second and engine; 18.75 blocks of each are stored and removed.
-    assert value("scheduler, radix") == pytest.approx(100 * 2e-6)
+    assert value("radix's scheduler") == pytest.approx(100 * 2e-6)
     assert value("the GPU itself, as modelled") == pytest.approx(100 * 300 * 16 / 495e3)
     assert value("events to the router") == pytest.approx(100_000 * 18.75 * 4)
     assert value("events applied") == pytest.approx(100_000 * 37.5 * 2e-6)
     assert value("mirror of all caches") == 1000 * 25_000 * 2
     assert value("history of all engines") == 1000 * 250_000 * 2
     assert value("prompts looked up") == pytest.approx(100_000 * 1000 * 2e-6)
-    assert value("engines compared, vLLM's balancer") == pytest.approx(1e8 * 2e-6)
+    assert value("engines compared by vLLM's balancer") == pytest.approx(1e8 * 2e-6)
     assert value("metrics scraped, stock") == pytest.approx(1000 * 2 / 15)
     found = scale.counts(NUMBERS)
     assert found["KV events a second, blocks"] == pytest.approx(100_000 * 37.5)
@@ -43,8 +43,8 @@ GROWTH = {
         2.0: {
             "mirror of all caches",
             "history of all engines",
-            "engines compared",
-            "engines compared, vLLM's balancer",
+            "engines compared by a router",
+            "engines compared by vLLM's balancer",
             "metrics scraped, stock",
             "metrics scraped, radix adds",
         },
@@ -110,25 +110,30 @@ def test_what_takes_most_is_first_and_named():
 
 def test_the_command_follows_earlier_units(tmp_path, capsys):
     earlier = tmp_path / "units.json"
-    earlier.write_text(json.dumps({"units": UNITS}))
+    earlier.write_text(json.dumps({"units": UNITS, "simulated": []}))
     results = []
     for name, engines in (("a", "1000"), ("b", "2000")):
         output = tmp_path / f"{name}.json"
         words = ["--units", str(earlier), "--engines", engines]
         assert scale.main([*words, "--output", str(output)]) == 0
         results.append(json.loads(output.read_text()))
-        assert output.with_suffix(".csv").read_text().startswith("part,in,takes,")
+        table = output.with_suffix(".csv").read_text()
+        assert table.startswith("part,in,takes,") and ",formula\n" in table
     shown = capsys.readouterr().out
     assert "requests * engines * queue_us_engine / 1e6" in " ".join(shown.split())
     once, twice = (
         {row["part"]: row["value"] for row in result["parts"]} for result in results
     )
-    assert twice["engines compared"] == pytest.approx(2 * once["engines compared"])
+    assert twice["engines compared by a router"] == pytest.approx(
+        2 * once["engines compared by a router"]
+    )
     assert twice["events applied"] == pytest.approx(once["events applied"])
     assert results[0]["units"] == UNITS
 
 
-@pytest.mark.parametrize("text", [None, "[]", "{}", '{"units": {"a": "b"}}', "{"])
+@pytest.mark.parametrize(
+    "text", [None, "[]", "{}", '{"units": {"a": "b"}, "simulated": []}', "{"]
+)
 def test_what_holds_no_units_is_refused(text, tmp_path, capsys):
     path = tmp_path / "u.json"
     if text is not None:
