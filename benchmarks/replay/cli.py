@@ -24,6 +24,7 @@ from vllm_radix_bench.report.cli_types import (
 from vllm_radix_bench.report.output import OutputFile, Rows, all_written
 from vllm_radix_bench.report.quiet import quiet_vllm
 from vllm_radix_bench.report.unfinished import Unfinished
+from vllm_radix_bench.routing import DEFAULT_ROUTINGS, MOST_ENGINES, ROUTINGS
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.sim.layouts import FORMS, Layout
 from vllm_radix_bench.traces.format import DEFAULT_OUTPUT_LENGTH
@@ -115,6 +116,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="model folder whose tokenizer reads prompts, and whose chat template "
         "reads messages (default: words and marks, and no messages)",
+    )
+    add(
+        "--engines",
+        type=partial(number, int, 1, MOST_ENGINES),
+        metavar="N",
+        help="so many engines, each with a cache of its own, behind a routing rule; "
+        "--pressure and --load are then those of all together",
+    )
+    add(
+        "--routing",
+        nargs="+",
+        metavar="RULE",
+        help=f"of --engines, one or more of {', '.join(ROUTINGS)}, each with options "
+        f"behind it as name:{{JSON}} (default: {' '.join(DEFAULT_ROUTINGS)})",
     )
     add(
         "--arms",
@@ -246,6 +261,7 @@ def _requests(arguments: argparse.Namespace, options: "Options") -> list[Turn]:
             rate=arguments.rate,
         )
     num_blocks, block_size = options.dense_cache()
+    num_blocks *= options.engines or 1
     made = build(
         arguments.workload,
         encode,
@@ -332,6 +348,24 @@ def _blocks_in(gb: float, per_block: float) -> int:
     return blocks
 
 
+def _routings(arguments: argparse.Namespace) -> list[str]:
+    """Return the routing rules that are asked for; none for one engine.
+
+    Raises:
+        InputError: options do not go together.
+    """
+    if arguments.engines is None:
+        if arguments.routing is not None:
+            raise InputError("--routing: it is for --engines N, which is not given")
+        return []
+    if arguments.html is not None:
+        raise InputError(
+            "--html: a replay of several engines has no page; allowed: --output and "
+            "--csv"
+        )
+    return list(dict.fromkeys(arguments.routing or DEFAULT_ROUTINGS))
+
+
 def _check_sizes(options: "Options") -> None:
     """Refuse sizes that vLLM's scheduler refuses.
 
@@ -393,9 +427,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             long_prefill_token_threshold=arguments.long_prefill_token_threshold,
             priorities=arguments.priority,
             cost=CostModel(**dict(arguments.cost)),
-            known_in_advance=not arguments.no_oracle,
+            known_in_advance=not arguments.no_oracle and arguments.engines is None,
             layout=layout,
             bytes_per_block=bytes_per_block,
+            engines=arguments.engines,
+            routings=_routings(arguments),
         )
         refuse_same_file(
             {
@@ -409,6 +445,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         for arm in options.arms:
             runner.parse_arm(arm)
         runner.check_layout(options)
+        runner.check_routings(options)
         roots = _requests(arguments, options)
         runner.check(roots, options)
         result = runner.new_result(roots, options)
@@ -435,12 +472,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         runner.run(
             roots, options, result, pieces, progress, lambda: unfinished.save(result)
         )
-    rows = report.rows_of(result)
+    rows, columns = report.rows_of(result), report.columns_of(result)
     for cell in result["cells"]:
         cell["requests"] = {name: Rows(one) for name, one in cell["requests"].items()}
-    output.write_json({**result, "rows": records(report.COLUMNS, rows)})
+    output.write_json({**result, "rows": records(columns, rows)})
     if csv:
-        csv.write(csv_text(report.COLUMNS, rows))
+        csv.write(csv_text(columns, rows))
     if html:
         html.write(render_replay(result))
     unfinished.remove()

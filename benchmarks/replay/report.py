@@ -18,10 +18,12 @@ class Row:
     Attributes:
         blocks: of the cache.
         name: of the arm.
-        arm: what the run did; see ``runner.summary``.
+        arm: what the run did; see ``summary.summary``.
         infinite_cache: tokens that an infinite cache computes.
         known: tokens computed with all requests known in advance; None if not run.
         scheduler_cpu: seconds a request, of this machine.
+        routing: rule by which requests got their engines; empty for one engine.
+        routing_cpu: seconds a request, of this machine.
     """
 
     blocks: int
@@ -30,6 +32,8 @@ class Row:
     infinite_cache: int
     known: int | None
     scheduler_cpu: float
+    routing: str = ""
+    routing_cpu: float = 0.0
 
     @property
     def computed(self) -> int:
@@ -41,6 +45,7 @@ class Row:
 def rows_of(result: dict[str, Any]) -> list[Row]:
     """Return the rows of a result."""
     used = result["machine"]["scheduler_cpu_seconds_per_request"]
+    routed = result["machine"].get("routing_cpu_seconds_per_request", [{}] * len(used))
     return [
         Row(
             cell["blocks"],
@@ -49,8 +54,10 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
             result["infinite_cache"],
             cell.get("known_in_advance"),
             cpu[name],
+            cell.get("routing", ""),
+            routing_cpu.get(name, 0.0),
         )
-        for cell, cpu in zip(result["cells"], used, strict=True)
+        for cell, cpu, routing_cpu in zip(result["cells"], used, routed, strict=True)
         for name, arm in cell["arms"].items()
     ]
 
@@ -98,14 +105,62 @@ TIMES = (
 COLUMNS = (*COUNTS, *TIMES[len(_ARM) :])
 """All of them, for JSON and CSV."""
 
+_ROUTED = (
+    Column("blocks an engine", lambda row: row.blocks, "{:,}", is_name=True),
+    Column("routing", lambda row: row.routing, is_name=True),
+    Column("arm", lambda row: row.name, is_name=True),
+)
+_FLEET_COUNTS = (
+    *_ROUTED,
+    Column("hit rate", lambda row: row.arm["hit_rate"], "{:.1%}"),
+    Column("tokens computed", lambda row: row.computed, "{:,}"),
+    Column("x fewest", lambda row: row.computed / row.infinite_cache, "{:.2f}"),
+    Column("engine steps", lambda row: row.arm["engine_steps"], "{:,}"),
+    Column("preemptions", lambda row: row.arm["preemptions"], "{:,}"),
+    Column(
+        "tokens, busiest / mean", lambda row: row.arm["imbalance"]["tokens"], "{:.2f}"
+    ),
+    Column(
+        "requests, busiest / mean",
+        lambda row: row.arm["imbalance"]["requests"],
+        "{:.2f}",
+    ),
+)
+"""Facts of several engines: what they computed together, and how evenly."""
+_ROUTING_CPU = Column(
+    "routing CPU, ms/request", lambda row: row.routing_cpu * 1e3, "{:.3f} ms"
+)
+
+
+def counts_of(result: dict[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of what was counted."""
+    return COUNTS if result["options"]["engines"] is None else _FLEET_COUNTS
+
+
+def times_of(result: dict[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of times."""
+    if result["options"]["engines"] is None:
+        return TIMES
+    return *_ROUTED, *TIMES[len(_ARM) :], _ROUTING_CPU
+
+
+def columns_of(result: dict[str, Any]) -> tuple[Column, ...]:
+    """Return all columns, for JSON and CSV."""
+    if result["options"]["engines"] is None:
+        return COLUMNS
+    return *_FLEET_COUNTS, *times_of(result)[len(_ROUTED) :]
+
 
 def show(result: dict[str, Any], rows: Sequence[Row], out: Console) -> None:
     """Print a result, but for its sentences."""
-    print_table(out, "Counts: the same in every run", COUNTS, rows)
+    print_table(out, "Counts: the same in every run", counts_of(result), rows)
     title = "Times on the cost model's clock; CPU of this machine"
-    print_table(out, title, TIMES, rows)
+    print_table(out, title, times_of(result), rows)
     cost = result["options"]["cost"]
     costs = ", ".join(f"{name}={value:g}" for name, value in cost.items())
-    sizes = "; ".join(cache_size(result, cell["blocks"]) for cell in result["cells"])
+    blocks = dict.fromkeys(cell["blocks"] for cell in result["cells"])
+    sizes = "; ".join(cache_size(result, one) for one in blocks)
+    engines = result["options"]["engines"]
+    where = "" if engines is None else f" in each of {engines} engines"
     say(out, f"Cost model: {costs}")
-    say(out, f"Cache: {sizes}.")
+    say(out, f"Cache: {sizes}{where}.")

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import accumulate
-from statistics import fmean
 from typing import Any
 
-import numpy as np
+from vllm.config import KVEventsConfig
 from vllm.v1.core.sched.interface import SchedulerInterface
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -30,33 +28,26 @@ from vllm_radix_bench.replay.oracles import (
     infinite_cache,
     known_in_advance,
 )
+from vllm_radix_bench.replay.summary import (
+    ENGINE_COLUMN,
+    REQUEST_COLUMNS,
+    hit_rates,
+    is_overloaded,
+    last_arrival,
+    request_rows,
+    summary,
+)
 from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.report.progress import Progress, seconds_in_words
+from vllm_radix_bench.routing import ROUTINGS, RoutingChoice, parse_routing
 from vllm_radix_bench.sim.cost_model import CostModel
-from vllm_radix_bench.sim.driver import Outcome, Record, VirtualRun
+from vllm_radix_bench.sim.driver import FleetOutcome, FleetRun, VirtualRun
 from vllm_radix_bench.sim.engine import blocks_for, make_scheduler
 from vllm_radix_bench.sim.layouts import Layout
+from vllm_radix_bench.sim.virtual_engine import Outcome
 from vllm_radix_bench.workloads.turn import Turn, longest_path
 
 KNOWN_ARMS = ("stock", "radix", "apc-off")
-
-REQUEST_COLUMNS = (
-    "id",
-    "tenant",
-    "prompt_tokens",
-    "cached_tokens",
-    "ttft",
-    "steps",
-    "overtaken",
-    "preemptions",
-)
-"""Of each request's row in a result; see ``sim.driver.Record``."""
-_MOST_SAMPLES = 100
-_SHORTEST = 1e-9
-"""Seconds to a first token that the clock, late in a long trace, may show as 0."""
-_OVERLOADED, _EARLY, _FEW = 0.1, 0.9, 20
-"""Share of the requests sent in the early part of a run that still wait at its end,
-above which a load is too high; that part; and the fewest that say something."""
 
 
 @dataclass
@@ -74,6 +65,8 @@ class Options:
     known_in_advance: bool = True
     layout: str | None = None
     bytes_per_block: float | None = None
+    engines: int | None = None
+    routings: list[str] = field(default_factory=list)
 
     def dense_cache(self) -> tuple[int, int]:
         """Return blocks and block size of the first cache for what keeps all tokens.
@@ -163,6 +156,28 @@ def parse_arm(text: str) -> Arm:
     return Arm(text, found)
 
 
+def check_routings(options: Options) -> None:
+    """Refuse routing rules that cannot be run, and arms that cannot be routed to.
+
+    Raises:
+        InputError: there is one.
+    """
+    for text in options.routings:
+        rule = parse_routing(text).rule
+        if rule.wants_events and options.layout is not None:
+            raise InputError(
+                f"--routing: {rule.name} reads events of one group of full attention; "
+                f"with the layout {options.layout} another rule is allowed"
+            )
+    for name in options.arms if options.engines is not None else ():
+        cls = parse_arm(name).cls
+        if not (isinstance(cls, type) and issubclass(cls, Scheduler)):
+            raise InputError(
+                f"--arms: {name!r} with --engines; allowed: a scheduler that derives "
+                "from vLLM's, which tells its load"
+            )
+
+
 def send_at_rate(roots: Sequence[Turn], rate: float, seed: int) -> None:
     """Give roots the arrival times of a Poisson process, in shuffled order.
 
@@ -188,10 +203,17 @@ def send_at_load(
 ) -> None:
     """Give roots Poisson arrivals at a multiple of what stock can serve.
 
-    What it can is measured: all roots at once, in the first cache.
+    What it can is measured: all roots at once, in the first cache; several engines get
+    them in turn.
     """
     longest = longest_path(roots)
-    outcome = run_arm(parse_arm("stock"), roots, options.blocks[0], options, longest)
+    stock, blocks = parse_arm("stock"), options.blocks[0]
+    outcome: Outcome
+    if options.engines is None:
+        outcome = run_arm(stock, roots, blocks, options, longest)
+    else:
+        in_turn = parse_routing(next(iter(ROUTINGS)))
+        outcome = run_fleet(stock, roots, blocks, options, longest, in_turn)
     send_at_rate(roots, load * len(roots) / outcome.seconds, seed)
 
 
@@ -211,13 +233,49 @@ def run_arm(
     return outcome
 
 
-def scheduler_of(arm: Arm, blocks: int, options: Options, longest: int) -> Any:
+def run_fleet(
+    arm: Arm,
+    roots: Sequence[Turn],
+    blocks: int,
+    options: Options,
+    longest: int,
+    routing: RoutingChoice,
+    progress: Callable[[int], None] | None = None,
+) -> FleetOutcome:
+    """Run all requests on several engines of one arm, each with its own cache."""
+    assert options.engines is not None
+    rule = routing.make(options.engines)
+    schedulers = [
+        scheduler_of(arm, blocks, options, longest, rule.wants_events)
+        for _ in range(options.engines)
+    ]
+    run = FleetRun(schedulers, options.cost, rule, progress=progress)
+    outcome = run.run(roots)
+    for scheduler in schedulers:
+        scheduler.shutdown()
+    return outcome
+
+
+def scheduler_of(
+    arm: Arm, blocks: int, options: Options, longest: int, kv_events: bool = False
+) -> Any:
     """Return a fresh scheduler of an arm.
+
+    Args:
+        arm: of the scheduler.
+        blocks: of its cache.
+        options: of the run.
+        longest: request, in tokens.
+        kv_events: whether it tells what it caches; without a cache there is nothing.
 
     Raises:
         ValueError: it does not serve the layout.
     """
     extra: dict[str, Any] = {}
+    if kv_events and arm.caching:
+        extra["kv_events_config"] = KVEventsConfig(
+            enable_kv_cache_events=True, publisher="null"
+        )
     if options.priorities:
         extra["scheduling_policy"] = "priority"
     return make_scheduler(
@@ -263,48 +321,6 @@ def check_layout(options: Options) -> None:
             raise InputError(f"{where}: {error}") from error
 
 
-def jain(values: Sequence[float]) -> float:
-    """Return Jain's fairness index of what each gets: 1 is fair, 1/n is not."""
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
-
-
-def latencies(records: Sequence[Record]) -> dict[str, float]:
-    """Return mean, percentiles and maximum of the times to first token."""
-    ttfts = np.array([record.ttft for record in records])
-    out = {"mean": float(ttfts.mean())}
-    for share in (50, 90, 99):
-        out[f"p{share}"] = float(np.percentile(ttfts, share))
-    out["max"] = float(ttfts.max())
-    return out
-
-
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """Return what a run did, as one dict; the same input gives the same."""
-    records = outcome.records
-    prompt_tokens = sum(record.prompt_tokens for record in records)
-    tenants: dict[str, list[Record]] = {}
-    for record in records:
-        tenants.setdefault(record.tenant, []).append(record)
-    by_tenant = {name: latencies(mine) for name, mine in sorted(tenants.items())}
-    return {
-        "requests": len(records),
-        "prompt_tokens": prompt_tokens,
-        "cached_tokens": sum(record.cached_tokens for record in records),
-        "hit_rate": sum(r.cached_tokens for r in records) / prompt_tokens,
-        "computed_prompt_tokens": outcome.computed_prompt_tokens,
-        "engine_steps": outcome.engine_steps,
-        "preemptions": sum(record.preemptions for record in records),
-        "seconds": outcome.seconds,
-        "requests_per_second": len(records) / outcome.seconds,
-        "ttft": latencies(records),
-        "latency_mean": fmean(record.finished - record.sent for record in records),
-        "overtaken_most": max(record.overtaken for record in records),
-        "jain": jain([1 / max(lat["mean"], _SHORTEST) for lat in by_tenant.values()]),
-        "tenants": by_tenant if len(by_tenant) > 1 else {},
-    }
-
-
 def check(roots: Sequence[Turn], options: Options) -> int:
     """Return the tokens of the longest request.
 
@@ -333,52 +349,6 @@ def check(roots: Sequence[Turn], options: Options) -> int:
     return longest
 
 
-def last_arrival(roots: Sequence[Turn]) -> float:
-    """Return when the last root is sent, in seconds after the first."""
-    return max(root.arrival for root in roots)
-
-
-def is_overloaded(roots: Sequence[Turn], outcome: Outcome) -> bool:
-    """Return whether requests came faster than they could be served.
-
-    Then many of the roots that were sent well before the last one still have no first
-    token when that one is sent. Never so when all are sent at once, or few are sent.
-    """
-    last = last_arrival(roots)
-    early = [r for r in outcome.records if "." not in r.id and r.sent < _EARLY * last]
-    waiting = sum(record.first_token > last for record in early)
-    return len(early) >= _FEW and waiting >= _OVERLOADED * len(early)
-
-
-def request_rows(outcome: Outcome) -> list[list[Any]]:
-    """Return what became of each request; see ``REQUEST_COLUMNS``."""
-    return [
-        [
-            record.id,
-            record.tenant,
-            record.prompt_tokens,
-            record.cached_tokens,
-            round(record.ttft, 6),
-            record.steps,
-            record.overtaken,
-            record.preemptions,
-        ]
-        for record in outcome.records
-    ]
-
-
-def hit_rates(outcome: Outcome) -> list[list[float]]:
-    """Return seconds and the hit rate until then, at some first tokens, at most 100."""
-    records = sorted(outcome.records, key=lambda record: record.first_token)
-    prompts = list(accumulate(record.prompt_tokens for record in records))
-    cached = list(accumulate(record.cached_tokens for record in records))
-    chosen = {round(i) for i in np.linspace(0, len(records) - 1, _MOST_SAMPLES)}
-    return [
-        [round(records[i].first_token, 6), round(cached[i] / prompts[i], 6)]
-        for i in sorted(chosen)
-    ]
-
-
 def fingerprint(roots: Sequence[Turn]) -> str:
     """Return a text that is another for other requests."""
     found = sha256()
@@ -392,7 +362,21 @@ def fingerprint(roots: Sequence[Turn]) -> str:
 
 
 def new_result(roots: Sequence[Turn], options: Options) -> dict[str, Any]:
-    """Return a result without runs, ready for JSON."""
+    """Return a result without runs, ready for JSON.
+
+    It has a cell for each cache, with several engines for each cache and routing rule.
+    """
+    cells = [
+        {
+            "blocks": blocks,
+            **routed,
+            "arms": {},
+            "requests": {},
+            "hit_rate_over_time": {},
+        }
+        for blocks in options.blocks
+        for routed in ([{"routing": one} for one in options.routings] or [{}])
+    ]
     return {
         "versions": {name: version(name) for name in ("vllm", "vllm-radix")},
         # Options of arms come from the environment, too.
@@ -402,12 +386,19 @@ def new_result(roots: Sequence[Turn], options: Options) -> dict[str, Any]:
         },
         "infinite_cache": infinite_cache(roots),
         "last_arrival": last_arrival(roots),
-        "request_columns": list(REQUEST_COLUMNS),
-        "cells": [
-            {"blocks": blocks, "arms": {}, "requests": {}, "hit_rate_over_time": {}}
-            for blocks in options.blocks
+        "request_columns": [
+            *REQUEST_COLUMNS,
+            *([] if options.engines is None else [ENGINE_COLUMN]),
         ],
-        "machine": {"scheduler_cpu_seconds_per_request": [{} for _ in options.blocks]},
+        "cells": cells,
+        "machine": {
+            "scheduler_cpu_seconds_per_request": [{} for _ in cells],
+            **(
+                {}
+                if options.engines is None
+                else {"routing_cpu_seconds_per_request": [{} for _ in cells]}
+            ),
+        },
     }
 
 
@@ -452,7 +443,9 @@ def run(
     for done, (number, name) in enumerate(pieces, 1):
         cell = result["cells"][number]
         blocks = cell["blocks"]
+        routed = cell.get("routing")
         what = f"{name or 'known in advance'}, {blocks:,} blocks"
+        what = what if routed is None else f"{routed}, {what}"
         progress.begin(what)
         start = time.perf_counter()
         if name is None:
@@ -466,7 +459,15 @@ def run(
             cell["known_in_advance"] = outcome.computed_prompt_tokens
         else:
             arm = parse_arm(name)
-            outcome = run_arm(arm, roots, blocks, options, longest, progress.advance)
+            advance = progress.advance
+            if routed is None:
+                outcome = run_arm(arm, roots, blocks, options, longest, advance)
+            else:
+                rule = parse_routing(routed)
+                fleet = run_fleet(arm, roots, blocks, options, longest, rule, advance)
+                outcome = fleet
+                used = result["machine"]["routing_cpu_seconds_per_request"][number]
+                used[name] = fleet.routing_cpu / len(fleet.records)
             overloaded = is_overloaded(roots, outcome)
             made = {**summary(outcome), "overloaded": overloaded}
             if options.known_in_advance and options.layout is None:
@@ -490,4 +491,5 @@ def run(
 
 def total_pieces(options: Options) -> int:
     """Return how many runs there are."""
-    return len(options.blocks) * (len(options.arms) + options.known_in_advance)
+    cells = len(options.blocks) * max(1, len(options.routings))
+    return cells * (len(options.arms) + options.known_in_advance)

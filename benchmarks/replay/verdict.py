@@ -11,7 +11,26 @@ from vllm_radix_bench.report.columns import NOTEWORTHY, change
 def verdict(result: dict[str, Any]) -> list[str]:
     """Return a sentence for each cache, and one if there is more load than capacity."""
     said = [compared(result, cell) for cell in result["cells"]]
-    return [*filter(None, said), *too_much_load(result)]
+    return [*filter(None, said), *fewest(result), *too_much_load(result)]
+
+
+def fewest(result: dict[str, Any]) -> Iterator[str]:
+    """Yield which rule and arm computed least, for each cache of several engines."""
+    if result["options"]["engines"] is None:
+        return
+    engines, least = result["options"]["engines"], result["infinite_cache"]
+    for blocks in dict.fromkeys(cell["blocks"] for cell in result["cells"]):
+        tokens, routing, name = min(
+            (arm["computed_prompt_tokens"], cell["routing"], name)
+            for cell in result["cells"]
+            if cell["blocks"] == blocks
+            for name, arm in cell["arms"].items()
+        )
+        yield (
+            f"With {blocks:,} blocks in each of {engines} engines {routing} and {name} "
+            f"computed least: {tokens:,} tokens, {tokens / least:.2f} times the fewest "
+            f"possible ({least:,}: each distinct prefix once in all engines)."
+        )
 
 
 def cache_size(result: dict[str, Any], blocks: int) -> str:
@@ -46,8 +65,11 @@ def compared(result: dict[str, Any], cell: dict[str, Any]) -> str:
     before, after = (arm["computed_prompt_tokens"] for arm in (stock, radix))
     hits = f"hit rate {stock['hit_rate']:.1%} → {radix['hit_rate']:.1%}"
     ttfts = f"{stock['ttft']['mean']:.3f} → {radix['ttft']['mean']:.3f} s"
+    where = f"{cell['blocks']:,} blocks"
+    if "routing" in cell:
+        where += f" an engine and {cell['routing']},"
     said = (
-        f"With {cell['blocks']:,} blocks {name} computed {change(before, after)} "
+        f"With {where} {name} computed {change(before, after)} "
         f"prompt tokens ({before:,} → {after:,}; {hits}); mean TTFT {ttfts} on the "
         "cost model's clock"
     )

@@ -11,7 +11,8 @@ def main() -> int:
         prog="python -m vllm_radix_bench.study", description=__doc__
     )
     parser.add_argument(
-        "study", choices=("small", "large", "hybrid", "eviction", "hints")
+        "study",
+        choices=("small", "large", "hybrid", "eviction", "hints", "engines", "scale"),
     )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="of the study")
     arguments = parser.parse_args()

@@ -172,6 +172,7 @@ def run_cell(task: tuple[Cell, tuple[str, ...]]) -> Run:
         task: the cell, and the arms.
     """
     from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.summary import summary
 
     cell, arms = task
     roots, answers = roots_of(cell.waves())
@@ -187,7 +188,7 @@ def run_cell(task: tuple[Cell, tuple[str, ...]]) -> Run:
             longest,
             answers=answers,
         )
-        made = replay.summary(outcome)
+        made = summary(outcome)
         out["arms"][arm] = {
             "computed_tokens": outcome.computed_prompt_tokens
             + generated_after_first(roots),

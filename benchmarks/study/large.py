@@ -87,6 +87,7 @@ def run_load(task: tuple[str, int, tuple[str, ...]]) -> Run:
         task: the load's name, the seed, and the arms.
     """
     from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.summary import summary
 
     name, seed, arms = task
     load = next(load for load in LOADS if load.name == name)
@@ -97,7 +98,7 @@ def run_load(task: tuple[str, int, tuple[str, ...]]) -> Run:
         outcome = replay.run_arm(
             replay.parse_arm(ARMS[arm]), roots, blocks, options, longest
         )
-        made = replay.summary(outcome)
+        made = summary(outcome)
         made["scheduler_cpu"] = outcome.scheduler_cpu
         out["arms"][arm] = made
     return out

@@ -1,7 +1,7 @@
 """What all studies do with their runs: make them, save them, compare them.
 
 A run is a dict with the load's name, the seed, and the summary of each arm; see
-``replay.runner.summary``.
+``replay.summary.summary``.
 """
 
 import argparse

@@ -107,6 +107,7 @@ def run_cell(task: tuple[Cell, int]) -> Run:
     from vllm_radix import RadixScheduler
     from vllm_radix_bench.replay import oracles
     from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.summary import summary
     from vllm_radix_bench.workloads.encoders import words
     from vllm_radix_bench.workloads.sizing import build
     from vllm_radix_bench.workloads.turn import longest_path
@@ -136,7 +137,7 @@ def run_cell(task: tuple[Cell, int]) -> Run:
             else replay.radix_arm(name, radix)
         )
         outcome = replay.run_arm(arm, made.roots, BLOCKS, options, longest)
-        out[name] = replay.summary(outcome)
+        out[name] = summary(outcome)
     flat, answers = oracles.known_in_advance(made.roots)
     known = replay.Arm("", RadixScheduler, {"policy": "fcfs"})
     outcome = replay.run_arm(known, flat, BLOCKS, options, longest, answers=answers)

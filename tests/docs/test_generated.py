@@ -11,6 +11,7 @@ from vllm_radix.config import RadixConfig
 from vllm_radix.metrics.series import REASONS, SERIES
 from vllm_radix.policy import ORDERS
 from vllm_radix.tree import POLICIES
+from vllm_radix_bench.routing import ROUTINGS
 from vllm_radix_bench.traces.formats import FORMATS
 
 
@@ -32,6 +33,8 @@ def test_generated_tables_are_what_the_code_says():
         ("metrics.md", REASONS),
         ("eviction-and-sessions.md", POLICIES),
         ("replay.md", [name for one in FORMATS for name in one.fields]),
+        ("more-than-one-engine.md", ROUTINGS),
+        ("more-than-one-engine.md", [o for r in ROUTINGS.values() for o in r.options]),
     ],
 )
 def test_everything_that_is_registered_is_on_its_page(page, names):

@@ -36,6 +36,7 @@ from vllm_radix.tree.resume import Chunk
 from vllm_radix_bench.ab.loads import LOADS
 from vllm_radix_bench.ab.servers import ServerSpec
 from vllm_radix_bench.replay import report
+from vllm_radix_bench.routing import ROUTINGS
 from vllm_radix_bench.traces import formats
 from vllm_radix_bench.workloads.encoders import words
 
@@ -60,7 +61,7 @@ def follow(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    known = (ORDERS, POLICIES, GROUP_TYPES, SERIES, LOADS)
+    known = (ORDERS, POLICIES, GROUP_TYPES, SERIES, LOADS, ROUTINGS)
     registries = [(one, dict(one)) for one in known]
     modules = set(sys.modules)
     # What the recipes change is put back.
@@ -107,17 +108,30 @@ def test_the_eviction_policy_of_the_recipe_is_used(follow, tmp_path, monkeypatch
     assert once["computed_prompt_tokens"] != default["computed_prompt_tokens"]
 
 
-def test_the_eviction_policy_of_the_recipe_keeps_the_contract(follow, tmp_path):
+@pytest.mark.parametrize("name", ["test_once_first.py", "test_two_choices.py"])
+def test_what_the_recipe_adds_keeps_the_contract(name, follow, tmp_path):
     paths = [str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "--rootdir", str(tmp_path), "test_once_first.py"],
+        [*command, "--rootdir", str(tmp_path), name],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split(" passed")[0].split()[-1]) >= 4
+
+
+def test_the_routing_rule_of_the_recipe_is_compared(follow, tmp_path):
+    module = follow("two_choices")
+    follow("compare_routing")
+    turn, drawn = json.loads((tmp_path / "routing.json").read_text())["cells"]
+    assert drawn["routing"] == f'{module.TwoChoices.name}:{{"drawn": 3}}'
+    for cell in (turn, drawn):
+        for arm in cell["arms"].values():
+            counts = [one["requests"] for one in arm["engines"]]
+            assert len(counts) == 4 and min(counts) > 0
+    assert drawn["requests"] != turn["requests"]
 
 
 BLOCK, CHUNK = 16, 64

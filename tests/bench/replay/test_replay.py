@@ -9,6 +9,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix.cli import main
 from vllm_radix_bench.replay import oracles, runner
+from vllm_radix_bench.replay.summary import jain, summary
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.workloads.encoders import words
 from vllm_radix_bench.workloads.sizing import build
@@ -233,14 +234,14 @@ def test_times_overtakes_and_tenants_are_those_of_the_run():
     )
     assert outcome.engine_steps == 9
     assert outcome.computed_prompt_tokens == 100 + 4 + 4
-    assert runner.summary(outcome)["overtaken_most"] == 0
-    assert runner.jain([1, 1, 1]) == 1 and runner.jain([1, 0]) == 0.5
+    assert summary(outcome)["overtaken_most"] == 0
+    assert jain([1, 1, 1]) == 1 and jain([1, 0]) == 0.5
 
 
 def test_a_first_token_that_takes_no_time_on_the_clock_is_summed_up():
     cost = CostModel(flops_per_second=9e29, bytes_per_second=9e29, seconds_per_step=0)
     roots = [Turn(tokens(i, 64), 1, arrival=1e6, tenant=str(i)) for i in range(2)]
-    total = runner.summary(run(roots, "stock", cost=cost))
+    total = summary(run(roots, "stock", cost=cost))
     assert total["ttft"]["mean"] == 0 and total["jain"] == 1
 
 
@@ -288,7 +289,7 @@ def test_a_layout_is_that_of_every_arm(tmp_path, capsys):
 def test_one_group_of_full_attention_is_the_layout_of_none():
     work = build("chat", words, num_blocks=64, block_size=32, pressure=2, seed=0)
     plain, named = (
-        runner.summary(run(work.roots, "stock", layout=text)) for text in (None, "full")
+        summary(run(work.roots, "stock", layout=text)) for text in (None, "full")
     )
     assert plain == named
 

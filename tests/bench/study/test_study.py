@@ -142,7 +142,7 @@ class InThisProcess:
     map = staticmethod(map)
 
 
-@pytest.mark.parametrize("name", ["small", "large", "hybrid"])
+@pytest.mark.parametrize("name", ["small", "large", "hybrid", "engines", "scale"])
 @pytest.mark.parametrize("command", ["study {}", "study.{}"])
 def test_all_are_commands(name, command):
     words = command.format(name).split()
