@@ -1,0 +1,192 @@
+"""Several engines in one server: answers, options, metrics, events, and a router."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.deployments import (
+    Subscriber,
+    complete,
+    complete_all,
+    few_shot,
+    free_ports,
+    publish_events,
+    resident,
+    routing,
+)
+from support.servers import serving
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(1500)]
+
+DUMMY = ("--load-format", "dummy", "--num-gpu-blocks-override", "42")
+SIZE = 32
+# Six banks of ten blocks, where a rank has room for four.
+PROMPTS = few_shot(banks=6, questions=3)
+SECONDS = 900
+RANKS = (0, 1)
+
+
+class Metrics:
+    """What /metrics says at a moment."""
+
+    def __init__(self, base):
+        text = httpx.get(f"{base}/metrics").text
+        self._samples = [
+            sample
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        ]
+
+    def of(self, name, engine):
+        found = [
+            sample.value
+            for sample in self._samples
+            if sample.name == name and sample.labels["engine"] == str(engine)
+        ]
+        assert found, f"no {name} of engine {engine}"
+        return sum(found)
+
+    def labels(self, name):
+        found = [sample.labels for sample in self._samples if sample.name == name]
+        return sorted(found, key=lambda labels: labels["engine"])
+
+
+@pytest.fixture(scope="module")
+def stock(tiny, tmp_path_factory):
+    """What one engine of stock vLLM answers."""
+    log = tmp_path_factory.mktemp("stock") / "log"
+    with serving(tiny, log, *DUMMY, seconds=SECONDS) as base:
+        found = complete_all(base, PROMPTS)
+    return [tokens for tokens, _ in found]
+
+
+@pytest.fixture(scope="module")
+def two(tiny, tmp_path_factory):
+    """Two data-parallel engines with events, behind vllm-router."""
+    folder, port = tmp_path_factory.mktemp("two"), free_ports(2)
+    flags = ["--radix.patience", "2.5", "--data-parallel-size", "2"]
+    flags += ["--api-server-count", "1", "--enable-scale-out"]
+    ports = [port + rank for rank in RANKS]
+    with ExitStack() as stack:
+        started = serving(
+            tiny, folder / "log", *flags, *DUMMY, *publish_events(port), seconds=SECONDS
+        )
+        base = stack.enter_context(started)
+        events = stack.enter_context(Subscriber(ports))
+        endpoints = ",".join(f"tcp://127.0.0.1:{port}" for port in ports)
+        sources = ["--kv-event-source", f"{base}={endpoints}"]
+        sources += ["--kv-event-block-size", str(SIZE)]
+        options = ["--kv-event-model", "any", "--intra-node-data-parallel-size", "2"]
+        router = stack.enter_context(
+            routing(folder / "router", "kv_aware", [base], *options, *sources)
+        )
+        yield SimpleNamespace(
+            base=base, events=events, ports=ports, router=router, sources=sources
+        )
+
+
+def held(events, prompt):
+    """Return the tokens of a prompt's longest chain of resident blocks."""
+    chains = resident(events)
+    lengths = range(0, len(prompt), SIZE)
+    return max(n for n in lengths if n == 0 or tuple(prompt[:n]) in chains)
+
+
+def test_two_engines_answer_as_stock_and_count_by_engine(two, stock):
+    found = complete_all(two.base, PROMPTS, rank_of=lambda number: number % 2)
+    assert [tokens for tokens, _ in found] == stock
+    time.sleep(1)
+    metrics = Metrics(two.base)
+    for info in (metrics.labels("vllm_radix:info"),):
+        assert [labels["engine"] for labels in info] == ["0", "1"]
+        assert {labels["policy"] for labels in info} == {"prefix"}
+        assert {labels["version"] for labels in info} != {""}
+    for rank in RANKS:
+        mine = [(p, c) for p, (_, c) in zip(PROMPTS, found, strict=True)][rank::2]
+        asked = sum(len(prompt) for prompt, _ in mine)
+        cached = sum(cached for _, cached in mine)
+        assert metrics.of("vllm_radix:queried_tokens_total", rank) == asked
+        assert metrics.of("vllm:prefix_cache_queries_total", rank) == asked
+        assert metrics.of("vllm_radix:hit_tokens_total", rank) == cached
+        assert metrics.of("vllm:prefix_cache_hits_total", rank) == cached > 0
+        assert metrics.of("vllm_radix:pool_blocks", rank) == 41
+
+
+def test_what_a_rank_stored_and_did_not_remove_is_what_it_finds(two):
+    """What an independent subscriber holds is what the rank answers from."""
+    removed = 0
+    for rank, port in zip(RANKS, two.ports, strict=True):
+        for prompt in few_shot(banks=5, questions=2, seed=f"held {rank}"):
+            two.events.settle(0.3)
+            expected = held(two.events.events(port), prompt)
+            _, cached = complete(two.base, prompt, rank)
+            # A hit may end inside the block after the last whole one.
+            assert expected <= cached < expected + SIZE, (rank, expected, cached)
+        assert two.events.ranks(port) == {rank}
+        names = [type(event).__name__ for event in two.events.events(port)]
+        removed += names.count("BlockRemoved")
+    assert removed > 0
+
+
+def test_a_router_sends_each_prompt_to_the_rank_that_holds_it(two):
+    prompts = few_shot(banks=3, questions=2, seed="routed")
+    for rank in RANKS:
+        for prompt in prompts[rank::2]:
+            complete(two.base, prompt, rank)
+    two.events.settle()
+    # What is held by one of them alone can be sent to it.
+    where = [[held(two.events.events(port), p) for port in two.ports] for p in prompts]
+    only = [p for p, found in zip(prompts, where, strict=True) if min(found) == 0]
+    by_rank = [
+        [
+            p
+            for p, found in zip(prompts, where, strict=True)
+            if found[rank] > found[~rank]
+        ]
+        for rank in RANKS
+    ]
+    assert len(only) <= len(prompts) and min(map(len, by_rank)) >= 2
+    for rank in RANKS:
+        before = Metrics(two.base)
+        for prompt in by_rank[rank]:
+            complete(two.router.base, prompt)
+        time.sleep(1)
+        after, name = Metrics(two.base), "vllm_radix:queried_tokens_total"
+        grown = [after.of(name, one) - before.of(name, one) for one in RANKS]
+        assert grown[rank] == sum(map(len, by_rank[rank])) and grown[~rank] == 0
+
+
+def test_the_doctor_finds_nothing_amiss_and_each_trap(two):
+    def doctor(*words):
+        command = [sys.executable, "-m", "vllm_radix.cli", "doctor", "--json"]
+        command += ["--router", two.router.base, *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        found = json.loads(done.stdout)["findings"]
+        return done.returncode, {one["subject"]: one for one in found}
+
+    code, found = doctor(*two.sources)
+    assert code == 0 and {one["status"] for one in found.values()} == {"ok"}, found
+    assert found["routing"]["found"].startswith("2 of 2 prompts")
+    code, found = doctor(*two.sources[:2])
+    assert code == 1
+    assert found[f"events {two.base} rank 1"]["fix"].endswith("block-size 32")
+
+
+def test_two_ranks_of_a_tensor_parallel_engine_answer_as_stock(tiny, tmp_path, stock):
+    flags = ["--radix", "--tensor-parallel-size", "2", *DUMMY]
+    with serving(tiny, tmp_path / "log", *flags, seconds=SECONDS) as base:
+        found = complete_all(base, PROMPTS)
+        time.sleep(1)
+        metrics = Metrics(base)
+    assert [tokens for tokens, _ in found] == stock
+    assert [info["engine"] for info in metrics.labels("vllm_radix:info")] == ["0"]
+    cached = sum(cached for _, cached in found)
+    assert metrics.of("vllm_radix:hit_tokens_total", 0) == cached > 0
