@@ -27,6 +27,7 @@ from support.servers import serving
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1500)]
 
 DUMMY = ("--load-format", "dummy", "--num-gpu-blocks-override", "42")
+DUMMY += ("--max-model-len", "1024")
 SIZE = 32
 # Six banks of ten blocks, where a rank has room for four.
 PROMPTS = few_shot(banks=6, questions=3)
