@@ -19,6 +19,7 @@ from support.deployments import (
     is_up,
     publish_events,
     resident,
+    with_weights,
 )
 from support.servers import NAME, alive_in, free_port, serving
 from vllm_radix_bench.study import real_routers
@@ -26,9 +27,13 @@ from vllm_radix_bench.study import real_routers
 pytestmark = [pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
-DUMMY = ("--load-format", "dummy")
 SECONDS = 1800
 ARMS = {"stock": (), "radix": ("--radix",)}
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return with_weights(tiny, tmp_path_factory.mktemp("model") / "tiny")
 
 
 def mixed(seed):
@@ -37,18 +42,18 @@ def mixed(seed):
     return [first, *others, first, first[:77], first[:70] + [5] * 50, first * 2]
 
 
-def test_ranks_tell_the_events_of_stock_and_answer_as_it(tiny, tmp_path, monkeypatch):
+def test_ranks_tell_the_events_of_stock_and_answer_as_it(model, tmp_path, monkeypatch):
     """With one API server stock, with two of them radix."""
     # Block hashes begin with a number that is drawn otherwise.
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     told, answered = {}, {}
     for servers, (arm, flags) in enumerate(ARMS.items(), start=1):
         port = free_ports(2)
-        flags = (*flags, "--data-parallel-size", "2", *publish_events(port), *DUMMY)
+        flags = (*flags, "--data-parallel-size", "2", *publish_events(port))
         flags += ("--api-server-count", str(servers))
         log = tmp_path / arm
         with (
-            serving(tiny, log, *flags, seconds=SECONDS) as base,
+            serving(model, log, *flags, seconds=SECONDS) as base,
             Subscriber([port, port + 1]) as events,
         ):
             answered[arm] = [
@@ -64,13 +69,13 @@ def test_ranks_tell_the_events_of_stock_and_answer_as_it(tiny, tmp_path, monkeyp
     assert resident(told["radix"][0]).isdisjoint(resident(told["radix"][1]))
 
 
-def test_a_pipeline_of_two_answers_as_stock(tiny, tmp_path):
+def test_a_pipeline_of_two_answers_as_stock(model, tmp_path):
     """Not eagerly: then vLLM's CPU worker skips what the second stage needs."""
-    flags = ["--pipeline-parallel-size", "2", "--no-enforce-eager", *DUMMY]
+    flags = ["--pipeline-parallel-size", "2", "--no-enforce-eager"]
     flags += ["--compilation-config", json.dumps({"mode": 1, "backend": "eager"})]
     prompts, answered, cached = few_shot(banks=4, questions=4), {}, {}
     for arm, radix in ARMS.items():
-        with serving(tiny, tmp_path / arm, *radix, *flags, seconds=SECONDS) as base:
+        with serving(model, tmp_path / arm, *radix, *flags, seconds=SECONDS) as base:
             found = complete_all(base, prompts)
         answered[arm] = [tokens for tokens, _ in found]
         cached[arm] = sum(cached for _, cached in found)
@@ -93,14 +98,14 @@ def test_two_servers_find_more_behind_cache_aware_than_in_turn(tiny, tmp_path):
     assert min(computed.values()) >= 6 * 310 + 48 * 18
 
 
-def test_replicas_of_ray_serve_answer_as_stock(tiny, tmp_path):
+def test_replicas_of_ray_serve_answer_as_stock(model, tmp_path):
     python = ROOT / "build" / "ray" / "bin" / "python"
     assert python.exists(), "run it with `make deployments`"
-    engine = {"load_format": "dummy", "dtype": "float32", "enforce_eager": True}
+    engine = {"dtype": "float32", "enforce_eager": True}
     engine |= {"block_size": 32, "num_gpu_blocks_override": 42, "max_num_seqs": 8}
     engine |= {"max_model_len": 1024, "enable_prompt_tokens_details": True}
     prompts = few_shot(banks=4, questions=6)
-    with serving(tiny, tmp_path / "stock", *DUMMY, seconds=SECONDS) as base:
+    with serving(model, tmp_path / "stock", seconds=SECONDS) as base:
         expected = [tokens for tokens, _ in complete_all(base, prompts)]
     ray = {
         "num_cpus": 8,
@@ -108,7 +113,7 @@ def test_replicas_of_ray_serve_answer_as_stock(tiny, tmp_path):
         "_temp_dir": f"/tmp/r{os.getpid()}",
     }
     port = free_port()
-    command = [str(python), str(ROOT / "examples/deployments/ray_serve.py"), tiny]
+    command = [str(python), str(ROOT / "examples/deployments/ray_serve.py"), model]
     command += ["--cpu", "--port", str(port), "--engine", json.dumps(engine)]
     command += ["--ray", json.dumps(ray)]
     log = tmp_path / "ray"

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,21 @@ class _Batch(KVEventBatch):
     """As vLLM's, with the events typed, so that they are decoded."""
 
     events: list[BlockStored | BlockRemoved | AllBlocksCleared]
+
+
+def with_weights(source, folder):
+    """Return a copy of a model's folder, with weights drawn once, that matter.
+
+    Those that vLLM makes up depend on how a layer is cut among ranks, and are so small
+    that an answer depends on the last token alone.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    shutil.copytree(source, folder)
+    config = AutoConfig.from_pretrained(source, initializer_range=0.1)
+    set_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
 
 
 def few_shot(banks, questions, bank_tokens=310, seed=0):
