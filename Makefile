@@ -6,7 +6,8 @@ BIN := .venv/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 H100 := benchmarks/results/gpu/2026-11-26-h100-kernels/2-timing.json
 
-.PHONY: help setup test fast unit lint docs cuda-path soak conformance other-vllm \
+.PHONY: help setup test deployments fast unit lint docs cuda-path soak conformance \
+	other-vllm \
 	bench ab ab-quick sub-block policies aot traffic roofline bench-attention gpu-bundle \
 	gpu-fit report-picture lock clean
 
@@ -34,7 +35,10 @@ unit: lint  ## Linters and the tests that start no engine, interpret no kernel
 	  -m "not engine and not serve and not interpreted and not cuda_path"
 
 test: lint  ## Everything CI runs
-	$(BIN)/pytest -q $(PARALLEL)
+	$(BIN)/pytest -q $(PARALLEL) -m "not slow"
+
+deployments:  ## More deployments of several engines, with routers and Ray (30 minutes)
+	$(BIN)/pytest -q -m slow
 
 cuda-path:  ## The tests of vLLM's CUDA path, on a pretended GPU (8 minutes)
 	$(BIN)/pytest -q -m cuda_path

@@ -8,7 +8,15 @@ from typing import Any
 
 
 class HttpError(Exception):
-    """A server cannot be reached, or refuses; the message says which."""
+    """A server cannot be reached, or refuses; the message says which.
+
+    Attributes:
+        status: of HTTP, if it refuses.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 # A proxy is for other machines.
@@ -21,7 +29,7 @@ def _ask(request: urllib.request.Request, timeout: float) -> bytes:
             body: bytes = reply.read()
             return body
     except urllib.error.HTTPError as error:
-        raise HttpError(f"HTTP status {error.code}") from error
+        raise HttpError(f"HTTP status {error.code}", error.code) from error
     except (OSError, ValueError) as error:
         raise HttpError(str(getattr(error, "reason", error))) from error
 
@@ -59,3 +67,19 @@ def post(
     """
     request = urllib.request.Request(url, data=b"", headers=dict(headers or {}))
     return _ask(request, timeout)
+
+
+def post_json(
+    url: str, body: Any, headers: Mapping[str, str] | None = None, timeout: float = 30.0
+) -> Any:
+    """Post JSON to a URL; return the reply's.
+
+    Raises:
+        HttpError: it was refused, or the reply is not JSON.
+    """
+    sent = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(url, json.dumps(body).encode(), sent)
+    try:
+        return json.loads(_ask(request, timeout))
+    except ValueError as error:
+        raise HttpError("the reply is not JSON") from error

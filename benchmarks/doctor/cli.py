@@ -2,23 +2,36 @@
 
 Looks at what is installed, at the environment and, given a model, at its configuration
 with the options of `vllm serve`. No weights are loaded, and no GPU is needed.
+`--router URL` looks at a router and the servers behind it instead; then see its --help.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from types import ModuleType
 
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.doctor.finding import Finding, Status, starts
+from vllm_radix_bench.doctor.finding import Finding, starts
+from vllm_radix_bench.doctor.table import count_problems, print_json, print_table
 from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.report.quiet import quiet_vllm
+
+
+def variant(words: Sequence[str]) -> ModuleType | None:
+    """Return the module that serves these words, if it is not this one."""
+    if not any(word.partition("=")[0] == "--router" for word in words):
+        return None
+    from vllm_radix_bench.doctor import router_cli
+
+    return router_cli
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, and what runs the command."""
     parser.description = __doc__
-    parser.usage = "vllm-radix doctor [--json] [MODEL [options of vllm serve]]"
+    parser.usage = (
+        "vllm-radix doctor [--json] [MODEL [options of vllm serve]]\n"
+        "       vllm-radix doctor --router URL [--help]"
+    )
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -50,14 +63,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     good = starts(findings)
     if as_json:
-        print(
-            json.dumps(
-                {"starts": good, "findings": [asdict(one) for one in findings]},
-                indent=2,
-            )
-        )
+        print_json(findings, starts=good)
     else:
-        _show(findings, arguments.model, good)
+        print_table(findings, _verdict(findings, arguments.model, good))
     return ExitCode.GOOD if good else ExitCode.VERDICT
 
 
@@ -83,26 +91,11 @@ def _findings(
     yield from examine(engine_args(model, options, parser.error))
 
 
-def _show(findings: Sequence[Finding], model: str | None, good: bool) -> None:
-    """Print the table, and the verdict below it."""
-    from rich.table import Table
-
-    from vllm_radix_bench.report.tables import console, say
-
-    out = console()
-    table = Table()
-    table.add_column("", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    table.add_column("found", overflow="fold", ratio=1)
-    for one in findings:
-        found = one.found + (f"\nto do: {one.fix}" if one.fix else "")
-        table.add_row(one.status.value, one.subject, found)
-    out.print(table)
-    problems = sum(one.status is Status.PROBLEM for one in findings)
+def _verdict(findings: Sequence[Finding], model: str | None, good: bool) -> str:
+    """Return the sentence below the table."""
     if not good:
-        what = "a problem" if problems == 1 else f"{problems} problems"
-        say(out, f"A server does not start with radix: {what}, see above.")
-    elif model is None:
-        say(out, "Radix can be used here. Name a model to have it looked at, too.")
-    else:
-        say(out, f"A server of {model} starts with radix.")
+        why = f"{count_problems(findings)}, see above"
+        return f"A server does not start with radix: {why}."
+    if model is None:
+        return "Radix can be used here. Name a model to have it looked at, too."
+    return f"A server of {model} starts with radix."

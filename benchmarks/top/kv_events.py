@@ -69,7 +69,7 @@ def check_endpoint(option: str, text: str) -> str:
     )
 
 
-def _check_that_something_listens(option: str, endpoint: str) -> None:
+def check_that_something_listens(option: str, endpoint: str) -> None:
     """Check it, as ZMQ would wait for it in silence.
 
     Raises:
@@ -101,9 +101,9 @@ class Feed:
     """
 
     def __init__(self, endpoint: str, replay: str | None) -> None:
-        _check_that_something_listens("--events", endpoint)
+        check_that_something_listens("--events", endpoint)
         if replay is not None:
-            _check_that_something_listens("--replay", replay)
+            check_that_something_listens("--replay", replay)
         self.endpoint, self._replay = endpoint, replay
         self._decoder = msgspec.msgpack.Decoder(Batch)
         self._context = zmq.Context()

@@ -127,7 +127,7 @@ class RadixBlockPool(TreeBlockPool):
             mirror or self.mirror_by_default or bool(self.enable_kv_cache_events)
         )
         ahead = num_hash_lookahead_tokens(self)
-        self.lookahead = BlockLookahead(self.hash_block_size, ahead) if ahead else None
+        self.lookahead = BlockLookahead(self.keys, ahead) if ahead else None
         self._marks = make_marks(self.num_gpu_blocks)
         self.open_tails = OpenBlocks()
         self.tally = Tally(self.num_gpu_blocks)

@@ -18,20 +18,29 @@ from vllm_radix.engine.compat import (
     Request,
     generate_block_hash_extra_keys,
 )
+from vllm_radix.engine.request_keys import RequestKeys
+
+MAX_CONTINUATIONS = 256
+"""Of a block, that are remembered."""
 
 
 class BlockLookahead:
     """Remembers what came after each block when it, or a twin of it, was cached.
 
+    What came is told as in the keys of requests: where salts share a public prefix,
+    what came after it is another thing for each salt.
+
     Args:
-        block_size: tokens in a block.
+        keys: of the requests.
         num_tokens: after a block, which count.
     """
 
-    def __init__(self, block_size: int, num_tokens: int) -> None:
-        self._size = block_size
+    def __init__(self, keys: RequestKeys, num_tokens: int) -> None:
+        self._keys = keys
+        self._size = keys.block_size
         self._num_tokens = num_tokens
-        self._after: dict[int, set[Hashable]] = {}
+        # In order: what came first is forgotten first.
+        self._after: dict[int, dict[Hashable, None]] = {}
 
     def note(
         self, request: Request, new: Sequence[int], start: int, kept: Sequence[int]
@@ -46,11 +55,13 @@ class BlockLookahead:
         """
         for index, block_id in enumerate(new):
             after = self._of(request, (start + index + 1) * self._size)
-            seen: set[Hashable] = set()
+            seen: dict[Hashable, None] = {}
             if index < len(kept):
                 # The tree goes on with one of the two.
                 seen = self._after.setdefault(kept[index], seen)
-            seen.add(after)
+            seen[after] = None
+            if len(seen) > MAX_CONTINUATIONS:
+                del seen[next(iter(seen))]
             self._after[block_id] = seen
 
     def trim(self, request: Request, blocks: list[KVCacheBlock]) -> None:
@@ -67,4 +78,4 @@ class BlockLookahead:
         extra = None
         if request.mm_features or request.prompt_embeds is not None:
             extra, _ = generate_block_hash_extra_keys(request, start, end, 0)
-        return tuple(request.all_token_ids[start:end]), extra
+        return self._keys.part(request, start, end), extra

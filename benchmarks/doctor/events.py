@@ -1,0 +1,88 @@
+"""What servers publish of their caches, heard at several endpoints at once."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import zmq
+
+from vllm_radix_bench.top.kv_events import Batch, BlockStored
+
+_SUBSCRIBED_SECONDS = 0.5
+"""After which a publisher knows of a new subscriber."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message of a publisher.
+
+    Attributes:
+        endpoint: at which it was heard.
+        topic: under which it was published.
+        stored: its events of blocks that were cached; None if it is of no known form.
+    """
+
+    endpoint: str
+    topic: str
+    stored: tuple[BlockStored, ...] | None
+
+    def begins(self, tokens: Sequence[int]) -> bool:
+        """Return whether it tells of the first block of a prompt."""
+        return any(
+            event.parent_block_hash is None
+            and event.token_ids[: event.block_size] == [*tokens[: event.block_size]]
+            for event in self.stored or ()
+        )
+
+
+class Listener:
+    """Hears publishers, from when it is made on.
+
+    Args:
+        endpoints: of ZMQ, at which something listens.
+    """
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        self._decoder = msgspec.msgpack.Decoder(Batch)
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._endpoint_of: dict[zmq.Socket[bytes], str] = {}
+        for endpoint in endpoints:
+            socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            # Whatever the topic.
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+            socket.connect(endpoint)
+            self._poller.register(socket, zmq.POLLIN)
+            self._endpoint_of[socket] = endpoint
+        if endpoints:
+            time.sleep(_SUBSCRIBED_SECONDS)
+
+    def hear(
+        self, seconds: float, enough: Callable[[Heard], bool] = lambda heard: False
+    ) -> list[Heard]:
+        """Return what comes within a time, up to a message that is enough."""
+        found: list[Heard] = []
+        until = time.monotonic() + seconds
+        while self._endpoint_of and (left := until - time.monotonic()) > 0:
+            for socket, _ in self._poller.poll(int(left * 1000) + 1):
+                found.append(
+                    self._message(self._endpoint_of[socket], socket.recv_multipart())
+                )
+                if enough(found[-1]):
+                    return found
+        return found
+
+    def _message(self, endpoint: str, frames: Sequence[bytes]) -> Heard:
+        topic = frames[0].decode(errors="replace") if len(frames) > 2 else ""
+        try:
+            events = self._decoder.decode(frames[-1]).events
+        except msgspec.MsgspecError:
+            return Heard(endpoint, topic, None)
+        stored = tuple(one for one in events if isinstance(one, BlockStored))
+        return Heard(endpoint, topic, stored)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._context.destroy(linger=0)
