@@ -16,7 +16,9 @@ from support.hybrid_double import HybridDouble, make_hybrid_scheduler
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.compat import defers_prefills
 from vllm_radix.engine.lazy_hashes import LazyHasher
+from vllm_radix.engine.lookahead import MAX_CONTINUATIONS, BlockLookahead
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.public_prefixes import First
 
 SIZE = 16
 LOOKS_AHEAD = (
@@ -108,6 +110,41 @@ def test_a_block_is_cached_once_the_tokens_after_it_are_known():
     one = request("one", range(2 * SIZE), LazyHasher(hasher_of(1), SIZE, 1))
     assert manager.allocate_slots(one, one.num_tokens) is not None
     assert manager.block_pool.tree.num_cached == 1
+
+
+def test_what_came_after_a_block_is_told_by_salts_apart():
+    """Else who guesses another's first private token would find one block more."""
+    pool = make(RadixKVCacheManager).block_pool
+    pool.keys.public = First(2 * SIZE)
+    lookahead = BlockLookahead(pool.keys, 1)
+    tokens = [*range(2 * SIZE), 77, 78]
+    one, other, same = (
+        request(name, tokens, hasher_of(0), cache_salt=salt)
+        for name, salt in (("one", "a"), ("other", "b"), ("same", "a"))
+    )
+    lookahead.note(one, [1, 2], 0, [])
+    hits = {}
+    for guess in (one, other, same):
+        blocks = [pool.blocks[1], pool.blocks[2]]
+        lookahead.trim(guess, blocks)
+        hits[guess.request_id] = len(blocks)
+    assert hits == {"one": 2, "other": 1, "same": 2}
+
+
+def test_what_came_after_a_block_is_not_remembered_for_ever():
+    pool = make(RadixKVCacheManager).block_pool
+    lookahead = BlockLookahead(pool.keys, 1)
+    for after in range(2 * MAX_CONTINUATIONS):
+        one = request(str(after), [*range(SIZE), 1000 + after], hasher_of(0))
+        # Each computes a twin of the block that is kept.
+        lookahead.note(one, [2], 0, [1] if after else [])
+        blocks = [pool.blocks[1]]
+        lookahead.trim(one, blocks)
+        assert len(blocks) == (after > 0)
+    first = request("first", [*range(SIZE), 1001], hasher_of(0))
+    blocks = [pool.blocks[1]]
+    lookahead.trim(first, blocks)
+    assert not blocks
 
 
 @pytest.mark.parametrize("ahead", [0, pytest.param(2, marks=needs_lookahead)])
