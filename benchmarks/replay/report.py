@@ -134,19 +134,19 @@ _ROUTING_CPU = Column(
 
 def counts_of(result: dict[str, Any]) -> tuple[Column, ...]:
     """Return the columns of what was counted."""
-    return COUNTS if result["options"]["engines"] is None else _FLEET_COUNTS
+    return COUNTS if result["options"].get("engines") is None else _FLEET_COUNTS
 
 
 def times_of(result: dict[str, Any]) -> tuple[Column, ...]:
     """Return the columns of times."""
-    if result["options"]["engines"] is None:
+    if result["options"].get("engines") is None:
         return TIMES
     return *_ROUTED, *TIMES[len(_ARM) :], _ROUTING_CPU
 
 
 def columns_of(result: dict[str, Any]) -> tuple[Column, ...]:
     """Return all columns, for JSON and CSV."""
-    if result["options"]["engines"] is None:
+    if result["options"].get("engines") is None:
         return COLUMNS
     return *_FLEET_COUNTS, *times_of(result)[len(_ROUTED) :]
 
@@ -160,7 +160,7 @@ def show(result: dict[str, Any], rows: Sequence[Row], out: Console) -> None:
     costs = ", ".join(f"{name}={value:g}" for name, value in cost.items())
     blocks = dict.fromkeys(cell["blocks"] for cell in result["cells"])
     sizes = "; ".join(cache_size(result, one) for one in blocks)
-    engines = result["options"]["engines"]
+    engines = result["options"].get("engines")
     where = "" if engines is None else f" in each of {engines} engines"
     say(out, f"Cost model: {costs}")
     say(out, f"Cache: {sizes}{where}.")

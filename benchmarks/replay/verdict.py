@@ -16,9 +16,9 @@ def verdict(result: dict[str, Any]) -> list[str]:
 
 def fewest(result: dict[str, Any]) -> Iterator[str]:
     """Yield which rule and arm computed least, for each cache of several engines."""
-    if result["options"]["engines"] is None:
+    if result["options"].get("engines") is None:
         return
-    engines, least = result["options"]["engines"], result["infinite_cache"]
+    engines, least = result["options"].get("engines"), result["infinite_cache"]
     for blocks in dict.fromkeys(cell["blocks"] for cell in result["cells"]):
         tokens, routing, name = min(
             (arm["computed_prompt_tokens"], cell["routing"], name)
