@@ -29,7 +29,7 @@ SLICE = (
 @pytest.mark.timeout(1200)
 def test_a_slice_of_the_tests_passes():
     done = subprocess.run(
-        other_vllm.command([*SLICE, "--timeout=300"]),
+        other_vllm.command(SLICE),
         cwd=fetch.ROOT,
         env=other_vllm.environment(other_vllm.NEWEST),
         stdout=subprocess.PIPE,
