@@ -38,6 +38,7 @@ test: lint  ## Everything CI runs
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow"
 
 deployments:  ## More deployments of several engines, with routers and Ray (30 minutes)
+	$(BIN)/python tools/ray_env.py
 	$(BIN)/pytest -q -m slow
 
 cuda-path:  ## The tests of vLLM's CUDA path, on a pretended GPU (8 minutes)

@@ -1,7 +1,8 @@
 """Serves a model with radix on replicas of Ray Serve, which routes by prefixes.
 
-Run: pip install "ray[serve]==2.60.0", then python examples/deployments/ray_serve.py MODEL
-(not `ray[llm]`, which asks for another vLLM). Each replica needs a GPU, or --cpu.
+Run: python examples/deployments/ray_serve.py MODEL
+after: pip install "ray[serve]==2.60.0" (not `ray[llm]`, which asks for another vLLM).
+Each replica needs a GPU, or --cpu.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def app(model: str, replicas: int, engine: dict, cpu: bool):
 
 
 def main() -> None:
+    """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--replicas", type=int, default=2)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -97,7 +98,7 @@ def stock(model, tmp_path_factory):
         found = complete_all(base, PROMPTS)
         other_bank = PROMPTS[1][:310] + PROMPTS[0][310:]
         assert complete(base, other_bank)[0] != found[0][0]
-    return [tokens for tokens, _ in found]
+    return [text for text, _ in found]
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +132,16 @@ def two(model, tmp_path_factory):
 
 
 def held(events, prompt):
-    """Return the tokens of a prompt's longest chain of resident blocks."""
-    chains = resident(events)
-    lengths = range(0, len(prompt), SIZE)
-    return max(n for n in lengths if n == 0 or tuple(prompt[:n]) in chains)
+    """Return the tokens of a prompt's resident blocks, up to the first that is not."""
+    chains, length = resident(events), 0
+    while length + SIZE < len(prompt) and tuple(prompt[: length + SIZE]) in chains:
+        length += SIZE
+    return length
 
 
 def test_two_engines_answer_as_stock_and_count_by_engine(two, stock):
     found = complete_all(two.base, PROMPTS, rank_of=lambda number: number % 2)
-    assert [tokens for tokens, _ in found] == stock
+    assert [text for text, _ in found] == stock
     start = dict.fromkeys(itertools.product(QUERIED, RANKS), 0)
     metrics = queried(two.base, start, sum(map(len, PROMPTS)))
     info = metrics.labels("vllm_radix:info")
@@ -158,18 +160,25 @@ def test_two_engines_answer_as_stock_and_count_by_engine(two, stock):
 
 def test_what_a_rank_stored_and_did_not_remove_is_what_it_finds(two):
     """What an independent subscriber holds is what the rank answers from."""
-    removed = 0
+    removed, lengths = 0, set()
     for rank, port in zip(RANKS, two.ports, strict=True):
-        for prompt in few_shot(banks=5, questions=2, seed=f"held {rank}"):
-            two.events.settle(0.3)
+        prompts = few_shot(banks=6, questions=3, seed=f"held {rank}")
+        random.Random(rank).shuffle(prompts)
+        for prompt in prompts:
             expected = held(two.events.events(port), prompt)
             _, cached = complete(two.base, prompt, rank)
             # A hit may end inside the block after the last whole one.
             assert expected <= cached < expected + SIZE, (rank, expected, cached)
+            lengths.add(expected)
+            # What made room was told before, or in the same message.
+            deadline = time.monotonic() + 30
+            while held(two.events.events(port), prompt) < len(prompt) - SIZE:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
         assert two.events.ranks(port) == {rank}
         names = [type(event).__name__ for event in two.events.events(port)]
         removed += names.count("BlockRemoved")
-    assert removed > 0
+    assert removed > 0 and len(lengths) > 1
 
 
 def test_a_router_sends_each_prompt_to_the_rank_that_holds_it(two):
@@ -215,7 +224,7 @@ def test_two_ranks_of_a_tensor_parallel_engine_answer_as_stock(model, tmp_path, 
         found = complete_all(base, PROMPTS)
         asked = sum(map(len, PROMPTS))
         metrics = wait_for(base, lambda page: page.of(QUERIED[1], 0) == asked)
-    assert [tokens for tokens, _ in found] == stock
+    assert [text for text, _ in found] == stock
     assert [info["engine"] for info in metrics.labels("vllm_radix:info")] == ["0"]
     cached = sum(cached for _, cached in found)
     assert metrics.of("vllm_radix:hit_tokens_total", 0) == cached > 0

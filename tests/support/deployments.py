@@ -59,27 +59,35 @@ def few_shot(banks, questions, bank_tokens=310, seed=0):
     return [text + words(18) for _ in range(questions) for text in texts]
 
 
-def complete(base, tokens, rank=None, max_tokens=4, **more):
-    """Return the tokens and the cached tokens of a greedy completion."""
-    body = {"model": NAME, "prompt": tokens, "max_tokens": max_tokens}
-    body |= {"temperature": 0, "ignore_eos": True, "return_token_ids": True, **more}
+def complete(base, prompt, rank=None, **more):
+    """Return the text and the cached tokens of a greedy completion.
+
+    Tokens are not asked for: vllm-router looks up no request that does.
+    """
+    body = {"model": NAME, "prompt": prompt, "max_tokens": 4}
+    body |= {"temperature": 0, "ignore_eos": True, **more}
     headers = {} if rank is None else {"X-data-parallel-rank": str(rank)}
     reply = httpx.post(
         f"{base}/v1/completions", json=body, headers=headers, timeout=300
     )
     assert reply.status_code == 200, reply.text
     choice, usage = reply.json()["choices"][0], reply.json()["usage"]
-    return choice["token_ids"], usage["prompt_tokens_details"]["cached_tokens"]
+    return choice["text"], usage["prompt_tokens_details"]["cached_tokens"]
 
 
 def complete_all(base, prompts, clients=8, rank_of=None):
-    """Return tokens and cached tokens of each prompt, sent by some clients at once."""
+    """Return text and cached tokens of each prompt, sent by some clients at once."""
     ranks = [rank_of and rank_of(number) for number in range(len(prompts))]
     with ThreadPoolExecutor(clients) as pool:
         sent = pool.map(
             lambda one: complete(base, *one), zip(prompts, ranks, strict=True)
         )
         return [*sent]
+
+
+def as_texts(prompts):
+    """Return prompts of text: the numbers of tokens, written out."""
+    return [" ".join(map(str, tokens)) for tokens in prompts]
 
 
 def publish_events(port):
@@ -156,7 +164,8 @@ class Subscriber:
     def events(self, port):
         """Return the events of an endpoint; its batches are complete and in order."""
         numbers = [number for number, _, _ in self.batches[port]]
-        assert numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+        first = numbers[0] if numbers else 0
+        assert numbers == [*range(first, first + len(numbers))]
         return [event for _, batch, _ in self.batches[port] for event in batch.events]
 
     def ranks(self, port):
