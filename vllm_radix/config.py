@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import json
 import os
-import textwrap
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -213,9 +212,13 @@ class RadixConfig:
 
     def __str__(self) -> str:
         return ", ".join(
-            f"{name}={textwrap.shorten(str(value), 100)}"
-            for name, value in self.to_dict().items()
+            f"{name}={_cut(str(value))}" for name, value in self.to_dict().items()
         )
+
+
+def _cut(text: str) -> str:
+    """Return a text of at most 100 characters, for the log."""
+    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def section_of(additional_config: object) -> Any:

@@ -121,7 +121,7 @@ def _read_file(path: str) -> list[Prompt]:
         raise ValueError(f"{path!r} cannot be read: {why}; give {ALLOWED}") from error
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path!r} is not JSON: {error}; write {_PROMPTS}") from error
     return _prompts(value, repr(path))
 
@@ -146,6 +146,12 @@ def _are_objects(value: Any) -> bool:
 def _prompts(value: Any, where: str) -> list[Prompt]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{where} holds {value!r}, and not {_PROMPTS}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} has half a pair of surrogates, which is no text; write {_PROMPTS}"
+        ) from error
     return [_prompt(one, f"prompt {at + 1} of {where}") for at, one in enumerate(value)]
 
 

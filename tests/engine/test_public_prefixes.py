@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from engine.test_request_keys import image, request
@@ -12,6 +13,7 @@ from support.engine_double import EngineDouble, make_scheduler, make_vllm_config
 from support.pages import ROOT
 from support.prompts import prompt
 from vllm_radix.config import RadixConfig
+from vllm_radix.engine import public_prefixes
 from vllm_radix.engine.public_prefixes import (
     Declared,
     First,
@@ -51,6 +53,47 @@ def test_a_prompt_is_public_up_to_the_first_marker_within_the_bound():
     up_to = UpTo([7, 8], within=5)
     prompts = [1, 7, 8, 7, 8], [7, 7, 8, 1], [1, 2, 3, 7, 8], [1, 2, 3, 4, 7, 8], [7]
     assert [up_to.length(p) for p in prompts] == [3, 3, 5, 0, 0]
+
+
+def test_a_marker_is_looked_for_in_one_go():
+    """Also in a prompt that is made to take long: the engine waits meanwhile."""
+    looked = 0
+
+    class Counted(list):
+        def __eq__(self, other):
+            nonlocal looked
+            looked += 1
+            return super().__eq__(other)
+
+        __hash__ = None
+
+    up_to = UpTo([7, 8], within=1 << 16)
+    up_to._marker = Counted([7, 8])
+    began = time.process_time()
+    assert up_to.length([7] * (1 << 16)) == 0
+    assert looked == 1 << 16
+    # Half a minute where the rest is copied each time.
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("marker", [[], [1, 2, 3]])
+def test_a_marker_that_nothing_can_hold_is_refused(marker, monkeypatch):
+    monkeypatch.setattr(
+        public_prefixes._Tokenizer, "encode", lambda *args, **kwargs: marker
+    )
+    config = RadixConfig(public_prefix={"marker": "x", "within": 2})
+    message = f"'marker' 'x' has {len(marker)} tokens; allowed: 1 to 'within'"
+    with pytest.raises(ValueError, match=message):
+        make_public_prefixes(config, make_vllm_config())
+
+
+def test_what_is_remembered_of_a_client_is_bounded(keys):
+    long = "s" * 100_000
+    one, two = (request([*PUBLIC, 1, 2], cache_salt=long + end) for end in "ab")
+    again = request([*PUBLIC, 1, 2], cache_salt=long + "a")
+    assert keys.key(one, 12) == keys.key(again, 12)
+    assert keys.key(one, 12) != keys.key(two, 12)
+    assert max(len(salt) for salt, _ in keys._salts._numbers) <= 64
 
 
 # -- keys ------------------------------------------------------------------------------
@@ -187,6 +230,7 @@ def test_nothing_is_shared_once_all_markers_are_given(keys):
         ({"prompts": [[{"content": "x"}]]}, "prompt 1 of 'prompts' is"),
         ({"prompts": [{"messages": [{"role": "system"}], "tools": 3}]}, "prompt 1"),
         ({"prompts": [{"messages": [{"role": "system"}], "more": 3}]}, "prompt 1"),
+        ({"prompts": ["a\ud800"]}, "'prompts' has half a pair of surrogates"),
         ("/no/such/file.json", "'/no/such/file.json' cannot be read: No such file"),
     ],
 )

@@ -105,6 +105,30 @@ def test_pictures_tell_blocks_of_equal_tokens_apart(keys):
     assert decode(cat)[4] < 0
 
 
+def test_where_a_block_is_a_token_a_medium_is_marked_once():
+    """Numbers are 31 bits there, and a picture may be a thousand tokens."""
+    keys = RequestKeys(1)
+    tokens = [1, 2, 9, 9, 9, 3, 9, 9, 4]
+
+    def key(*pictures):
+        media = [image(*picture) for picture in pictures]
+        return keys.key(request(tokens, mm_features=media), len(tokens))
+
+    cat = key(("cat", 2, 3), ("dog", 6, 2))
+    assert cat == key(("cat", 2, 3), ("dog", 6, 2))
+    assert keys.markers._next == 2
+    at = decode(cat)
+    assert [token < 0 for token in at] == [at in (2, 6) for at in range(9)]
+    others = [
+        key(("dog", 2, 3), ("dog", 6, 2)),
+        key(("cat", 2, 3), ("cat", 6, 2)),
+        key(("cat", 3, 2), ("dog", 6, 2)),
+        key(("cat", 2, 3)),
+        encode(tokens),
+    ]
+    assert len({cat, *others}) == 6
+
+
 def test_embeddings_tell_prompts_apart(keys):
     def key(value):
         embeds = torch.full((8, 2), value)

@@ -91,15 +91,20 @@ class UpTo(PublicPrefixes):
         self._within = within
 
     def length(self, prompt: Sequence[int]) -> int:
-        """Return where the marker first ends in a prompt; 0 if nowhere: O(within)."""
+        """Return where the marker first ends in a prompt; 0 if nowhere.
+
+        O(within x tokens of the marker).
+        """
         marker, head = self._marker, list(prompt[: self._within])
         first, at = marker[0], 0
-        while first in head[at:]:
-            at = head.index(first, at)
-            if head[at : at + len(marker)] == marker:
-                return at + len(marker)
-            at += 1
-        return 0
+        try:
+            while True:
+                at = head.index(first, at)
+                if head[at : at + len(marker)] == marker:
+                    return at + len(marker)
+                at += 1
+        except ValueError:
+            return 0
 
     def __str__(self) -> str:
         return (
@@ -132,6 +137,11 @@ def make_public_prefixes(
     marker = option.marker
     if isinstance(marker, str):
         marker = tokenizer.encode(marker, add_special_tokens=False)
+    if not 0 < len(marker) <= option.within:
+        raise ValueError(
+            f"radix option 'public_prefix': 'marker' {option.marker!r} has "
+            f"{len(marker)} tokens; allowed: 1 to 'within', which is {option.within}"
+        )
     return UpTo(marker, option.within)
 
 

@@ -15,6 +15,7 @@ different salts part there::
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from hashlib import sha256
 from typing import NamedTuple, Protocol, cast
 
 from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
@@ -27,6 +28,9 @@ _LOW = 1 << 31
 
 _LEAST = -_LOW
 """The first marker of a salt. Those of contents begin at -1 and go down."""
+
+_LONG_SALT = 64
+"""Characters up to which a salt is remembered as it is."""
 
 _KEY = "radix_key"
 """The attribute in which a request carries its key, to go when it goes."""
@@ -98,7 +102,7 @@ class RequestKeys:
         capacity = max(_MIN_MARKERS, _MARKERS_PER_BLOCK * num_blocks)
         self.markers = ContentIds(capacity)
         self.public: _Prefixes | None = None
-        self._salts = ContentIds(capacity)
+        self._salts = ContentIds()
 
     def namespace(self, request: Request) -> Namespace:
         """Return the namespace of a request's blocks.
@@ -130,7 +134,11 @@ class RequestKeys:
         start = start // self.block_size * self.block_size
         if start <= 0:
             return _Home(owner)
-        number = self._salts.number((request.cache_salt or None, prompt[start]))
+        salt: Hashable = request.cache_salt or None
+        if salt is not None and len(request.cache_salt) > _LONG_SALT:
+            # What is remembered of a client is bounded, whatever it sends.
+            salt = sha256(request.cache_salt.encode("utf-8", "surrogatepass")).digest()
+        number = self._salts.number((salt, prompt[start]))
         if number >= _LOW >> 1:
             return _Home(owner)  # all markers are used up
         lora = request.lora_request
@@ -240,6 +248,9 @@ class RequestKeys:
                 request, start, start + size, medium
             )
             content = tuple(e for e in extra or () if e[0] not in _IN_NAMESPACE)
+            if size == 1 and all(e[0] == "mm" and e[2] < 0 for e in content):
+                # Inside a medium: its first token tells which, and comes before.
+                continue
             if content:
                 replaced = tuple(tokens[at : at + min(size, 2)])
                 number = self.markers.number((content, replaced))

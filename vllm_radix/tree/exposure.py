@@ -3,6 +3,9 @@
 A block is exposed if it was evicted while least recently used would still hold it. It
 leaves that state in one of two ways: it is asked for again, which is a hit lost, or the
 time comes at which least recently used would have evicted it too, and nothing was lost.
+
+Time passes when a request is admitted. What its own blocks push out is exposed until
+the next one comes, even if least recently used would push it out as well.
 """
 
 from vllm_radix.tree.eviction import EvictionPolicy
