@@ -1,6 +1,8 @@
 """Small requests to a server: is it there, what does it say."""
 
+import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -19,17 +21,45 @@ class HttpError(Exception):
         self.status = status
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: a key is for the server that was named, and no other."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """Return nothing: the reply is an error of its own status."""
+
+
 # A proxy is for other machines.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+_MAX_BYTES = 64 << 20
+_CHUNK = 1 << 16
 
 
 def _ask(request: urllib.request.Request, timeout: float) -> bytes:
+    """Return a reply that is whole in time, however it comes.
+
+    Raises:
+        HttpError: there is none.
+    """
+    ends = time.monotonic() + timeout
     try:
         with _OPENER.open(request, timeout=timeout) as reply:
-            body: bytes = reply.read()
-            return body
+            body = bytearray()
+            # What is there: a read of all waits anew for each part.
+            while part := reply.read1(_CHUNK):
+                body += part
+                if time.monotonic() > ends:
+                    raise HttpError(f"the reply is not complete after {timeout:.0f} s")
+                if len(body) > _MAX_BYTES:
+                    raise HttpError(f"the reply has more than {_MAX_BYTES >> 20} MiB")
+            if reply.length:
+                raise HttpError(f"the reply ends {reply.length} bytes too early")
+            return bytes(body)
     except urllib.error.HTTPError as error:
-        raise HttpError(f"HTTP status {error.code}", error.code) from error
+        where = error.headers.get("Location")
+        to = f": it redirects to {where}" if where else ""
+        raise HttpError(f"HTTP status {error.code}{to}", error.code) from error
+    except http.client.HTTPException as error:
+        raise HttpError(f"the reply is not HTTP ({type(error).__name__})") from error
     except (OSError, ValueError) as error:
         raise HttpError(str(getattr(error, "reason", error))) from error
 
@@ -53,7 +83,7 @@ def get_json(url: str, headers: Mapping[str, str] | None = None) -> Any:
     """
     try:
         return json.loads(get(url, headers))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HttpError("the reply is not JSON") from error
 
 
@@ -81,5 +111,5 @@ def post_json(
     request = urllib.request.Request(url, json.dumps(body).encode(), sent)
     try:
         return json.loads(_ask(request, timeout))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HttpError("the reply is not JSON") from error

@@ -156,6 +156,10 @@ def _events(
         listener.close()
 
 
+_SENT_EACH = 3
+"""Times that a prompt is sent through the router."""
+
+
 def _sources(server: Server, endpoints: Sequence[str]) -> Iterator[Finding]:
     """Yield what is wrong with the sources of a server's events."""
     subject = f"events {server.url}"
@@ -261,18 +265,19 @@ def _routing(
 ) -> Finding:
     """Return whether the router sends prompts to where they are cached.
 
-    A server that has not cached a prompt tells of its blocks once it is sent there.
+    Each several times in a row, which a router that takes turns sends to several
+    servers. One that has not cached a prompt tells of its blocks once it is sent there.
     """
     time.sleep(_SETTLE_SECONDS)
-    missed = 0
     for server, prompt in held:
-        try:
-            complete(asked.router, server.model, prompt, asked.headers)
-        except HttpError as error:
-            said = f"a request through the router fails: {error}"
-            return problem("routing", said, "see the router's log")
-    for heard in listener.hear(_SETTLE_SECONDS):
-        missed += any(heard.begins(prompt) for _, prompt in held)
+        for _ in range(_SENT_EACH):
+            try:
+                complete(asked.router, server.model, prompt, asked.headers)
+            except HttpError as error:
+                said = f"a request through the router fails: {error}"
+                return problem("routing", said, "see the router's log")
+    heard = list(listener.hear(_SETTLE_SECONDS))
+    missed = sum(any(one.begins(prompt) for one in heard) for _, prompt in held)
     if missed:
         return note(
             "routing",

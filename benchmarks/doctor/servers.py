@@ -47,7 +47,14 @@ class Server:
             model = get_json(f"{self.url}/v1/models", self.headers)["data"][0]
             self.model = str(model["id"])
             self.max_model_len = int(model.get("max_model_len") or 0)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+        ) as error:
             raise HttpError("it names no model") from error
         try:
             page = scrape(address(self.url), time.monotonic())

@@ -52,6 +52,7 @@ _OF_A_TRACE = {
 }
 _BLOCKS, _MOST_BLOCKS, _BLOCK_SIZE = 25_000, 1_000_000, 16
 _FLAGS = {"trace": "the trace", "requests": "the fingerprint of the requests"}
+_FLAGS |= {"routings": "--routing"}
 _FLAGS |= {"priorities": "--priority", "known_in_advance": "--no-oracle"}
 _FLAGS |= {"bytes_per_block": "what a block of --model takes"}
 _FLAGS |= {"arm_options": "the options of --arms, RADIX_ variables among them"}

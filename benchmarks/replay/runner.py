@@ -109,11 +109,17 @@ def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
     """Return an arm of radix.
 
     Raises:
-        ValueError: an option is wrong.
+        ValueError: an option is wrong, or makes the fewest possible another number.
     """
     # What the environment says of recording is meant for servers.
     options = {"record": "", **options}
-    return Arm(name, RadixScheduler, RadixConfig.resolve(options).to_dict())
+    config = RadixConfig.resolve(options)
+    if config.public_prefix != "":
+        raise ValueError(
+            "radix option 'public_prefix' is not replayed: what is possible at best is "
+            "counted with all salts apart; send the requests without salts, which share"
+        )
+    return Arm(name, RadixScheduler, config.to_dict())
 
 
 def best_order() -> Arm:

@@ -51,7 +51,7 @@ def parse_routing(text: str) -> RoutingChoice:
         )
     try:
         given = json.loads(said) if colon else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         raise InputError(f"--routing: {text!r} has no JSON object after the colon")

@@ -59,10 +59,13 @@ def check_endpoint(option: str, text: str) -> str:
     """
     try:
         parts = urlsplit(text)
-        tcp = parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
+        tcp = bool(parts.hostname) and bool(parts.port) and "@" not in parts.netloc
+        tcp = tcp and text == f"tcp://{parts.netloc}" and parts.hostname != "*"
     except ValueError:
         tcp = False
-    if (tcp and parts.hostname != "*") or text.startswith("ipc://"):
+    # The length of a path is the system's limit of sockets.
+    path = text.removeprefix("ipc://")
+    if tcp or (path != text and 0 < len(path.encode()) < 108):
         return text
     raise AddressError(
         f"{option}: {text!r} is no endpoint, such as tcp://localhost:5557 or ipc://PATH"

@@ -1,5 +1,6 @@
 """Stand for servers with KV events and a router before them, in this process."""
 
+import itertools
 import json
 import threading
 import time
@@ -154,13 +155,17 @@ class RouterDouble(_Http):
         servers: behind it.
         by_rank: whether it sends to each rank by itself.
         astray: whether it sends every prompt to the first server.
+        in_turn: whether it sends to one server after the other.
         workers: status of the page that lists them.
     """
 
-    def __init__(self, *servers, by_rank=False, astray=False, workers=200):
+    def __init__(
+        self, *servers, by_rank=False, astray=False, in_turn=False, workers=200
+    ):
         super().__init__()
         self.servers, self.by_rank = servers, by_rank
         self.astray, self.workers = astray, workers
+        self.turns = itertools.cycle(servers) if in_turn else None
 
     def answer(self, path, body, headers):
         if path == "/workers":
@@ -168,6 +173,9 @@ class RouterDouble(_Http):
         if path != "/v1/completions":
             return 404, {"detail": "Not Found"}
         prompt = body["prompt"]
+        if self.turns is not None:
+            next(self.turns).complete(prompt, 0)
+            return 200, {"choices": [{"text": "a"}]}
         for server in self.servers:
             for held in server.held:
                 if prompt in held and not self.astray:

@@ -197,6 +197,17 @@ def test_a_router_that_sends_astray(deployment):
     assert note.found.startswith("1 of 2 prompts went where they were not cached")
 
 
+@pytest.mark.parametrize("servers", [2, 3])
+def test_a_router_that_takes_turns(deployment, servers):
+    """In whatever order prompts are sent, it is not taken for one that knows."""
+    deployment.serve(servers)
+    deployment.route(in_turn=True)
+    note = of(deployment.doctor(*deployment.sources), "routing")
+    assert note.status is Status.NOTE
+    told = f"{servers} of {servers} prompts went where they were not cached"
+    assert note.found.startswith(told)
+
+
 def test_engines_that_the_router_does_not_know(deployment):
     deployment.serve(1, engines=4)
     deployment.route()

@@ -271,7 +271,12 @@ def test_options_that_cannot_be_used(words, said, server, capsys):
     assert said in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("end", ["localhost", "tcp://*:5557", "http://x:1", "tcp://x"])
+MORE_ENDS = "tcp://u@x:1", "tcp://x:1/y", "tcp://x:1?y", "ipc://", "ipc://" + 108 * "x"
+
+
+@pytest.mark.parametrize(
+    "end", ["localhost", "tcp://*:5557", "http://x:1", "tcp://x", *MORE_ENDS]
+)
 def test_what_is_no_endpoint(end, server, capsys):
     assert main(["top", server.base, "--tree", "--events", end]) == ExitCode.INPUT
     assert f"--events: {end!r} is no endpoint" in capsys.readouterr().err
