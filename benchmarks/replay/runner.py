@@ -112,12 +112,11 @@ def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
         ValueError: an option is wrong, or makes the fewest possible another number.
     """
     # What the environment says of recording is meant for servers.
-    options = {"record": "", **options}
-    config = RadixConfig.resolve(options)
+    config = RadixConfig.resolve({"record": "", **options})
     if config.public_prefix != "":
         raise ValueError(
-            "radix option 'public_prefix' is not replayed: what is possible at best is "
-            "counted with all salts apart; send the requests without salts, which share"
+            "radix option 'public_prefix' is not replayed, for the fewest possible is "
+            "counted with salts apart; replay the requests without salts, which share"
         )
     return Arm(name, RadixScheduler, config.to_dict())
 
@@ -450,8 +449,8 @@ def run(
         cell = result["cells"][number]
         blocks = cell["blocks"]
         routed = cell.get("routing")
-        what = f"{name or 'known in advance'}, {blocks:,} blocks"
-        what = what if routed is None else f"{routed}, {what}"
+        what = "" if routed is None else f"{routed}, "
+        what += f"{name or 'known in advance'}, {blocks:,} blocks"
         progress.begin(what)
         start = time.perf_counter()
         if name is None:
@@ -474,8 +473,7 @@ def run(
                 outcome = fleet
                 used = result["machine"]["routing_cpu_seconds_per_request"][number]
                 used[name] = fleet.routing_cpu / len(fleet.records)
-            overloaded = is_overloaded(roots, outcome)
-            made = {**summary(outcome), "overloaded": overloaded}
+            made = {**summary(outcome), "overloaded": is_overloaded(roots, outcome)}
             if options.known_in_advance and options.layout is None:
                 order = [r.id for r in sorted(outcome.records, key=lambda r: r.sent)]
                 best = best_eviction(roots, order, blocks, options.block_size)

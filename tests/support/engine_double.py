@@ -39,6 +39,13 @@ def _chain(before, token):
     return hash((before, token))
 
 
+def _link(before, token, position, salt, private):
+    """Return what a slot depends on: on the salt from the first private token on."""
+    if position == private:
+        before = _chain(before, salt)
+    return _chain(before, token)
+
+
 def _say(chain):
     """Return what a model says next: a function of what it has read."""
     return 3 + chain % (VOCABULARY - 3)
@@ -271,8 +278,7 @@ class EngineDouble:
         salt, private = self._private[request_id]
         while len(chain) <= length:
             at = len(chain) - 1
-            before = _chain(chain[-1], salt) if at == private else chain[-1]
-            chain.append(_chain(before, tokens[at]))
+            chain.append(_link(chain[-1], tokens[at], at, salt, private))
         return chain
 
     def _slot(self, request_id, position):

@@ -13,7 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.v1.outputs import KVConnectorOutput
 
-from support.engine_double import EngineDouble, _chain, make_scheduler
+from support.engine_double import EngineDouble, _link, make_scheduler
 
 
 @dataclass
@@ -153,9 +153,9 @@ class LoadingDouble(EngineDouble):
 
     def _write_load(self, load):
         request = self._requests[load.request_id]
-        chain = self._root(request)
+        chain, private = self._root(request), self._num_public(request)
         for position, token in enumerate(request.all_token_ids[: load.end]):
-            chain = _chain(chain, token)
+            chain = _link(chain, token, position, request.cache_salt, private)
             if position >= load.start:
                 block = load.blocks[position // self.block_size]
                 self.slots[block, position % self.block_size] = chain
