@@ -215,19 +215,11 @@ def _check_config(vllm_config: Any) -> None:
     """Refuse what cannot be served, before weights load."""
     if not is_ours(vllm_config.scheduler_config.scheduler_cls):
         return
-    from vllm_radix.engine.support import (
-        config_problem,
-        install_problem,
-        public_prefix_problem,
-    )
+    from vllm_radix.engine.support import early_problem
 
     present = vllm_config.additional_config
     config = RadixConfig.from_additional_config(present)
-    problem = (
-        install_problem()
-        or config_problem(vllm_config)
-        or public_prefix_problem(vllm_config, config)
-    )
+    problem = early_problem(vllm_config, config)
     if problem is not None and config.on_unsupported == "error":
         raise ValueError(problem)
     if problem is None and config.attention == "grouped":

@@ -19,7 +19,7 @@ import psutil
 from vllm_radix.exits import CommandError, ExitCode
 from vllm_radix_bench.ab import supervise
 from vllm_radix_bench.ab.offline.process import excerpt, how_it_ended
-from vllm_radix_bench.ab.web import HttpError, get, get_json, post
+from vllm_radix_bench.ab.web import HttpError, bearer, get, get_json, post
 from vllm_radix_bench.report.output import OutputError
 from vllm_radix_bench.report.quiet import users_environment
 
@@ -170,8 +170,7 @@ class Server:
     @property
     def headers(self) -> dict[str, str]:
         """What each request carries."""
-        key = self.spec.api_key
-        return {} if key is None else {"Authorization": f"Bearer {key}"}
+        return bearer(self.spec.api_key)
 
     def error(self, what: str) -> ServerError:
         """Return an error of this server, with what its log has of errors."""

@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    """Return the headers of a request that carries a key; none without one."""
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
 class HttpError(Exception):
     """A server cannot be reached, or refuses; the message says which.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from vllm_radix.exits import ExitCode
+from vllm_radix_bench.ab.web import bearer
 from vllm_radix_bench.doctor.finding import starts
 from vllm_radix_bench.doctor.router import Asked, examine
 from vllm_radix_bench.doctor.table import count_problems, print_json, print_table
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             servers=tuple(_base("--server", url) for url in arguments.server),
             sources=_sources(arguments.kv_event_source),
             block_size=arguments.kv_event_block_size,
-            headers=_headers(arguments.api_key),
+            headers=bearer(arguments.api_key or None),
             seconds=arguments.wait,
         )
     except InputError as error:
@@ -125,7 +126,3 @@ def _sources(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
         except AddressError as error:
             raise InputError(str(error)) from error
     return found
-
-
-def _headers(key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_radix_bench.replay.verdict import cache_size
+from vllm_radix_bench.replay.verdict import cache_size, num_engines
 from vllm_radix_bench.report.columns import Column
 from vllm_radix_bench.report.tables import print_table, say
 
@@ -134,19 +134,19 @@ _ROUTING_CPU = Column(
 
 def counts_of(result: dict[str, Any]) -> tuple[Column, ...]:
     """Return the columns of what was counted."""
-    return COUNTS if result["options"].get("engines") is None else _FLEET_COUNTS
+    return COUNTS if num_engines(result) is None else _FLEET_COUNTS
 
 
 def times_of(result: dict[str, Any]) -> tuple[Column, ...]:
     """Return the columns of times."""
-    if result["options"].get("engines") is None:
+    if num_engines(result) is None:
         return TIMES
     return *_ROUTED, *TIMES[len(_ARM) :], _ROUTING_CPU
 
 
 def columns_of(result: dict[str, Any]) -> tuple[Column, ...]:
     """Return all columns, for JSON and CSV."""
-    if result["options"].get("engines") is None:
+    if num_engines(result) is None:
         return COLUMNS
     return *_FLEET_COUNTS, *times_of(result)[len(_ROUTED) :]
 
@@ -160,7 +160,7 @@ def show(result: dict[str, Any], rows: Sequence[Row], out: Console) -> None:
     costs = ", ".join(f"{name}={value:g}" for name, value in cost.items())
     blocks = dict.fromkeys(cell["blocks"] for cell in result["cells"])
     sizes = "; ".join(cache_size(result, one) for one in blocks)
-    engines = result["options"].get("engines")
+    engines = num_engines(result)
     where = "" if engines is None else f" in each of {engines} engines"
     say(out, f"Cost model: {costs}")
     say(out, f"Cache: {sizes}{where}.")

@@ -14,11 +14,18 @@ def verdict(result: dict[str, Any]) -> list[str]:
     return [*filter(None, said), *fewest(result), *too_much_load(result)]
 
 
+def num_engines(result: dict[str, Any]) -> int | None:
+    """Return how many engines a replay had; None for one without a routing rule."""
+    engines: int | None = result["options"].get("engines")
+    return engines
+
+
 def fewest(result: dict[str, Any]) -> Iterator[str]:
     """Yield which rule and arm computed least, for each cache of several engines."""
-    if result["options"].get("engines") is None:
+    engines = num_engines(result)
+    if engines is None:
         return
-    engines, least = result["options"].get("engines"), result["infinite_cache"]
+    least = result["infinite_cache"]
     for blocks in dict.fromkeys(cell["blocks"] for cell in result["cells"]):
         tokens, routing, name = min(
             (arm["computed_prompt_tokens"], cell["routing"], name)

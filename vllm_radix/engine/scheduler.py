@@ -33,12 +33,10 @@ from vllm_radix.engine.manager import RadixKVCacheManager
 from vllm_radix.engine.public_prefixes import make_public_prefixes
 from vllm_radix.engine.recorder import TrafficRecorder
 from vllm_radix.engine.support import (
-    config_problem,
+    early_problem,
     feature_problem,
-    install_problem,
     is_one_full_group,
     layout_problem,
-    public_prefix_problem,
     stock_scheduler_cls,
 )
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
@@ -75,9 +73,7 @@ class RadixScheduler(Scheduler):
         """Choose the class that fits the configuration."""
         config = RadixConfig.from_additional_config(vllm_config.additional_config)
         problem = (
-            install_problem()
-            or config_problem(vllm_config)
-            or public_prefix_problem(vllm_config, config)
+            early_problem(vllm_config, config)
             or layout_problem(kv_cache_config)
             or feature_problem(vllm_config, kv_cache_config)
         )

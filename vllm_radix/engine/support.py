@@ -93,6 +93,20 @@ def config_problem(vllm_config: VllmConfig) -> str | None:
     return None
 
 
+def early_problem(vllm_config: VllmConfig, config: RadixConfig) -> str | None:
+    """Return why radix cannot serve, as far as is known before weights load, or None.
+
+    Args:
+        vllm_config: of vLLM.
+        config: the options of radix.
+    """
+    return (
+        install_problem()
+        or config_problem(vllm_config)
+        or public_prefix_problem(vllm_config, config)
+    )
+
+
 def public_prefix_problem(vllm_config: VllmConfig, config: RadixConfig) -> str | None:
     """Return why salts cannot share a public prefix in a configuration, or None."""
     if config.public_prefix == "":
