@@ -141,6 +141,18 @@ def test_with_whole_blocks_alone_nothing_is_copied(layout):
         assert not any(cached % size for cached in engine.cached.values())
 
 
+def test_with_whole_blocks_alone_and_a_unit_hits_end_at_units():
+    engines = [
+        hybrid_traffic(
+            "full/32+mamba/32x2", seed, radix={"sub_block": False}, prefix_match_unit=8
+        )
+        for seed in range(3)
+    ]
+    cached = {tokens for engine in engines for tokens in engine.cached.values()}
+    assert not any(tokens % 8 for tokens in cached)
+    assert any(tokens % 32 for tokens in cached)
+
+
 def test_windows_that_this_step_writes_are_not_copied():
     """Where the last parts from the first, the window is the second's alone."""
     options = {"radix": {"hold": False, **EXACT}}
@@ -201,14 +213,16 @@ def test_the_next_turn_goes_on_where_the_last_one_ended(layout):
     assert engine.cached["1"] == 85 + 21
 
 
-def test_with_a_unit_stock_goes_on_later_where_a_prompt_is_sent_again():
-    """Its state at the prompt's last unit is kept; docs/hybrid-models.md says so."""
+@pytest.mark.parametrize("options", [EXACT, {"sub_block": False}])
+def test_with_a_unit_a_prompt_sent_again_goes_on_at_its_last_unit_as_with_stock(
+    options,
+):
     prompts = dict.fromkeys(("first", "again"), prompt("one", 90))
-    cached = {}
     for cls in (Scheduler, RadixScheduler):
-        engine = engine_of("full/32+mamba/32x2", cls, radix=EXACT, prefix_match_unit=8)
-        cached[cls] = run(engine, prompts, at_once=False).cached["again"]
-    assert cached == {Scheduler: 88, RadixScheduler: 64}
+        engine = engine_of(
+            "full/32+mamba/32x2", cls, radix=options, prefix_match_unit=8
+        )
+        assert run(engine, prompts, at_once=False).cached["again"] == 88
 
 
 # -- holding -------------------------------------------------------------------

@@ -11,6 +11,7 @@ request goes on, and which of its blocks stay for others::
 """
 
 from itertools import islice
+from math import lcm
 from typing import Any
 
 from vllm_radix.engine.compat import (
@@ -21,7 +22,7 @@ from vllm_radix.engine.compat import (
 )
 from vllm_radix.engine.follow_ups import PointFollowUps
 from vllm_radix.engine.groups import GROUP_TYPES
-from vllm_radix.engine.groups.mamba import keep_state
+from vllm_radix.engine.groups.mamba import keep_state, unit_of
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import PointMissLog
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
@@ -93,14 +94,17 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self._chunks = sorted(
             {c.chunk for c in self._components if isinstance(c, Chunk)}
         )
-        grain = max(component.grain for component in self._components)
-        self.align = grain if min_sub_block_tokens is not None else whole
+        self.align = max(component.grain for component in self._components)
+        unit = unit_of(self.coordinator)
+        if min_sub_block_tokens is None:
+            self.align = lcm(self.align, unit) if unit else whole
         gap = min_sub_block_tokens or 1
         if self._states:
             gap = max(gap, MIN_TOKENS_PER_STATE)
         self._typical = TypicalRequest(self._components)
         tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
-        self.plans = ResumePlans(self.align, gap, tokens, dense=not self._states)
+        dense = not self._states
+        self.plans = ResumePlans(self.align, gap, tokens, dense=dense, unit=unit)
         self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
         self.block_pool.junctions = self._whole_junctions
@@ -227,10 +231,11 @@ class HybridKVCacheManager(TreeKVCacheManager):
         plan.key, plan.namespace = bytes(key), pool.keys.namespace(request)
         public = pool.keys.num_public(request)
         places = self.plans.junctions(plan, limit, cached, public)
-        if not self.block_pool.keys.is_plain(request):
+        if pool.keys.is_plain(request):
+            plan.junctions = self.plans.with_tail(plan, places, cached)
+        else:
             whole = (n // self._whole * self._whole for n in places)
-            places = sorted({n for n in whole if n > cached})
-        plan.junctions = places
+            plan.junctions = places = sorted({n for n in whole if n > cached})
         plan.open = set(places)
         boundary = (request.num_prompt_tokens - 1) // self._whole * self._whole
         if boundary > cached and not self._states:
@@ -260,7 +265,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         plan = self._plan_of(request)
         if plan is not None and self._states:
             for place in plan.junctions:
-                if start < place < end:
+                # Stock's own step ends at the tail, unless kernels hand it out.
+                if start < place < end and place != plan.tail:
                     return place
         return end
 
@@ -341,7 +347,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
             if place != end or place > known:
                 plan.open.discard(place)  # it went past
             elif all(place % self._groups[g].block_size == 0 for g in self._states):
-                self._add(plan, place, shared=True)
+                self._add(plan, place, place != plan.tail)
             else:
                 self._keep_states(plan, place)
         request_id = plan.request.request_id
@@ -385,7 +391,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         added = None
         if all(copies.values()):
             ids = {g: block.block_id for g, block in copies.items() if block}
-            added = self._add(plan, place, shared=True, copies=ids)
+            added = self._add(plan, place, place != plan.tail, ids)
         if added is None:
             plan.open.discard(place)
 

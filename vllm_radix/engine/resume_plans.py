@@ -32,6 +32,7 @@ class ResumePlan:
         junctions: where others part from it, in tokens; those to come, in order.
         prefixes: the tokens before each junction.
         open: those of them that nobody can go on from yet.
+        tail: the junction that only an identical prompt goes on from; 0 for none.
         published: tokens up to which points were added where chunks and intervals end;
             those under way may not be known yet.
         boundary: where an identical prompt goes on, if it lies before the end; the
@@ -49,6 +50,7 @@ class ResumePlan:
     junctions: list[int] = field(default_factory=list)
     prefixes: dict[int, bytes] = field(default_factory=dict)
     open: set[int] = field(default_factory=set)
+    tail: int = 0
     published: int | None = None
     boundary: int = 0
     state_at: int = 0
@@ -109,6 +111,8 @@ class ResumePlans:
         max_tokens: of the prompts that are remembered.
         dense: whether what is cached of a request is memory that it shares; a state
             is not.
+        unit: stock ends a step at the prompt's last multiple of it, to keep the state;
+            0 if it does not.
 
     Attributes:
         grain: as given.
@@ -118,8 +122,14 @@ class ResumePlans:
     """
 
     def __init__(
-        self, grain: int, min_gap: int, max_tokens: int, dense: bool = True
+        self,
+        grain: int,
+        min_gap: int,
+        max_tokens: int,
+        dense: bool = True,
+        unit: int = 0,
     ) -> None:
+        self._unit = unit
         self.grain = grain
         self.min_gap = min_gap
         self.dense = dense
@@ -158,6 +168,24 @@ class ResumePlans:
             kept = [n for n in kept if abs(n - public) >= self.min_gap]
             kept = sorted([*kept[1 - MAX_JUNCTIONS :], public])
         return kept
+
+    def with_tail(
+        self, plan: ResumePlan, junctions: list[int], cached: int
+    ) -> list[int]:
+        """Return junctions and, noted in the plan, where the same prompt goes on.
+
+        Args:
+            plan: of the request.
+            junctions: of the request.
+            cached: tokens that it finds cached itself.
+        """
+        if self._unit:
+            last = (plan.request.num_prompt_tokens - 1) // self._unit * self._unit
+            place = self.place(last)
+            if place > cached and place not in junctions:
+                plan.tail = place
+                return sorted([*junctions, place])
+        return junctions
 
     def place(self, shared: int) -> int:
         """Return where a junction lies of requests that share so many tokens."""

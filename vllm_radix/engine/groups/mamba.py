@@ -51,6 +51,15 @@ class MambaGroup(GroupType):
         return None
 
 
+def unit_of(coordinator: Any) -> int:
+    """Return the tokens between places where stock finds states inside blocks.
+
+    0 where it finds none there, without ``--prefix-match-unit``.
+    """
+    unit: int = coordinator.block_pool.hash_block_size
+    return unit if coordinator.enable_partial_hash_hits else 0
+
+
 def keep_state(manager: Any, request_id: str, num_tokens: int) -> KVCacheBlock | None:
     """Have the next step copy a request's state before it is overwritten.
 
