@@ -209,7 +209,7 @@ def _left_to_stock(
         config.parallel_config.worker_cls = worker or config.parallel_config.worker_cls
     if config.kv_transfer_config is not None:
         # Its connector would open ports.
-        why = layout_problem(cache) or feature_problem(config, cache)
+        why = layout_problem(cache) or feature_problem(config, cache, radix)
         if why is not None:
             raise ValueError(why)
         return ("hits inside a block (a KV connector, which knows whole blocks)",)

@@ -62,6 +62,7 @@ def _bind(mirror: bool | None, caching: bool) -> None:
     from vllm.v1.core import block_pool, kv_cache_manager
     from vllm.v1.core.sched import async_scheduler, scheduler
 
+    from vllm_radix.config import RadixConfig
     from vllm_radix.engine.block_pool import RadixBlockPool
     from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
     from vllm_radix.engine.hybrid_pool import HybridBlockPool
@@ -152,6 +153,9 @@ def _bind(mirror: bool | None, caching: bool) -> None:
         refused |= max(asked_for["dcp_world_size"], asked_for["pcp_world_size"]) > 1
         return None if refused else LoneHybridKVCacheManager
 
+    # Where hits end with blocks EAGLE is refused beside windows, as above.
+    blocks_only = RadixConfig(sub_block=False)
+
     def chooser(ours: type) -> Callable[..., type | None]:
         def choose(
             vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any
@@ -162,7 +166,7 @@ def _bind(mirror: bool | None, caching: bool) -> None:
             refused = (
                 config_problem(vllm_config)
                 or layout_problem(kv_cache_config)
-                or feature_problem(vllm_config, kv_cache_config)
+                or feature_problem(vllm_config, kv_cache_config, blocks_only)
             )
             if refused:
                 cache_config.enable_prefix_caching = asked_for

@@ -19,6 +19,7 @@ from vllm.v1.kv_cache_interface import (
 
 from support.pages import ROOT
 from support.toy_configs import HYBRID_TOYS
+from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import get_kv_cache_groups
 from vllm_radix.engine.groups.mamba import MambaGroup
 from vllm_radix.engine.hybrid_manager import MIN_TOKENS_PER_STATE
@@ -125,6 +126,8 @@ def with_features(**changes):
             "worker_cls": "auto",
         },
         "cache_config": {"use_replayssm": False},
+        "aux_output_config": SimpleNamespace(enabled=False),
+        "num_prefill_lookahead_tokens": 1,
     }
     for name, value in changes.items():
         part, _, field = name.partition("__")
@@ -137,40 +140,57 @@ def with_features(**changes):
     return SimpleNamespace(**config)
 
 
-DRAFT, NGRAM = (
-    SimpleNamespace(uses_draft_kv_cache=lambda answer=answer: answer)
-    for answer in (True, False)
+DRAFT, EAGLE, NGRAM = (
+    SimpleNamespace(uses_draft_kv_cache=lambda answer=own: answer, method=method)
+    for own, method in ((True, "draft_model"), (True, "eagle3"), (False, "ngram"))
 )
 FEATURES = {
-    "a KV connector": {"kv_transfer_config": object()},
-    "a draft model with KV of its own": {"speculative_config": DRAFT},
-    "speculative decoding of any kind beside states": {"speculative_config": NGRAM},
-    "decode or": {"parallel_config__decode_context_parallel_size": 2},
-    "prefill context parallelism": {
-        "parallel_config__prefill_context_parallel_size": 2
-    },
-    "`--use-replayssm`": {"cache_config__use_replayssm": True},
-    "grouped attention": {
-        "parallel_config__worker_cls": "vllm_radix.attention.worker.Worker"
-    },
+    "a KV connector": ({"kv_transfer_config": object()}, states()),
+    "a draft model with KV of its own": ({"speculative_config": DRAFT}, WINDOW),
+    "MTP of several modules": (
+        {"speculative_config": EAGLE, "num_prefill_lookahead_tokens": 2},
+        WINDOW,
+    ),
+    "EAGLE or MTP beside chunked attention": ({"speculative_config": EAGLE}, CHUNKS),
+    "option `sub_block` off": ({"speculative_config": EAGLE}, WINDOW),
+    "speculative decoding of any kind beside states": (
+        {"speculative_config": NGRAM},
+        states(),
+    ),
+    "decode or": ({"parallel_config__decode_context_parallel_size": 2}, states()),
+    "prefill context parallelism": (
+        {"parallel_config__prefill_context_parallel_size": 2},
+        states(),
+    ),
+    "`--use-replayssm`": ({"cache_config__use_replayssm": True}, states()),
+    "grouped attention": (
+        {"parallel_config__worker_cls": "vllm_radix.attention.worker.Worker"},
+        states(),
+    ),
 }
+"""What is refused: the configuration, and the group beside full attention."""
 
 
 @pytest.mark.parametrize("named", FEATURES)
 def test_what_is_not_served_with_several_groups_is_refused(named):
-    config = with_features(**FEATURES[named])
-    problem = feature_problem(config, layout(FULL, states()))
+    changes, other = FEATURES[named]
+    config = with_features(**changes)
+    groups = layout(FULL, other)
+    radix = RadixConfig(sub_block="sub_block" not in named)
+    problem = feature_problem(config, groups, radix)
     assert is_one_sentence(problem)
     (refused,) = re.findall(r"With several groups radix is also refused.*?\. ", TEXT)
     assert named in refused
     # One group is another matter, and so is a configuration without the feature.
-    assert feature_problem(config, layout(FULL)) is None
-    assert feature_problem(with_features(), layout(FULL, states())) is None
+    assert feature_problem(config, layout(FULL), radix) is None
+    assert feature_problem(with_features(), groups, radix) is None
 
 
-def test_drafts_without_kv_are_served_beside_windows():
-    config = with_features(speculative_config=NGRAM)
-    assert feature_problem(config, layout(FULL, WINDOW)) is None
+@pytest.mark.parametrize("drafts", [NGRAM, EAGLE])
+def test_drafts_are_served_beside_windows(drafts):
+    config = with_features(speculative_config=drafts)
+    config.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"
+    assert feature_problem(config, layout(FULL, WINDOW), RadixConfig()) is None
 
 
 def test_the_flag_that_makes_one_group_still_does():

@@ -24,6 +24,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 import vllm_radix
 from support.engine_double import make_kv_cache_config, make_vllm_config
 from vllm_radix import RadixScheduler
+from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import MambaAttentionBackendEnum
 from vllm_radix.engine.support import (
     config_problem,
@@ -47,6 +48,7 @@ STATES_NOT_CACHED = replace(STATES, mamba_cache_mode="none")
 REFERENCE = RSWASpec(**SHAPE, rswa_window=64)
 CROSS = CrossAttentionSpec(**SHAPE)
 SINK = SinkFullAttentionSpec(**SHAPE, sink_len=4)
+OPTIONS = RadixConfig()
 FIX = 'start without radix, or with the option on_unsupported="stock".'
 
 
@@ -89,7 +91,7 @@ def test_one_full_attention_group_is_supported():
 def test_layouts_of_several_groups_are_supported(specs):
     layout = make_kv_cache_config(specs=specs)
     assert layout_problem(layout) is None
-    assert feature_problem(make_vllm_config(), layout) is None
+    assert feature_problem(make_vllm_config(), layout, OPTIONS) is None
 
 
 @pytest.mark.parametrize(
@@ -126,8 +128,8 @@ def test_a_scheduler_of_another_layout_is_refused():
         make([FULL, REFERENCE])
 
 
-def drafts(own_kv):
-    return SimpleNamespace(uses_draft_kv_cache=lambda: own_kv)
+def drafts(own_kv, method="draft_model"):
+    return SimpleNamespace(uses_draft_kv_cache=lambda: own_kv, method=method)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def drafts(own_kv):
         (
             [FULL, WINDOW],
             {"speculative_config": drafts(own_kv=True)},
-            "a draft model with KV of its own",
+            "drafts of the method 'draft_model', which keep KV",
         ),
         (
             [FULL, STATES],
@@ -166,19 +168,19 @@ def test_a_feature_that_several_groups_lack_is_named_with_the_fix(
     specs, changed, reason
 ):
     config = change(make_vllm_config(), changed)
-    problem = feature_problem(config, make_kv_cache_config(specs=specs))
+    problem = feature_problem(config, make_kv_cache_config(specs=specs), OPTIONS)
     assert problem == (
         "radix serves models with several kinds of cached layers without "
         f"{reason}: leave it out, {FIX}"
     )
     # One group of full attention has it.
-    assert feature_problem(config, make_kv_cache_config(specs=[FULL])) is None
+    assert feature_problem(config, make_kv_cache_config(specs=[FULL]), OPTIONS) is None
 
 
 def test_drafts_without_kv_of_their_own_are_served_beside_windows():
     config = change(make_vllm_config(), {"speculative_config": drafts(own_kv=False)})
     layout = make_kv_cache_config(specs=[FULL, WINDOW])
-    assert feature_problem(config, layout) is None
+    assert feature_problem(config, layout, OPTIONS) is None
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

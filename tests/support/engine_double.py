@@ -82,7 +82,6 @@ class EngineDouble:
     """Tokens that are public together; 0: those of a block."""
 
     def __init__(self, scheduler, lag=0, check=True, drafts=0, public=()):
-        assert not (lag and drafts), "drafts are of the step before"
         self.scheduler = scheduler
         self.lag = lag
         self.drafts = drafts
@@ -93,6 +92,7 @@ class EngineDouble:
         self.tables, self.tokens, self.chains = {}, {}, {}
         self.public = public
         self._private = {}  # of a request: its salt, and where it counts
+        self._drafted = {}  # of a request: what the worker guessed last
         self.in_flight = deque()
         self.computed = self.steps = self.copied = 0
         self.outputs, self.cached = {}, {}
@@ -151,7 +151,7 @@ class EngineDouble:
         ).values():
             for one in engine_outputs.outputs:
                 self.outputs.setdefault(one.request_id, []).extend(one.new_token_ids)
-        if self.drafts:
+        if self.drafts and not self.lag:
             drafts = [self._draft(request_id) for request_id in result.req_ids]
             self.scheduler.update_draft_token_ids(
                 DraftTokenIds(list(result.req_ids), drafts)
@@ -213,9 +213,14 @@ class EngineDouble:
             elif blocks is not None:
                 self._extend_table(request_id, blocks)
             starts[request_id] = cached.num_computed_tokens[i]
+        drafts = output.scheduled_spec_decode_tokens
+        if self.lag and self.drafts:
+            # The scheduler takes guesses that it has not seen for right, and counts
+            # them as computed; the worker has them, and knows better.
+            drafts = {i: self._drafted[i][: len(some)] for i, some in drafts.items()}
+            starts = {i: min(n, len(self.tokens[i]) - 1) for i, n in starts.items()}
         self._prepare_blocks(output)
         self._prepare_states(output, starts)
-        drafts = output.scheduled_spec_decode_tokens
         for request_id, count in output.num_scheduled_tokens.items():
             self.tokens[request_id] += drafts.get(request_id, ())
             self._write(request_id, starts[request_id], count)
@@ -224,11 +229,13 @@ class EngineDouble:
             self._read(request_id, starts[request_id])
             self.computed += count
             done = starts[request_id] + count
-            tokens = self.tokens[request_id]
-            if done < len(tokens):
-                sampled.append([])
-                continue
-            sampled.append(self._verify(request_id, drafts.get(request_id, ())))
+            said = []
+            if done >= len(self.tokens[request_id]):
+                said = self._verify(request_id, drafts.get(request_id, ()))
+            sampled.append(said)
+            self._write_drafters(request_id, starts[request_id], done)
+            if self.lag and self.drafts:
+                self._drafted[request_id] = self._draft(request_id)
         ids = list(output.num_scheduled_tokens)
         return ModelRunnerOutput(
             req_ids=ids,
@@ -272,6 +279,9 @@ class EngineDouble:
 
     def _prepare_states(self, output, starts):
         """Move running states; full attention has none."""
+
+    def _write_drafters(self, request_id, start, end):
+        """Write what a draft model keeps, after the step's tokens are said."""
 
     def _chain_to(self, request_id, length):
         chain, tokens = self.chains[request_id], self.tokens[request_id]

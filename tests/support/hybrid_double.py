@@ -7,6 +7,9 @@ group had there. The worker is ``EngineDouble``'s; what it reads depends on the 
 - full attention: all positions before a token;
 - a sliding window of W: the last W positions, its own among them;
 - chunked local attention: the positions of its own chunk of C;
+- a draft model's layers (EAGLE; any of the first two, marked ``is_eagle_group``): the
+  same, where each slot depends on the token after it as well. It writes after the
+  step's tokens are said, and its guesses behind them;
 - a state (``align``): what the block of the request's last computed token holds. It is
   the state after all tokens before the step; the step overwrites it, and with the
   step's last token in another column of the table, it is copied there first.
@@ -89,6 +92,7 @@ class HybridDouble(EngineDouble):
             for group, spec in enumerate(self.specs)
             if isinstance(spec, MambaSpec)
         ]
+        self.drafters = [i for i, group in enumerate(groups) if group.is_eagle_group]
         self.blocks = {}
         self.moved = 0
         self._columns = {}  # of a request: where its running states are
@@ -186,15 +190,32 @@ class HybridDouble(EngineDouble):
                     self._expect(request_id, group, block, STATE, chain[start], what)
                 self._hold(block, group, STATE, chain[end])
                 continue
+            if group in self.drafters:
+                continue
             for position in range(start, end):
                 block = table[position // size]
                 self._hold(block, group, position % size, chain[position + 1])
 
+    def _write_drafters(self, request_id, start, end):
+        if not self.drafters:
+            return
+        # What was not accepted is written again.
+        end = min(end, len(self.tokens[request_id]) - 1)
+        chain = self._chain_to(request_id, end + 1)
+        for group in self.drafters:
+            table, size = self.tables[request_id][group], self.specs[group].block_size
+            for position in range(start, end):
+                block = table[position // size]
+                self._hold(block, group, position % size, chain[position + 2])
+            for position in range(end, min(end + self.drafts, len(table) * size)):
+                self._hold(table[position // size], group, position % size, "a guess")
+
     def _read(self, request_id, start):
-        chain = self._chain_to(request_id, start)
+        chain = self._chain_to(request_id, start + 1)
         for group, spec in enumerate(self.specs):
             if group in self.states:
                 continue
+            later = 1 + (group in self.drafters)
             table, size = self.tables[request_id][group], spec.block_size
             # The step's first token reads furthest back.
             for position in range(self._first_read(spec, start), start):
@@ -203,7 +224,7 @@ class HybridDouble(EngineDouble):
                     group,
                     table[position // size],
                     position % size,
-                    chain[position + 1],
+                    chain[position + later],
                     f"position {position}",
                 )
 

@@ -131,6 +131,7 @@ def hybrid_traffic(
     check=True,
     priority=False,
     drafts=0,
+    drafters=(),
     **options,
 ):
     """Serve random requests over several KV cache groups, in a pool that is small.
@@ -143,6 +144,7 @@ def hybrid_traffic(
         check: verify pool and tree after every step.
         priority: schedule by priorities, which requests have at random.
         drafts: tokens that are drafted after each; some are wrong.
+        drafters: groups of a draft model; ``as_eagle`` makes it one.
         options: as for ``make_hybrid_scheduler``.
 
     Returns:
@@ -160,7 +162,7 @@ def hybrid_traffic(
         options["scheduling_policy"] = "priority"
     if drafts:
         options["speculative_config"] = {
-            "method": "ngram",
+            "method": "ngram_gpu" if lag else "ngram",
             "num_speculative_tokens": drafts,
             "prompt_lookup_max": 2,
         }
@@ -175,6 +177,7 @@ def hybrid_traffic(
         **options,
     )
     engine = HybridDouble(scheduler, lag, check, drafts)
+    engine.drafters = list(drafters)
     # Some stop at a token that was not known when the next step was scheduled.
     drive(engine, rng, seed, 30, faults=True, priority=priority, stop=(5, 6))
     return engine

@@ -10,7 +10,6 @@ request goes on, and which of its blocks stay for others::
     end          a point where the request stops
 """
 
-from itertools import islice
 from math import lcm
 from typing import Any
 
@@ -25,17 +24,12 @@ from vllm_radix.engine.groups import GROUP_TYPES
 from vllm_radix.engine.groups.mamba import keep_state, unit_of
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import PointMissLog
+from vllm_radix.engine.resume_places import ResumePlaces
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.engine.typical_request import TypicalRequest
 from vllm_radix.tree import HOLE
-from vllm_radix.tree.resume import Chunk, Dense, Resume, ResumePoint, State
-
-_MAX_PLACES = 64
-"""Places looked at where a request may go on, before it computes more instead."""
-
-_ROOM = 2
-"""Blocks left free beyond what a request needs before some are spent on copies."""
+from vllm_radix.tree.resume import Chunk, Dense, ResumePoint, State
 
 MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
@@ -62,6 +56,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         mirror: bool = False,
         min_sub_block_tokens: int | None = None,
         explain: bool = False,
+        num_draft_tokens: int = 0,
+        lookahead: int = 0,
     ) -> "HybridKVCacheManager":
         """Turn an unused manager, and its pool, into hybrid ones, in place.
 
@@ -71,20 +67,28 @@ class HybridKVCacheManager(TreeKVCacheManager):
             min_sub_block_tokens: fewest tokens of a hit inside a block that are worth
                 copies of blocks; None for hits that end with blocks only.
             explain: keep a ``miss_log``.
+            num_draft_tokens: for which slots are allocated as well.
+            lookahead: tokens behind its own that a slot of a draft model depends on.
         """
         manager.__class__ = cls
-        manager._adopt(mirror, min_sub_block_tokens, explain)
+        manager._adopt(
+            mirror, min_sub_block_tokens, explain, num_draft_tokens, lookahead
+        )
         return manager
 
     def _adopt(
-        self, mirror: bool, min_sub_block_tokens: int | None, explain: bool
+        self,
+        mirror: bool,
+        min_sub_block_tokens: int | None,
+        explain: bool,
+        num_draft_tokens: int = 0,
+        lookahead: int = 0,
     ) -> None:
         self._groups = self.coordinator.single_type_managers
         self._components = [
             GROUP_TYPES[type(group)].component(group) for group in self._groups
         ]
         HybridBlockPool.adopt(self.block_pool, self._components, mirror)
-        self._min_sub_block_tokens = min_sub_block_tokens
         self._states = [
             group
             for group, component in enumerate(self._components)
@@ -108,6 +112,16 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
         self.block_pool.junctions = self._whole_junctions
+        self._places = ResumePlaces(
+            self.block_pool,
+            self._groups,
+            self.align,
+            whole,
+            self.watermark_blocks,
+            min_sub_block_tokens,
+            num_draft_tokens,
+            lookahead,
+        )
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
         self._looked_up: tuple[str, int | None, ResumePlan] | None = None
@@ -150,7 +164,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         limit, found = request.num_tokens - 1, None
         if self.prefix_cache_lookup_enabled(request):
             most = limit if max_cache_hit_length is None else max_cache_hit_length
-            found = self._place(request, min(limit, most))
+            found = self._places.latest(request, min(limit, most))
             if self.miss_log is not None:
                 self.miss_log.record_lookup(request, found.num_tokens if found else 0)
         cached = 0 if found is None else found.num_tokens
@@ -169,57 +183,6 @@ class HybridKVCacheManager(TreeKVCacheManager):
         ):
             self.block_pool.announce_hit(request, cached, cached % self._whole == 0)
         return self.create_kv_cache_blocks(tuple(blocks)), cached, 0
-
-    def _place(self, request: Request, limit: int) -> Resume | None:
-        """Return where a request is to go on: the latest place that fits."""
-        least = self._min_sub_block_tokens or 1
-        plain = self.block_pool.keys.is_plain(request)
-        found: dict[int, list[ResumePoint]] = {}
-        for point, tokens in islice(
-            self.block_pool.places(request, limit), _MAX_PLACES
-        ):
-            whole = tokens // self._whole * self._whole
-            place = tokens // self.align * self.align
-            few = place - whole < least and place < point.num_tokens
-            if plain and not few and (place == tokens or not self._states):
-                found.setdefault(place, []).append(point)
-            if whole == tokens or not self._states:
-                found.setdefault(whole, []).append(point)
-        for place in sorted(found, reverse=True):
-            # Windows of one may be gone where those of another are kept.
-            for point in found[place]:
-                resume = self.block_pool.tree.resume(point, place)
-                if place and resume is not None and self._fits(request, resume):
-                    return resume
-        return None
-
-    def _fits(self, request: Request, found: Resume) -> bool:
-        """Return whether a request may go on at a place.
-
-        Where blocks are to be copied, both are in use for a step: a request that fits
-        without must not wait for that.
-        """
-        tokens = found.num_tokens
-        copies = sum(tokens % c.block_size > 0 for c in self._components)
-        if not copies:
-            return True
-        pool = self.block_pool
-        needed = (
-            copies
-            + sum(
-                pool.tree.is_idle(block) for run in found.runs for block in run.blocks
-            )
-            + _ROOM
-        )
-        for component, group in zip(self._components, self._groups, strict=True):
-            end = component.end_block(request.num_tokens)
-            if isinstance(component, State):
-                end = min(end, component.end_block(tokens) + 1)
-            have = component.end_block(tokens)
-            more = end - have
-            cap = group.max_admission_blocks_per_request
-            needed += more if cap is None else min(more, cap)
-        return needed + self.watermark_blocks < pool.get_num_free_blocks()
 
     def _plan(self, request: Request, limit: int, cached: int) -> ResumePlan:
         """Return where a request that goes on at ``cached`` leaves resume points."""

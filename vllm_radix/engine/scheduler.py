@@ -38,14 +38,12 @@ from vllm_radix.engine.support import (
     is_one_full_group,
     layout_problem,
     stock_scheduler_cls,
+    whole_blocks_reason,
 )
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.metrics.sampler import Sampler
 from vllm_radix.policy import StepCapacity
 from vllm_radix.tree import POLICIES
-
-_COPYING_WORKERS = ("vllm.v1.worker.", "vllm_radix.attention.")
-"""Where the workers live that are known to copy blocks when told to."""
 
 
 class RadixScheduler(Scheduler):
@@ -75,7 +73,7 @@ class RadixScheduler(Scheduler):
         problem = (
             early_problem(vllm_config, config)
             or layout_problem(kv_cache_config)
-            or feature_problem(vllm_config, kv_cache_config)
+            or feature_problem(vllm_config, kv_cache_config, config)
         )
         if problem is not None:
             if config.on_unsupported == "error":
@@ -126,7 +124,12 @@ class RadixScheduler(Scheduler):
                 )
         else:
             HybridKVCacheManager.adopt(
-                self.kv_cache_manager, mirror, least, config.explain
+                self.kv_cache_manager,
+                mirror,
+                least,
+                config.explain,
+                num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
+                lookahead=vllm_config.num_prefill_lookahead_tokens,
             )
         public = make_public_prefixes(config, vllm_config)
         self.kv_cache_manager.block_pool.keys.public = public
@@ -171,18 +174,7 @@ class RadixScheduler(Scheduler):
         """Return the option, or None where a hit must end with a block."""
         if not config.sub_block:
             return None
-        reason = None
-        speculative = self.vllm_config.speculative_config
-        if self.connector is not None:
-            reason = "a KV connector, which knows whole blocks"
-        elif self.aux_output_connector is not None:
-            reason = "outputs kept beside the KV, which are not copied"
-        elif speculative is not None and speculative.uses_draft_kv_cache():
-            reason = "a draft model, which has KV of its own"
-        elif self.dcp_world_size > 1:
-            reason = "context parallelism, which spreads a block over devices"
-        elif not str(self.parallel_config.worker_cls).startswith(_COPYING_WORKERS):
-            reason = "a worker that is not vLLM's own and may not copy blocks"
+        reason = whole_blocks_reason(self.vllm_config, self.kv_cache_config)
         if reason is not None:
             self._left_to_stock.append(f"hits inside a block ({reason})")
             return None

@@ -7,6 +7,7 @@ from packaging.requirements import Requirement
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import (
     AsyncScheduler,
+    ChunkedLocalAttentionManager,
     DiffusionAsyncScheduler,
     DiffusionScheduler,
     FullAttentionManager,
@@ -19,6 +20,12 @@ from vllm_radix.engine.compat import (
 from vllm_radix.engine.groups import GROUP_TYPES
 
 _FIX = 'start without radix, or with the option on_unsupported="stock"'
+
+_DRAFTS = ("eagle", "eagle3", "mtp")
+"""Ways to draft whose KV depends on one token more than the model's own."""
+
+_COPYING_WORKERS = ("vllm.v1.worker.", "vllm_radix.attention.")
+"""Where the workers live that are known to copy blocks when told to."""
 
 _registration_problem: str | None = None
 
@@ -164,34 +171,86 @@ def layout_problem(kv_cache_config: KVCacheConfig) -> str | None:
     return f"radix does not serve this model's cache, which has {what}: {_FIX}."
 
 
-def feature_problem(
+def whole_blocks_reason(
     vllm_config: VllmConfig, kv_cache_config: KVCacheConfig
 ) -> str | None:
-    """Return why a model with several kinds of layers cannot be served so, or None."""
+    """Return why a hit must end with a block, or None."""
+    speculative = vllm_config.speculative_config
+    parallel = vllm_config.parallel_config
+    if vllm_config.kv_transfer_config is not None:
+        return "a KV connector, which knows whole blocks"
+    if vllm_config.aux_output_config.enabled:
+        return "outputs kept beside the KV, which are not copied"
+    if (
+        speculative is not None
+        and speculative.uses_draft_kv_cache()
+        and is_one_full_group(kv_cache_config)
+    ):
+        return "a draft model, which has KV of its own"
+    if parallel.decode_context_parallel_size > 1:
+        return "context parallelism, which spreads a block over devices"
+    if not str(parallel.worker_cls).startswith(_COPYING_WORKERS):
+        return "a worker that is not vLLM's own and may not copy blocks"
+    return None
+
+
+def feature_problem(
+    vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, config: RadixConfig
+) -> str | None:
+    """Return why a model with several kinds of layers cannot be served so, or None.
+
+    Args:
+        vllm_config: of vLLM.
+        kv_cache_config: its groups.
+        config: the options of radix.
+    """
     if is_one_full_group(kv_cache_config):
         return None
-    reason = None
-    speculative = vllm_config.speculative_config
-    if vllm_config.kv_transfer_config is not None:
-        reason = "a KV connector"
-    elif speculative is not None and speculative.uses_draft_kv_cache():
-        reason = "a draft model with KV of its own"
-    elif speculative is not None and kv_cache_config.has_mamba_layers:
-        reason = "speculative decoding beside states"
-    elif vllm_config.parallel_config.decode_context_parallel_size > 1:
-        reason = "decode context parallelism"
-    elif vllm_config.parallel_config.prefill_context_parallel_size > 1:
-        reason = "prefill context parallelism"
-    elif vllm_config.cache_config.use_replayssm:
-        reason = "--use-replayssm"
-    elif str(vllm_config.parallel_config.worker_cls).startswith("vllm_radix.attention"):
-        reason = "grouped attention (--radix.attention)"
+    reason = _lacking(vllm_config) or _lacking_drafts(
+        vllm_config, kv_cache_config, config
+    )
     if reason is None:
         return None
     return (
         "radix serves models with several kinds of cached layers without "
         f"{reason}: leave it out, {_FIX}."
     )
+
+
+def _lacking(vllm_config: VllmConfig) -> str | None:
+    parallel = vllm_config.parallel_config
+    if vllm_config.kv_transfer_config is not None:
+        return "a KV connector"
+    if parallel.decode_context_parallel_size > 1:
+        return "decode context parallelism"
+    if parallel.prefill_context_parallel_size > 1:
+        return "prefill context parallelism"
+    if vllm_config.cache_config.use_replayssm:
+        return "--use-replayssm"
+    if str(parallel.worker_cls).startswith("vllm_radix.attention"):
+        return "grouped attention (--radix.attention)"
+    return None
+
+
+def _lacking_drafts(
+    vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, config: RadixConfig
+) -> str | None:
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return None
+    if kv_cache_config.has_mamba_layers:
+        return "speculative decoding beside states"
+    if not speculative.uses_draft_kv_cache():
+        return None
+    if speculative.method not in _DRAFTS:
+        return f"drafts of the method {speculative.method!r}, which keep KV"
+    if vllm_config.num_prefill_lookahead_tokens > 1:
+        return "MTP of several modules"
+    if ChunkedLocalAttentionManager in _managers(kv_cache_config):
+        return "EAGLE or MTP beside chunked attention"
+    if not config.sub_block or whole_blocks_reason(vllm_config, kv_cache_config):
+        return "EAGLE or MTP where hits must end with blocks (option sub_block)"
+    return None
 
 
 def _name(group: object) -> str:

@@ -1,0 +1,108 @@
+"""EAGLE and MTP beside windows: what a draft model keeps depends on the next token.
+
+The engine double's drafters write each slot with the token behind it, after a step's
+tokens are said, and guesses behind those.
+"""
+
+import pytest
+from vllm.config import SpeculativeConfig
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from support.engine_double import WrongReadError
+from support.hybrid_double import HybridDouble, make_hybrid_scheduler
+from support.prompts import prompt
+from support.traffic import hybrid_traffic
+from vllm_radix import RadixScheduler
+from vllm_radix.engine import support
+from vllm_radix.engine.resume_places import ResumePlaces
+
+LAYOUTS = {
+    "full/16+swa:64/16x2+full/16": [3],
+    "full/16+swa:40/32+swa:48/16": [2],
+    "swa:48/16+full/16": [0, 1],
+}
+"""Layouts, and the groups of the draft model."""
+LAGS = [0, 1]
+DRAFTS = 3
+
+
+@pytest.fixture(autouse=True)
+def as_eagle(monkeypatch):
+    """vLLM's settings of n-gram drafts, which need no model, taken for EAGLE's."""
+    monkeypatch.setattr(SpeculativeConfig, "use_eagle", lambda _: True)
+    monkeypatch.setattr(support, "_DRAFTS", ("ngram", "ngram_gpu"))
+
+
+def traffic(layout, seed, cls=RadixScheduler, lag=0):
+    drafters = LAYOUTS[layout]
+    return hybrid_traffic(layout, seed, cls, lag, drafts=DRAFTS, drafters=drafters)
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_random_traffic_reads_right_and_computes_less_than_stock(layout, lag):
+    stock, radix = (
+        [traffic(layout, seed, cls, lag) for seed in range(3)]
+        for cls in (AsyncScheduler if lag else Scheduler, RadixScheduler)
+    )
+    assert sum(e.computed for e in radix) < sum(e.computed for e in stock)
+    assert sum(engine.copied for engine in radix) > 0
+    for engines in (stock, radix):
+        assert all(engine.accepted > 20 for engine in engines)
+        assert sum(len(engine.resumed) for engine in engines) > 0
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_going_on_without_looking_ahead_is_caught(lag, monkeypatch):
+    make = ResumePlaces.__init__
+    monkeypatch.setattr(
+        ResumePlaces, "__init__", lambda self, *words: make(self, *words[:-1], 0)
+    )
+    for seed in range(3):
+        with pytest.raises(WrongReadError, match="of group 3"):
+            traffic("full/16+swa:64/16x2+full/16", seed, lag=lag)
+
+
+def conversation(cls, lag=0):
+    """Return what each of four requests found cached, one after the other."""
+    options = {"max_num_batched_tokens": 512, "max_num_seqs": 16}
+    if cls is RadixScheduler:
+        options["radix"] = {"min_sub_block_tokens": 1}
+    method = "ngram_gpu" if lag else "ngram"
+    options["speculative_config"] = {
+        "method": method,
+        "num_speculative_tokens": DRAFTS,
+        "prompt_lookup_max": 2,
+    }
+    layout = "full/16+swa:64/16+full/16"
+    scheduler = make_hybrid_scheduler(cls, layout, 200, bool(lag), **options)
+    engine = HybridDouble(scheduler, lag, drafts=DRAFTS)
+    engine.drafters = [2]
+    shared = prompt("shared", 100)
+    first = [*shared, *prompt("first", 20)]
+    engine.add("first", first, 10)
+    engine.run()
+    engine.add("again", first, 10)
+    engine.run()
+    turn = [*first, *engine.outputs["first"], *prompt("more", 9)]
+    engine.add("next turn", turn, 3)
+    engine.run()
+    for name in ("sibling", "one more"):
+        engine.add(name, [*shared, *prompt(name, 20)], 3)
+        engine.run()
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+    return engine.cached
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_a_request_goes_on_one_token_before_what_it_shares(lag):
+    cached = conversation(RadixScheduler, lag)
+    # The last token of a prompt is computed, and the one before for the draft model.
+    assert cached["again"] == 120 - 1 - 1
+    # Nine of ten said tokens are computed, or all with the last one's drafts.
+    assert cached["next turn"] in (129 - 1, 130 - 1)
+    assert cached["one more"] == 100 - 1
+    stock = conversation(AsyncScheduler if lag else Scheduler, lag)
+    assert all(stock[name] <= found for name, found in cached.items())
