@@ -79,7 +79,7 @@ def conversation(cls, lag=0):
     layout = "full/16+swa:64/16+full/16"
     scheduler = make_hybrid_scheduler(cls, layout, 200, bool(lag), **options)
     engine = HybridDouble(scheduler, lag, drafts=DRAFTS)
-    engine.drafters = [2]
+    engine.drafters = [2] if cls is RadixScheduler else []
     shared = prompt("shared", 100)
     first = [*shared, *prompt("first", 20)]
     engine.add("first", first, 10)
