@@ -108,6 +108,7 @@ def test_the_sweep_names_servers_that_vllm_knows(serve_parser):
     assert options == [None, {}, {"patience": 1.5}]
 
 
+@pytest.mark.slow
 @pytest.mark.serve
 @pytest.mark.timeout(900)
 def test_the_sweep_measures_both_arms(tiny, tmp_path):
