@@ -48,6 +48,8 @@ _OPTIONS = (
     "--load-format dummy --dtype float32 --enforce-eager --max-model-len 1024 "
     f"--max-num-seqs 8 --block-size {BLOCK_SIZE} --enable-scale-out"
 ).split()
+ORDERS = ("random", "in turn", "by bank")
+"""Orders of the prompts: any, a question to each bank, all questions to a bank."""
 DIRECT, BY_BANK = "vLLM's balancer", "equal placement"
 POLICIES = {
     "round_robin": ("round_robin",),
@@ -84,8 +86,17 @@ class RouterError(CommandError):
     code = ExitCode.ENGINE
 
 
-def load(banks: int, questions: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Return prompts in the order in which they are sent, each with its bank."""
+def load(
+    banks: int, questions: int, seed: int, order: str = ORDERS[0]
+) -> list[tuple[int, list[int]]]:
+    """Return prompts in the order in which they are sent, each with its bank.
+
+    Args:
+        banks: of examples.
+        questions: to each bank.
+        seed: of all words, and of a random order.
+        order: one of ``ORDERS``.
+    """
     rng = random.Random(seed)
 
     def words(count: int) -> list[int]:
@@ -97,7 +108,10 @@ def load(banks: int, questions: int, seed: int) -> list[tuple[int, list[int]]]:
         for _ in range(questions)
         for bank, text in enumerate(texts)
     ]
-    rng.shuffle(prompts)
+    if order == "random":
+        rng.shuffle(prompts)
+    elif order == "by bank":
+        prompts.sort(key=lambda prompt: prompt[0])
     return prompts
 
 
@@ -306,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=41, help="of each engine")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--order", choices=ORDERS, default=ORDERS[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
@@ -317,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output and OutputFile(arguments.output)
     if output:
         output.prepare()
-    prompts = load(arguments.banks, arguments.questions, arguments.seed)
+    words = arguments.banks, arguments.questions, arguments.seed
+    prompts = load(*words, arguments.order)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for arm in arguments.arms:
@@ -337,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _record(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, Any]:
     """Return what is kept of a run: the load, the versions and the counts."""
-    names = ("separate", "banks", "questions", "blocks", "clients", "repeats", "seed")
+    names = ["separate", "banks", "questions", "order", "blocks", "clients"]
+    names += ["repeats", "seed"]
     return {
         "command": "python -m vllm_radix_bench.study.real_routers",
         "versions": {name: _version(name) for name in ("vllm", "vllm-router")},

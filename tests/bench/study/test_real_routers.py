@@ -20,6 +20,16 @@ def test_the_load_is_each_bank_as_often_and_the_same_again():
     assert len({tuple(prompt) for _, prompt in prompts}) == 12
 
 
+def test_the_same_prompts_come_in_each_order():
+    orders = {order: load(3, 4, 1, order) for order in real_routers.ORDERS}
+    banks = {order: [bank for bank, _ in sent] for order, sent in orders.items()}
+    assert banks["in turn"] == [0, 1, 2] * 4
+    assert banks["by bank"] == [0] * 4 + [1] * 4 + [2] * 4
+    assert banks["random"] not in (banks["in turn"], banks["by bank"])
+    assert sorted(orders["random"]) == sorted(orders["by bank"])
+    assert orders["random"] == load(3, 4, 1)
+
+
 def deployment(separate):
     servers = [
         SimpleNamespace(base_url=f"http://h:{port}", model_name="m") for port in (1, 2)
