@@ -90,13 +90,16 @@ def connected(
     Raises:
         AddressError: ZMQ refuses.
     """
+    made: zmq.Socket[bytes] | None = None
     try:
-        made: zmq.Socket[bytes] = context.socket(kind)
+        made = context.socket(kind)
         made.setsockopt(zmq.RCVHWM, 0)
         if kind == zmq.SUB:
             made.setsockopt(zmq.SUBSCRIBE, b"")
         made.connect(endpoint)
     except zmq.ZMQError as error:
+        if made is not None:
+            made.close(linger=0)
         why = zmq.strerror(error.errno or 0)
         raise AddressError(
             f"{option}: ZMQ does not connect to {endpoint!r} ({why})"

@@ -150,7 +150,9 @@ class ServerDouble(_Http):
             batch = KVEventBatch(ts=time.time(), events=[stored])
             payload = b"?" if does.strange else msgspec.msgpack.encode(batch)
             at = does.ranks - 1 - rank if does.swapped else rank
-            frames = [does.topic.encode(), (0).to_bytes(8, "big"), payload]
+            # A real router hears no number twice.
+            number = (len(self.held[rank]) - 1).to_bytes(8, "big")
+            frames = [does.topic.encode(), number, payload]
             self._sockets[at].send_multipart(frames)
 
 
