@@ -38,16 +38,16 @@ def check_sizes(options: Options, pressure: float) -> None:
     caches, load = (options.engines * one for one in (largest, pressure * first))
     if max(caches, load) > MOST_BLOCKS:
         what = f"{options.engines:,} caches of {largest:,} blocks have {caches:,}"
-        option = "fewer --engines or --blocks"
+        instead = "fewer --engines, or smaller caches"
         if load > caches:
             what = (
                 f"{options.engines:,} caches of {first:,} blocks at a --pressure of "
                 f"{pressure:g} make a workload of {load:,.0f}"
             )
-            option = "fewer --engines or --blocks, or less --pressure"
+            instead += ", or less --pressure"
         raise InputError(
             f"--engines: {what}; allowed: up to {MOST_BLOCKS:,} blocks in all, for "
-            f"which a run takes about 5 GB: {option}"
+            f"which a run takes about 5 GB: {instead}"
         )
 
 

@@ -201,15 +201,11 @@ HERE = "bench.replay.test_engines."
             " has no JSON object after the colon",
         ),
         (
-            [
-                "--engines",
-                "2",
-                "--routing",
-                "history",
-                "events",
-                "--arms",
-                f"{HERE}Deaf",
-            ],
+            ["--engines", "2", "--arms", f"radix:{'[' * 100_000}"],
+            "--radix takes nothing or a JSON object such as",
+        ),
+        (
+            ["--engines", "2", "--routing", "events", "--arms", f"{HERE}Deaf"],
             f"--arms: '{HERE}Deaf' with the routing events: mine tells no events.",
         ),
         (
@@ -221,7 +217,7 @@ HERE = "bench.replay.test_engines."
             (
                 "--engines: 1,024 caches of 25,000 blocks at a --pressure of 5 make a "
                 "workload of 128,000,000; allowed: up to 1,000,000 blocks in all, for "
-                "which a run takes about 5 GB: fewer --engines or --blocks, or less --"
+                "which a run takes about 5 GB: fewer --engines, or smaller caches, or"
             ),
         ),
         (
