@@ -275,12 +275,12 @@ def parse_flag(text: str) -> dict[str, Any]:
     """
     try:
         options = json.loads(text) if text.strip() else {}
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         options = text
     if not isinstance(options, dict):
         raise ValueError(
             f"--radix takes nothing or a JSON object such as "
-            f'\'{{"policy": "prefix"}}\', not {text!r}; the model goes before it'
+            f'\'{{"policy": "prefix"}}\', not {text!r:.80}; the model goes before it'
         )
     # On a command line words are joined by dashes as well.
     options = {name.replace("-", "_"): value for name, value in options.items()}

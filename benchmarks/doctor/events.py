@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import zmq
 
-from vllm_radix_bench.top.kv_events import Batch, BlockStored
+from vllm_radix_bench.top.kv_events import Batch, BlockStored, connected
 
 _SUBSCRIBED_SECONDS = 0.5
 """After which a publisher knows of a new subscriber."""
@@ -27,13 +27,14 @@ class Heard:
     topic: str
     stored: tuple[BlockStored, ...] | None
 
-    def begins(self, tokens: Sequence[int]) -> bool:
-        """Return whether it tells of the first block of a prompt."""
-        return any(
-            event.parent_block_hash is None
-            and event.token_ids[: event.block_size] == [*tokens[: event.block_size]]
-            for event in self.stored or ()
-        )
+    def begin_of(self, tokens: Sequence[int]) -> BlockStored | None:
+        """Return what it tells of the first block of a prompt; None if nothing."""
+        for event in self.stored or ():
+            size = event.block_size
+            is_first = event.parent_block_hash is None and 0 < size <= len(tokens)
+            if is_first and event.token_ids[:size] == [*tokens[:size]]:
+                return event
+        return None
 
 
 class Listener:
@@ -41,6 +42,9 @@ class Listener:
 
     Args:
         endpoints: of ZMQ, at which something listens.
+
+    Raises:
+        AddressError: ZMQ does not connect to one.
     """
 
     def __init__(self, endpoints: Sequence[str]) -> None:
@@ -49,11 +53,8 @@ class Listener:
         self._poller = zmq.Poller()
         self._endpoint_of: dict[zmq.Socket[bytes], str] = {}
         for endpoint in endpoints:
-            socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
-            socket.setsockopt(zmq.RCVHWM, 0)
-            # Whatever the topic.
-            socket.setsockopt(zmq.SUBSCRIBE, b"")
-            socket.connect(endpoint)
+            option = "--kv-event-source"
+            socket = connected(self._context, zmq.SUB, option, endpoint)
             self._poller.register(socket, zmq.POLLIN)
             self._endpoint_of[socket] = endpoint
         if endpoints:

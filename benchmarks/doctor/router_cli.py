@@ -11,12 +11,14 @@ from functools import partial
 
 from vllm_radix.exits import ExitCode
 from vllm_radix_bench.ab.web import bearer
-from vllm_radix_bench.doctor.finding import starts
-from vllm_radix_bench.doctor.router import Asked, examine
+from vllm_radix_bench.doctor.finding import Status, starts
+from vllm_radix_bench.doctor.router import examine
+from vllm_radix_bench.doctor.router_events import Asked
+from vllm_radix_bench.doctor.servers import base_of
 from vllm_radix_bench.doctor.table import count_problems, print_json, print_table
 from vllm_radix_bench.report.cli_types import InputError, number, whole
 from vllm_radix_bench.top.kv_events import check_endpoint
-from vllm_radix_bench.top.scrape import AddressError, address
+from vllm_radix_bench.top.scrape import AddressError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,11 +85,13 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     good = starts(findings)
     if arguments.json:
         print_json(findings, routes=good)
-    elif good:
-        print_table(findings, "Nothing keeps the router from routing by prefixes.")
-    else:
+    elif not good:
         why = f"{count_problems(findings)}, see above"
         print_table(findings, f"The router does not route by prefixes: {why}.")
+    elif any(one.status is Status.NOTE for one in findings):
+        print_table(findings, "No problem was found; a note above may be one.")
+    else:
+        print_table(findings, "Nothing keeps the router from routing by prefixes.")
     return ExitCode.GOOD if good else ExitCode.VERDICT
 
 
@@ -98,7 +102,7 @@ def _base(option: str, text: str) -> str:
         InputError: it is none.
     """
     try:
-        return address(text).removesuffix("/metrics")
+        return base_of(text)
     except AddressError as error:
         raise InputError(f"{option}: {str(error).removeprefix('URL: ')}") from error
 

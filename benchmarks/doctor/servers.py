@@ -3,13 +3,16 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from vllm_radix.exits import CommandError
 from vllm_radix_bench.ab.web import HttpError, get_json, post_json
-from vllm_radix_bench.top.scrape import Page, address, scrape
+from vllm_radix_bench.top.scrape import AddressError, Page, address, scrape
 
 _RANK_HEADER = "X-data-parallel-rank"
+
+
+class StrangeError(HttpError):
+    """A server answers, but not as one of vLLM's; the message says how."""
 
 
 @dataclass
@@ -41,32 +44,31 @@ class Server:
         """Learn what it says of itself.
 
         Raises:
-            HttpError: it does not answer, or is no server of a model.
+            StrangeError: it is no server of a model.
+            HttpError: it does not answer.
         """
+        reply = get_json(f"{self.url}/v1/models", self.headers)
         try:
-            model = get_json(f"{self.url}/v1/models", self.headers)["data"][0]
-            self.model = str(model["id"])
-            self.max_model_len = int(model.get("max_model_len") or 0)
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            OverflowError,
-        ) as error:
-            raise HttpError("it names no model") from error
+            model = reply["data"][0]
+            name, longest = model["id"], model.get("max_model_len")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise StrangeError("names no model") from error
+        if not isinstance(name, str) or not name:
+            raise StrangeError("names no model")
+        if longest is not None and (type(longest) is not int or longest < 1):
+            raise StrangeError(f"tells {longest!r:.80} as the max_model_len of {name}")
+        self.model, self.max_model_len = name, longest or 0
         try:
-            page = scrape(address(self.url), time.monotonic())
+            page = scrape(address(self.url), time.monotonic(), self.headers)
         except CommandError:
             return
         self._read(page)
 
     def _read(self, page: Page) -> None:
         name = "vllm:cache_config_info"
-        info = page.labels_of(name) or {}
-        size = info.get("block_size", "")
-        self.block_size = int(size) if size.isdecimal() else None
+        size = (page.labels_of(name) or {}).get("block_size", "")
+        known = size.isdecimal() and len(size) < 10
+        self.block_size = int(size) or None if known else None
         self.engines = max(1, len(page.values_of("engine", name)))
         self.radix = page.labels_of("vllm_radix:info") is not None
 
@@ -106,22 +108,39 @@ def complete(
     post_json(f"{url}/v1/completions", body, headers, timeout=120)
 
 
-def told_by(router: str, headers: Mapping[str, str]) -> list[Server]:
-    """Return the servers that a router of vLLM's knows.
+def told_by(
+    router: str, headers: Mapping[str, str]
+) -> tuple[list[Server], list[object]]:
+    """Return the servers that a router of vLLM's knows, and what it names besides.
 
     Raises:
         HttpError: it does not tell.
     """
-    reply: Any = get_json(f"{router}/workers", headers)
-    try:
-        urls = [str(worker["url"]) for worker in reply["workers"]]
-    except (KeyError, TypeError) as error:
-        raise HttpError("the reply lists no workers") from error
-    ranks: dict[str, list[int]] = {}
-    for url in sorted(urls):
-        base, _, rank = url.rpartition("@")
-        if base and rank.isdecimal():
-            ranks.setdefault(base, []).append(int(rank))
-        else:
-            ranks.setdefault(url, [])
-    return [Server(url, tuple(sorted(of)), headers) for url, of in ranks.items()]
+    reply = get_json(f"{router}/workers", headers)
+    workers = reply.get("workers") if isinstance(reply, dict) else None
+    if not isinstance(workers, list):
+        raise HttpError("the reply lists no workers")
+    ranks: dict[str, set[int]] = {}
+    strange: list[object] = []
+    for worker in workers:
+        named = worker.get("url") if isinstance(worker, dict) else worker
+        text = named if isinstance(named, str) and "://" in named else "://"
+        url, at, rank = text.rpartition("@")
+        has_rank = bool(at) and rank.isdecimal() and len(rank) < 10
+        try:
+            url = base_of(url if has_rank else text)
+        except AddressError:
+            strange.append(named)
+            continue
+        ranks.setdefault(url, set()).update([int(rank)] if has_rank else [])
+    servers = [Server(url, (*sorted(of),), headers) for url, of in ranks.items()]
+    return sorted(servers, key=lambda server: server.url), strange
+
+
+def base_of(text: str) -> str:
+    """Return the address of a server, without a path, however it was written.
+
+    Raises:
+        AddressError: it is none.
+    """
+    return address(text).removesuffix("/metrics")

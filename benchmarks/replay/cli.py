@@ -364,20 +364,12 @@ def _routings(arguments: argparse.Namespace) -> list[str]:
             "--html: a replay of several engines has no page; allowed: --output and "
             "--csv"
         )
-    return list(dict.fromkeys(arguments.routing or DEFAULT_ROUTINGS))
-
-
-def _check_sizes(options: "Options") -> None:
-    """Refuse sizes that vLLM's scheduler refuses.
-
-    Raises:
-        InputError: they do not go together.
-    """
-    if options.max_num_batched_tokens < options.max_num_seqs:
+    if arguments.no_oracle:
         raise InputError(
-            f"--max-num-batched-tokens: {options.max_num_batched_tokens} is less than "
-            f"--max-num-seqs, {options.max_num_seqs}; allowed: as many, or more"
+            "--no-oracle: a replay of several engines has no best order to skip; "
+            "allowed: without --engines"
         )
+    return list(dict.fromkeys(arguments.routing or DEFAULT_ROUTINGS))
 
 
 def _input(arguments: argparse.Namespace, roots: list[Turn]) -> dict[str, Any]:
@@ -407,7 +399,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     from vllm_radix_bench.html.page import render_replay
-    from vllm_radix_bench.replay import report, runner
+    from vllm_radix_bench.replay import checks, report, runner
     from vllm_radix_bench.replay.oracles import every_turn
     from vllm_radix_bench.replay.verdict import verdict
     from vllm_radix_bench.report.columns import csv_text, records
@@ -442,11 +434,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 "--html": arguments.html,
             }
         )
-        _check_sizes(options)
-        for arm in options.arms:
-            runner.parse_arm(arm)
-        runner.check_layout(options)
-        runner.check_routings(options)
+        of_a_trace = arguments.trace is not None
+        checks.check_sizes(options, 0 if of_a_trace else arguments.pressure)
+        checks.check_arms(options)
         roots = _requests(arguments, options)
         runner.check(roots, options)
         result = runner.new_result(roots, options)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_radix_bench.replay.verdict import cache_size, num_engines
+from vllm_radix_bench.replay.verdict import cache_size, in_each, num_engines
 from vllm_radix_bench.report.columns import Column
 from vllm_radix_bench.report.tables import print_table, say
 
@@ -160,7 +160,5 @@ def show(result: dict[str, Any], rows: Sequence[Row], out: Console) -> None:
     costs = ", ".join(f"{name}={value:g}" for name, value in cost.items())
     blocks = dict.fromkeys(cell["blocks"] for cell in result["cells"])
     sizes = "; ".join(cache_size(result, one) for one in blocks)
-    engines = num_engines(result)
-    where = "" if engines is None else f" in each of {engines} engines"
     say(out, f"Cost model: {costs}")
-    say(out, f"Cache: {sizes}{where}.")
+    say(out, f"Cache: {sizes}{in_each(num_engines(result))}.")

@@ -97,12 +97,14 @@ class Arm:
         cls: class of the scheduler.
         radix: options of radix.
         caching: whether prefix caching is on.
+        is_foreign: whether the class is the user's.
     """
 
     name: str
     cls: Callable[..., Any]
     radix: dict[str, Any] = field(default_factory=dict)
     caching: bool = True
+    is_foreign: bool = False
 
 
 def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
@@ -158,29 +160,7 @@ def parse_arm(text: str) -> Arm:
             "radix:{JSON options}, or the qualified name of a scheduler class "
             "that is not abstract"
         )
-    return Arm(text, found)
-
-
-def check_routings(options: Options) -> None:
-    """Refuse routing rules that cannot be run, and arms that cannot be routed to.
-
-    Raises:
-        InputError: there is one.
-    """
-    for text in options.routings:
-        rule = parse_routing(text).rule
-        if rule.wants_events and options.layout is not None:
-            raise InputError(
-                f"--routing: {rule.name} reads events of one group of full attention; "
-                f"with the layout {options.layout} another rule is allowed"
-            )
-    for name in options.arms if options.engines is not None else ():
-        cls = parse_arm(name).cls
-        if not (isinstance(cls, type) and issubclass(cls, Scheduler)):
-            raise InputError(
-                f"--arms: {name!r} with --engines; allowed: a scheduler that derives "
-                "from vLLM's, which tells its load"
-            )
+    return Arm(text, found, is_foreign=True)
 
 
 def send_at_rate(roots: Sequence[Turn], rate: float, seed: int) -> None:
@@ -298,32 +278,6 @@ def scheduler_of(
         enable_prefix_caching=arm.caching,
         **extra,
     )
-
-
-def check_layout(options: Options) -> None:
-    """Refuse a layout that an arm does not serve.
-
-    Raises:
-        InputError: one does not; the message is its own.
-    """
-    layout = options.parsed_layout()
-    if layout is None:
-        return
-    try:
-        layout.at(options.block_size)
-    except ValueError as error:
-        raise InputError(f"--layout: {error}") from error
-    arms = [(f"--arms: {name!r}", parse_arm(name)) for name in options.arms]
-    if options.known_in_advance:
-        skip = "the best order (--no-oracle skips it)"
-        arms.append((skip, best_order()))
-    for name, arm in arms:
-        try:
-            # Of any size: nothing is run.
-            scheduler_of(arm, 16, options, options.max_num_batched_tokens)
-        except ValueError as error:
-            where = f"{name} with the layout {options.layout}"
-            raise InputError(f"{where}: {error}") from error
 
 
 def check(roots: Sequence[Turn], options: Options) -> int:

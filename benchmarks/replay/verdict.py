@@ -20,6 +20,11 @@ def num_engines(result: dict[str, Any]) -> int | None:
     return engines
 
 
+def in_each(engines: int | None) -> str:
+    """Return of how many engines a cache is, in words; empty where it is the only."""
+    return f" in each of {engines} engines" if (engines or 1) > 1 else ""
+
+
 def fewest(result: dict[str, Any]) -> Iterator[str]:
     """Yield which rule and arm computed least, for each cache of several engines."""
     engines = num_engines(result)
@@ -33,10 +38,11 @@ def fewest(result: dict[str, Any]) -> Iterator[str]:
             if cell["blocks"] == blocks
             for name, arm in cell["arms"].items()
         )
+        together = " in all engines" if engines > 1 else ""
         yield (
-            f"With {blocks:,} blocks in each of {engines} engines {routing} and {name} "
-            f"computed least: {tokens:,} tokens, {tokens / least:.2f} times the fewest "
-            f"possible ({least:,}: each distinct prefix once in all engines)."
+            f"With {blocks:,} blocks{in_each(engines)} {routing} and {name} computed "
+            f"least: {tokens:,} tokens, {tokens / least:.2f} times the fewest possible "
+            f"({least:,}: each distinct prefix once{together})."
         )
 
 

@@ -54,7 +54,7 @@ def parse_routing(text: str) -> RoutingChoice:
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise InputError(f"--routing: {text!r} has no JSON object after the colon")
+        raise InputError(f"--routing: {text!r:.80} has no JSON object after the colon")
     options = {key: one.default for key, one in rule.options.items()}
     for key, value in given.items():
         if key not in options:

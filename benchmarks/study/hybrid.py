@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_options(parser, "hybrid", "the tables go", os.cpu_count())
     arguments = parser.parse_args(argv)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.checks import check_arms
 
     arms = list(dict.fromkeys(["stock", *arguments.arms]))
     parts = PARTS if arguments.part == "all" else (arguments.part,)
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells += pressure_cells(seed, arguments.points) if "pressure" in parts else []
     try:
         for layout in dict.fromkeys(cell.layout for cell in cells):
-            replay.check_layout(replace(options_of(layout), arms=arms))
+            check_arms(replace(options_of(layout), arms=arms))
     except ValueError as error:
         parser.error(str(error))
     output, csv = outputs(parser, arguments.output, ".csv")

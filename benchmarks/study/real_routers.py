@@ -11,8 +11,6 @@ computed are counts, but for which request comes first when clients send at once
 import argparse
 import json
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,12 +36,12 @@ from vllm_radix_bench.ab.servers import (
 )
 from vllm_radix_bench.ab.web import HttpError, get, post_json
 from vllm_radix_bench.report.output import OutputFile
+from vllm_radix_bench.study.vllm_router import RouterError, running_router
 
 RANKS = 2
 BLOCK_SIZE = 32
 BANK_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 310, 18, 4
 _READY_SECONDS = 900.0
-_ROUTER_SECONDS = 60.0
 _OPTIONS = (
     "--load-format dummy --dtype float32 --enforce-eager --max-model-len 1024 "
     f"--max-num-seqs 8 --block-size {BLOCK_SIZE} --enable-scale-out"
@@ -78,12 +76,6 @@ class Row:
     prompt_tokens: int
     computed: int
     requests: tuple[int, ...]
-
-
-class RouterError(CommandError):
-    """The router did not come up."""
-
-    code = ExitCode.ENGINE
 
 
 def load(
@@ -180,7 +172,7 @@ class Deployment:
             base = self.servers[0].base_url
             if routing in POLICIES:
                 words = self.router_words(POLICIES[routing])
-                base = stack.enter_context(_router(words))
+                base = stack.enter_context(running_router(words)).base
             model = self.servers[0].model_name
 
             def send(one: tuple[int, list[int]]) -> None:
@@ -219,48 +211,6 @@ def _requests(server: Server) -> Counter[int]:
     name = "vllm:request_success_total"
     engines = page.values_of("engine", name)
     return Counter({int(e): int(page.sum(name, engine=e) or 0) for e in engines})
-
-
-@contextmanager
-def _router(words: Sequence[str]) -> Iterator[str]:
-    """Run vllm-router; yield its address once it is ready.
-
-    Raises:
-        RouterError: it did not come up.
-    """
-    program = Path(sys.executable).with_name("vllm-router")
-    if not program.exists():
-        raise RouterError("there is no vllm-router here: pip install vllm-router")
-    port, metrics = free_port(), free_port()
-    command = [str(program), "--host", HOST, "--port", str(port)]
-    command += ["--prometheus-port", str(metrics)]
-    command += ["--worker-startup-check-interval", "1", *words]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + _ROUTER_SECONDS
-            while not _is_up(f"http://{HOST}:{port}"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    said = log.read().decode(errors="replace")
-                    raise RouterError("vllm-router did not come up", said[-2000:])
-                time.sleep(0.2)
-            yield f"http://{HOST}:{port}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        get(f"{url}/health", timeout=5)
-    except HttpError:
-        return False
-    return True
 
 
 @contextmanager

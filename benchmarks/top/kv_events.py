@@ -65,11 +65,46 @@ def check_endpoint(option: str, text: str) -> str:
         tcp = False
     # The length of a path is the system's limit of sockets.
     path = text.removeprefix("ipc://")
-    if tcp or (path != text and 0 < len(path.encode()) < 108):
-        return text
-    raise AddressError(
-        f"{option}: {text!r} is no endpoint, such as tcp://localhost:5557 or ipc://PATH"
-    )
+    if not (tcp or (path != text and 0 < len(path.encode()) < 108)):
+        raise AddressError(
+            f"{option}: {text!r} is no endpoint, such as tcp://localhost:5557 or "
+            "ipc://PATH"
+        )
+    # Not before it is used does ZMQ say what it makes of it.
+    with zmq.Context() as context:
+        connected(context, zmq.SUB, option, text).close(linger=0)
+    return text
+
+
+def connected(
+    context: "zmq.Context[zmq.Socket[bytes]]", kind: int, option: str, endpoint: str
+) -> "zmq.Socket[bytes]":
+    """Return a socket that is connected to an endpoint, and keeps all that comes.
+
+    Args:
+        context: of the socket.
+        kind: of the socket; one that subscribes hears every topic.
+        option: that named the endpoint.
+        endpoint: to connect to.
+
+    Raises:
+        AddressError: ZMQ refuses.
+    """
+    made: zmq.Socket[bytes] | None = None
+    try:
+        made = context.socket(kind)
+        made.setsockopt(zmq.RCVHWM, 0)
+        if kind == zmq.SUB:
+            made.setsockopt(zmq.SUBSCRIBE, b"")
+        made.connect(endpoint)
+    except zmq.ZMQError as error:
+        if made is not None:
+            made.close(linger=0)
+        why = zmq.strerror(error.errno or 0)
+        raise AddressError(
+            f"{option}: ZMQ does not connect to {endpoint!r} ({why})"
+        ) from error
+    return made
 
 
 def check_that_something_listens(option: str, endpoint: str) -> None:
@@ -84,9 +119,11 @@ def check_that_something_listens(option: str, endpoint: str) -> None:
     where = (str(parts.hostname), int(parts.port or 0))
     try:
         socket.create_connection(where, timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
+    # Of names that cannot be ones of machines, too.
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise NoAnswerError(
-            f"{option}: nothing listens at {endpoint} ({error.strerror or error}): "
+            f"{option}: nothing listens at {endpoint} ({why}): "
             "start the server with --kv-events-config "
             '\'{"enable_kv_cache_events": true, "publisher": "zmq"}\''
         ) from error
@@ -101,6 +138,7 @@ class Feed:
 
     Raises:
         NoAnswerError: nothing listens at one of them.
+        AddressError: ZMQ does not connect to one.
     """
 
     def __init__(self, endpoint: str, replay: str | None) -> None:
@@ -110,10 +148,7 @@ class Feed:
         self.endpoint, self._replay = endpoint, replay
         self._decoder = msgspec.msgpack.Decoder(Batch)
         self._context = zmq.Context()
-        self._events: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
-        self._events.setsockopt(zmq.RCVHWM, 0)
-        self._events.setsockopt_string(zmq.SUBSCRIBE, "")
-        self._events.connect(endpoint)
+        self._events = connected(self._context, zmq.SUB, "--events", endpoint)
 
     def earlier(self) -> Iterator[tuple[int, Batch]]:
         """Yield the numbers and batches that the server still has, if it is asked.
@@ -123,10 +158,8 @@ class Feed:
         """
         if self._replay is None:
             return
-        asking: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        asking = connected(self._context, zmq.DEALER, "--replay", self._replay)
         try:
-            asking.setsockopt(zmq.RCVHWM, 0)
-            asking.connect(self._replay)
             asking.send_multipart((b"", (0).to_bytes(8, "big")))
             while asking.poll(int(_REPLAY_SECONDS * 1000)):
                 *_, number, payload = asking.recv_multipart()

@@ -1,17 +1,15 @@
 """The page that a server shows at ``/metrics``, read once."""
 
-import http.client
-import urllib.error
-import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_radix.exits import CommandError, ExitCode
+from vllm_radix_bench.ab.web import HttpError, get
 
 _SECONDS = 10.0
-"""That a server may take to answer."""
+"""That a server may take to answer, in all."""
 
 
 class AddressError(CommandError):
@@ -107,28 +105,27 @@ def address(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}/metrics"
 
 
-def scrape(url: str, at: float) -> Page:
+def scrape(url: str, at: float, headers: Mapping[str, str] | None = None) -> Page:
     """Return the page at an address.
 
     Args:
         url: from ``address``.
         at: the time, in seconds.
+        headers: that the request carries.
 
     Raises:
         AddressError: something else answers there.
         NoAnswerError: nothing does.
     """
     try:
-        with urllib.request.urlopen(url, timeout=_SECONDS) as reply:
-            text = reply.read().decode("utf-8", errors="replace")
-    except urllib.error.HTTPError as error:
+        text = get(url, headers, _SECONDS).decode("utf-8", errors="replace")
+    except HttpError as error:
+        if error.status is None:
+            raise NoAnswerError(f"{url} does not answer: {error}") from error
         raise AddressError(
-            f"URL: {url} answers with {error.code} {error.reason}: give the address of "
-            "a server of vLLM, such as http://localhost:8000"
+            f"URL: {url} answers with {error}: give the address of a server of vLLM, "
+            "such as http://localhost:8000"
         ) from error
-    except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "reason", None) or error or type(error).__name__
-        raise NoAnswerError(f"{url} does not answer: {why}") from error
     try:
         page = Page(text, at)
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -183,32 +182,105 @@ def test_the_images_are_of_the_versions_that_are_tested():
     )
 
 
-def test_the_script_s_options_are_known(tmp_path, serve_parser):
-    """Run with commands that print their words instead of serving."""
-    for name in ("vllm", "vllm-router"):
+@pytest.fixture
+def script(tmp_path):
+    """Run the script with commands that print their words instead of serving."""
+    for name, seconds in (("vllm", 20), ("vllm-router", 0.5)):
         double = tmp_path / name
         double.write_text(
-            "#!/usr/bin/env python3\n"
-            "import pathlib, shlex, sys, time\n"
-            f"pathlib.Path({str(tmp_path)!r}, {name!r} + '.words').write_text("
-            "shlex.join(sys.argv[1:]))\n"
-            f"time.sleep({5 if name == 'vllm' else 1})\n"
+            "#!/usr/bin/env bash\n"
+            f"printf '%s\\n' \"$@\" > '{tmp_path}/{name}.words'\n"
+            f"exec sleep {seconds}\n"
         )
         double.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ENGINES": "3", "BLOCK_SIZE": "32"}
-    command = [str(FOLDER / "data_parallel.sh"), "MODEL", "--max-num-seqs", "7"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    def run(*words, **env):
+        env["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+        done = subprocess.run(
+            [str(FOLDER / "data_parallel.sh"), *words],
+            env=env, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        said = {
+            name: (tmp_path / f"{name}.words").read_text().splitlines()
+            for name in ("vllm", "vllm-router")
+            if (tmp_path / f"{name}.words").exists()
+        }
+        return done, said
+
+    return run
+
+
+def test_the_script_s_options_are_known(script, serve_parser):
+    """Options shortened, or of a file, lose against its own."""
+    words = ["--max-num-seqs", "7", "--block-si", "64", "--radix.patience", "2"]
+    env = {"ENGINES": "3", "BLOCK_SIZE": "32", "POLICY": "kv_aware", "PORT": "8100"}
+    done, said = script("MODEL", *words, **env)
     assert done.returncode == 0, done.stderr
-    said = {
-        name: shlex.split((tmp_path / f"{name}.words").read_text())
-        for name in ("vllm", "vllm-router")
-    }
     served = serve_parser.parse_args(said["vllm"][1:])
     assert (served.model_tag, served.max_num_seqs) == ("MODEL", 7)
-    assert served.scheduler_cls.options == {} and served.enable_scale_out
+    assert served.served_model_name == ["MODEL"] and served.host == "127.0.0.1"
+    assert served.scheduler_cls.options == {"patience": 2}
     options = router_options(said["vllm-router"])
+    assert served.enable_scale_out and options.policy == "kv_aware"
     assert options.intra_node_data_parallel_size == served.data_parallel_size == 3
     assert options.kv_event_block_size == served.block_size == 32
+    assert served.port == 8100 and options.worker_urls == ["http://127.0.0.1:8100"]
     first = int(served.kv_events_config.endpoint.rpartition(":")[2])
     ends = ",".join(f"tcp://127.0.0.1:{first + rank}" for rank in range(3))
-    assert options.kv_event_source == [f"http://127.0.0.1:8000={ends}"]
+    assert options.kv_event_source == [f"http://127.0.0.1:8100={ends}"]
+    assert options.kv_event_model == "MODEL"
+
+
+def test_by_itself_the_script_evens_out_as_the_router_of_kubernetes(
+    script, serve_parser
+):
+    done, said = script("MODEL")
+    assert done.returncode == 0, done.stderr
+    options = router_options(said["vllm-router"])
+    other = router_options(container(ROUTER)["args"])
+    assert options.policy == other.policy == "cache_aware"
+    assert options.balance_abs_threshold == other.balance_abs_threshold == 8
+    served = serve_parser.parse_args(said["vllm"][1:])
+    assert served.enable_scale_out and served.kv_events_config is None
+    # Events cost the engines what nobody would hear.
+    assert options.kv_event_source == []
+
+
+CONTRADICTS = "would contradict what the router is told; it is set by "
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "message"),
+    [
+        (["--block-size", "64"], {}, f"--block-size {CONTRADICTS}BLOCK_SIZE"),
+        (["--block_size=64"], {}, f"--block_size=64 {CONTRADICTS}BLOCK_SIZE"),
+        (["--port=1"], {}, f"--port=1 {CONTRADICTS}PORT"),
+        (["-dp", "4"], {}, f"-dp {CONTRADICTS}ENGINES"),
+        (["-dpl", "4"], {}, f"-dpl {CONTRADICTS}the script itself"),
+        (
+            ["--kv-events-config.topic", "x"],
+            {},
+            f"--kv-events-config.topic {CONTRADICTS}POLICY and EVENTS_PORT",
+        ),
+        (["--host", "::"], {}, f"--host {CONTRADICTS}the script itself"),
+        (["--served-model-name", "x"], {}, f"{CONTRADICTS}the script itself"),
+        ([], {"ENGINES": "0"}, "ENGINES is '0'; allowed: 1 to 99999"),
+        ([], {"BLOCK_SIZE": "x"}, "BLOCK_SIZE is 'x'; allowed: 1 to 99999"),
+        (
+            [],
+            {"POLICY": "random"},
+            "POLICY is 'random'; allowed: cache_aware, kv_aware",
+        ),
+        ([], {"PORT": "30001"}, "two of the ports 30001 30000 30001 are the same"),
+        (
+            [],
+            {"POLICY": "kv_aware", "EVENTS_PORT": "7999"},
+            "two of the ports 8000 30000 30001 7999 8000 are the same",
+        ),
+    ],
+)
+def test_the_script_refuses_what_contradicts_the_router(script, words, env, message):
+    done, said = script("MODEL", *words, **env)
+    assert (done.returncode, said) == (2, {})
+    assert done.stderr.startswith("data_parallel.sh: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -212,7 +212,7 @@ def test_the_doctor_finds_nothing_amiss_and_each_trap(two):
 
     code, found = doctor(*two.sources)
     assert code == 0 and {one["status"] for one in found.values()} == {"ok"}, found
-    assert found["routing"]["found"].startswith("2 of 2 prompts")
+    assert found["routing"]["found"].startswith("8 of 8 prompts")
     code, found = doctor(*two.sources[:2])
     assert code == 1
     assert found[f"events {two.base} rank 1"]["fix"].endswith("block-size 32")

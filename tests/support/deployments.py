@@ -3,14 +3,10 @@
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import msgspec
@@ -23,8 +19,7 @@ from vllm.distributed.kv_events import (
 )
 
 from support.servers import NAME, free_port
-
-ROUTER = str(Path(sys.executable).parent / "vllm-router")
+from vllm_radix_bench.study.vllm_router import running_router
 
 
 class _Batch(KVEventBatch):
@@ -198,8 +193,8 @@ def resident(events):
 class Router:
     """A running router."""
 
-    def __init__(self, base, metrics):
-        self.base, self._metrics = base, metrics
+    def __init__(self, running):
+        self.base, self._metrics = running.base, running.metrics
 
     def metric(self, name):
         """Return a counter, summed."""
@@ -214,31 +209,6 @@ class Router:
 @contextmanager
 def routing(log, policy, urls, *flags):
     """Run vllm-router before servers; yield it once it is ready."""
-    port, metrics = free_port(), free_port()
-    command = [ROUTER, "--host", "127.0.0.1", "--port", str(port), "--policy", policy]
-    command += ["--worker-urls", *urls, "--prometheus-port", str(metrics)]
-    command += ["--worker-startup-check-interval", "1", *flags]
-    with log.open("w") as sink:
-        process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while not is_up(base):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.2)
-        yield Router(base, f"http://127.0.0.1:{metrics}/metrics")
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_up(base):
-    try:
-        return httpx.get(f"{base}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+    words = ["--policy", policy, "--worker-urls", *urls, *flags]
+    with running_router(words, log) as running:
+        yield Router(running)

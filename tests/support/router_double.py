@@ -39,7 +39,10 @@ class _Http:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        # Looked at often for its end.
+        threading.Thread(
+            target=self._http.serve_forever, args=(0.05,), daemon=True
+        ).start()
 
     def close(self):
         self._http.shutdown()
@@ -64,6 +67,7 @@ class Behaviour:
     model: str = "m"
     engines: int = 0
     swapped: bool = False
+    together: threading.Barrier | None = None
 
 
 @dataclass
@@ -99,8 +103,10 @@ class ServerDouble(_Http):
         if does.api_key and given != f"Bearer {does.api_key}":
             return 401, {"error": "Unauthorized"}
         if path == "/v1/models":
+            if does.together is not None:
+                does.together.wait(timeout=60)
             model = {"id": does.model, "max_model_len": does.max_model_len}
-            return 200, {"data": [model]}
+            return 200, {"data": [model] if does.model else []}
         if path == "/v1/completions/render":
             if does.render != 200:
                 return does.render, {"error": "disabled"}
@@ -144,7 +150,9 @@ class ServerDouble(_Http):
             batch = KVEventBatch(ts=time.time(), events=[stored])
             payload = b"?" if does.strange else msgspec.msgpack.encode(batch)
             at = does.ranks - 1 - rank if does.swapped else rank
-            frames = [does.topic.encode(), (0).to_bytes(8, "big"), payload]
+            # A real router hears no number twice.
+            number = (len(self.held[rank]) - 1).to_bytes(8, "big")
+            frames = [does.topic.encode(), number, payload]
             self._sockets[at].send_multipart(frames)
 
 
@@ -156,23 +164,41 @@ class RouterDouble(_Http):
         by_rank: whether it sends to each rank by itself.
         astray: whether it sends every prompt to the first server.
         in_turn: whether it sends to one server after the other.
+        hashes: whether it sends a prompt where a hash of it says.
         workers: status of the page that lists them.
+        more: entries of that page, besides.
+
+    Attributes:
+        prompts: that were sent to it.
     """
 
     def __init__(
-        self, *servers, by_rank=False, astray=False, in_turn=False, workers=200
+        self,
+        *servers,
+        by_rank=False,
+        astray=False,
+        in_turn=False,
+        hashes=False,
+        workers=200,
+        more=(),
     ):
         super().__init__()
-        self.servers, self.by_rank = servers, by_rank
-        self.astray, self.workers = astray, workers
+        self.servers, self.by_rank, self.more = servers, by_rank, more
+        self.astray, self.hashes, self.workers = astray, hashes, workers
         self.turns = itertools.cycle(servers) if in_turn else None
+        self.prompts = []
 
     def answer(self, path, body, headers):
         if path == "/workers":
-            return self.workers, {"workers": [{"url": url} for url in self._urls()]}
+            named = [{"url": url} for url in self._urls()]
+            return self.workers, {"workers": [*named, *self.more]}
         if path != "/v1/completions":
             return 404, {"detail": "Not Found"}
         prompt = body["prompt"]
+        self.prompts.append(prompt)
+        if self.hashes:
+            self.servers[sum(prompt) % len(self.servers)].complete(prompt, 0)
+            return 200, {"choices": [{"text": "a"}]}
         if self.turns is not None:
             next(self.turns).complete(prompt, 0)
             return 200, {"choices": [{"text": "a"}]}

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from vllm_radix_bench.ab import web
-from vllm_radix_bench.ab.web import HttpError, get, get_json
+from vllm_radix_bench.ab.web import HttpError, get, get_json, post, post_json
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -52,11 +52,23 @@ def test_json_without_a_bottom():
         get_json(served(head + deep))
 
 
-def test_a_server_that_drips_is_left():
-    url = served(OK + b"\r\n", *[b"a"] * 200, pause=0.1)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [OK + b"\r\n", *[b"a"] * 200],
+        [OK, *[b"X: a\r\n"] * 200],
+        [OK + b"X: ", *[b"a"] * 200],
+        [b"HTTP/1.1 200 ", *[b"O"] * 200],
+        [*[b"HTTP/1.1 100 Continue\r\n\r\n"] * 200],
+        [b""],
+    ],
+    ids=["body", "headers", "a header", "status", "continue", "nothing"],
+)
+def test_a_server_that_drips_is_left(parts):
+    url = served(*parts, pause=0.1 if len(parts) > 1 else 20)
     began = time.monotonic()
-    with pytest.raises(HttpError, match="not complete after 1 s"):
-        get(url, timeout=1.0)
+    with pytest.raises(HttpError, match=r"not complete after 0\.3 s"):
+        get(url, timeout=0.3)
     assert time.monotonic() - began < 10
 
 
@@ -66,10 +78,45 @@ def test_a_reply_without_an_end_is_left(monkeypatch):
         get(served(OK + b"\r\n", *[b"a" * (1 << 18)] * 20))
 
 
-def test_a_key_goes_to_no_other_server():
-    head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/y\r\n"
-    url = served(head + b"Content-Length: 0\r\n\r\n")
-    with pytest.raises(
-        HttpError, match=r"302: it redirects to http://127\.0\.0\.1:9/y"
-    ):
-        get(url, {"Authorization": "Bearer secret"})
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda url: get(url, KEY),
+        lambda url: post(url, KEY),
+        lambda url: post_json(url, {}, KEY),
+    ],
+    ids=["get", "post", "post_json"],
+)
+def test_the_target_of_a_redirect_is_not_asked(ask, status):
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        where = f"http://127.0.0.1:{target.getsockname()[1]}/y"
+        head = b"HTTP/1.1 %d Found\r\nLocation: %s\r\n" % (status, where.encode())
+        url = served(head + b"Content-Length: 0\r\n\r\n")
+        with pytest.raises(HttpError, match=f"{status}, a redirect to {where}") as seen:
+            ask(url)
+        assert seen.value.status == status
+        # It would be in the queue of those that have connected.
+        target.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            target.accept()
+
+
+def test_no_proxy_is_asked(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert get(served(OK + b"Content-Length: 2\r\n\r\nab")) == b"ab"
+
+
+@pytest.mark.parametrize("url", ["foo", "ftp://a/x", "http://", "file:///etc/hostname"])
+def test_what_is_no_address(url):
+    with pytest.raises(HttpError, match="is not an address of HTTP"):
+        get_json(url)
+
+
+def test_a_name_that_no_machine_has():
+    with pytest.raises(HttpError, match="label"):
+        get(f"http://{'a' * 70}:1/")

@@ -1,6 +1,8 @@
 """What the doctor finds of a router: each trap, in a sentence that says what to do."""
 
 import json
+import random
+import threading
 from contextlib import ExitStack, closing
 
 import pytest
@@ -9,7 +11,9 @@ from support.router_double import Behaviour, RouterDouble, ServerDouble
 from support.servers import free_port
 from vllm_radix.cli import main
 from vllm_radix.exits import ExitCode
+from vllm_radix_bench.doctor import router_events
 from vllm_radix_bench.doctor.finding import Finding, Status
+from vllm_radix_bench.doctor.router_events import prompts_each
 
 
 class Deployment:
@@ -59,6 +63,8 @@ class Deployment:
 @pytest.fixture
 def deployment(capsys, monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    # What is in this process counts at once.
+    monkeypatch.setattr(router_events, "_SETTLE_SECONDS", 0.3)
     with ExitStack() as stack:
         yield Deployment(stack, capsys)
 
@@ -79,10 +85,12 @@ def test_a_good_deployment_of_two_servers(deployment):
     assert of(found, f"server {first}").found == "m, blocks of 16, radix"
     told = f"come from {server.endpoints[0]}, in blocks of 16"
     assert of(found, f"events {server.url}").found == told
-    routed = "2 of 2 prompts went where they are held"
+    routed = "8 of 8 prompts went where they are held"
     assert of(found, "routing").found == routed
-    # The router's request was found where the doctor's own was.
-    assert [server.lengths for server in deployment.servers] == [[33], [33]]
+    # The router's requests were found where the doctor's own were.
+    assert [server.lengths for server in deployment.servers] == [[33] * 4] * 2
+    assert len(deployment.router.prompts) == 9
+    assert deployment.router.prompts[0] == deployment.router.prompts[1]
 
 
 def test_a_good_deployment_of_ranks(deployment):
@@ -125,7 +133,7 @@ def test_another_block_size(deployment):
     assert problem.fix == "give the router --kv-event-block-size 32"
     found = deployment.doctor(*deployment.sources, "--kv-event-block-size", "32")
     assert {one.status for one in found} == {Status.OK}
-    assert deployment.servers[0].lengths == [65, 65]
+    assert deployment.servers[0].lengths == [65] * 5
 
 
 def test_events_that_do_not_arrive(deployment):
@@ -194,18 +202,41 @@ def test_a_router_that_sends_astray(deployment):
     deployment.route(astray=True)
     note = of(deployment.doctor(*deployment.sources), "routing")
     assert note.status is Status.NOTE
-    assert note.found.startswith("1 of 2 prompts went where they were not cached")
+    assert note.found.startswith("4 of 8 prompts went where they were not cached")
 
 
-@pytest.mark.parametrize("servers", [2, 3])
+@pytest.mark.parametrize("servers", [2, 5])
 def test_a_router_that_takes_turns(deployment, servers):
-    """In whatever order prompts are sent, it is not taken for one that knows."""
+    """Though each prompt's own turn is that of the server that holds it."""
     deployment.serve(servers)
+    deployment.servers.sort(key=lambda server: server.url)
     deployment.route(in_turn=True)
     note = of(deployment.doctor(*deployment.sources), "routing")
     assert note.status is Status.NOTE
-    told = f"{servers} of {servers} prompts went where they were not cached"
-    assert note.found.startswith(told)
+    assert "prompts went where they were not cached" in note.found
+
+
+def test_a_router_that_hashes_prompts(deployment, monkeypatch):
+    """The first prompt of each server is sent where it is held, by luck."""
+    rng = random.Random(2)
+    monkeypatch.setattr(router_events.random, "SystemRandom", lambda: rng)
+    deployment.serve()
+    deployment.servers.sort(key=lambda server: server.url)
+    deployment.route(hashes=True)
+    note = of(deployment.doctor(*deployment.sources), "routing")
+    first = deployment.servers[0].held[0][0], deployment.servers[1].held[0][0]
+    assert [sum(prompt) % 2 for prompt in first] == [0, 1], "choose another seed"
+    assert note.status is Status.NOTE
+    assert "prompts went where they were not cached" in note.found
+
+
+@pytest.mark.parametrize(
+    ("engines", "each"), [(2, 4), (3, 2), (4, 1), (16, 1), (1000, 1)]
+)
+def test_luck_is_rarer_than_one_in_a_hundred(engines, each):
+    assert prompts_each(engines) == each
+    assert (1 / engines) ** (each * engines) < 0.01
+    assert each == 1 or (1 / engines) ** ((each - 1) * engines) >= 0.01
 
 
 def test_engines_that_the_router_does_not_know(deployment):
@@ -225,6 +256,115 @@ def test_a_server_without_metrics_of_a_short_context(deployment):
     assert {one.status for one in found} == {Status.OK}
     assert of(found, f"server {deployment.servers[0].url}").found == "m"
     assert deployment.servers[0].lengths == [19]
+
+
+def test_large_blocks_of_a_server_without_metrics(deployment):
+    deployment.serve(1, metrics=False, block_size=1024)
+    deployment.route()
+    sources = [*deployment.sources, "--kv-event-block-size"]
+    found = deployment.doctor(*sources, "1024")
+    assert {one.status for one in found} == {Status.OK}
+    (problem,) = deployment.only_problem(*sources, "64")
+    assert "of blocks of 1024 tokens" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("served", "reads", "fix", "lengths"),
+    [
+        (
+            {"block_size": 4096, "metrics": False},
+            (
+                "none came within 0.5 s of a request of 2049 tokens, of which there "
+                "are none if blocks are larger: their size is not told"
+            ),
+            "let the doctor see the server's /metrics",
+            [2049],
+        ),
+        (
+            {"block_size": 32, "max_model_len": 20},
+            (
+                "cannot be probed: a prompt of the longest length, 19 tokens, is "
+                "shorter than a block of 32"
+            ),
+            "",
+            [],
+        ),
+        (
+            {"metrics": False, "max_model_len": 1},
+            (
+                "cannot be probed: a prompt of the longest length, 0 tokens, is "
+                "shorter than a block of 1"
+            ),
+            "",
+            [],
+        ),
+    ],
+)
+def test_what_cannot_be_probed_is_no_problem(
+    deployment, capsys, served, reads, fix, lengths
+):
+    deployment.serve(1, **served)
+    deployment.route()
+    found = deployment.doctor(*deployment.sources, wait="0.5")
+    (server,) = deployment.servers
+    told = Finding(f"events {server.url}", Status.NOTE, reads, fix)
+    assert [one for one in found if one.status is not Status.OK] == [told]
+    assert server.lengths == lengths
+    words = ["doctor", "--router", deployment.router.url, *deployment.sources]
+    if not lengths:
+        assert main(words) == ExitCode.GOOD
+        said = capsys.readouterr().out
+        assert said.endswith("No problem was found; a note above may be one.\n")
+
+
+def test_servers_are_asked_at_once(deployment):
+    """None of them answers before each of them was asked."""
+    deployment.serve(16, together=threading.Barrier(16))
+    deployment.route()
+    found = [one for one in deployment.doctor() if one.subject.startswith("server ")]
+    assert {one.status for one in found} == {Status.OK}
+    urls = sorted(server.url for server in deployment.servers)
+    assert [one.subject for one in found] == [f"server {url}" for url in urls]
+
+
+def test_a_worker_s_address_however_it_is_written(deployment):
+    deployment.serve(1, ranks=2)
+    (server,) = deployment.servers
+    more = [{"url": f"{server.url}/@0"}, {"url": f"{server.url}@1"}]
+    router = RouterDouble(more=more)
+    deployment.router = deployment._stack.enter_context(closing(router))
+    router.servers, router._urls = deployment.servers, lambda: []
+    found = deployment.doctor(*deployment.sources)
+    assert {one.status for one in found} == {Status.OK}, found
+
+
+@pytest.mark.parametrize(
+    "entry", [{"url": "foo"}, {"url": None}, None, {}, 7, {"url": "grpc://a:1"}]
+)
+def test_a_worker_that_is_no_address(deployment, entry):
+    deployment.serve(1)
+    deployment.route(more=[entry])
+    note, *others = deployment.doctor(*deployment.sources)
+    named = entry.get("url") if isinstance(entry, dict) else entry
+    said = f"names {named!r}, which is no address of HTTP: not looked at"
+    assert (note.subject, note.status, note.found) == ("router", Status.NOTE, said)
+    assert {one.status for one in others} == {Status.OK}
+
+
+@pytest.mark.parametrize(
+    ("model", "reads"),
+    [
+        ({"model": ""}, "answers, but names no model"),
+        ({"model": 7}, "answers, but names no model"),
+        ({"max_model_len": "x"}, "answers, but tells 'x' as the max_model_len of m"),
+        ({"max_model_len": -1}, "answers, but tells -1 as the max_model_len of m"),
+    ],
+)
+def test_a_server_that_says_strange_things(deployment, model, reads):
+    deployment.serve(1, **model)
+    deployment.route()
+    (problem,) = deployment.only_problem()
+    assert problem.found == reads
 
 
 def test_servers_that_are_named(deployment):
@@ -285,6 +425,10 @@ def test_models_that_differ(deployment):
         (["--kv-event-source", "http://a:1"], "is not URL=ENDPOINT[,ENDPOINT...]"),
         (["--kv-event-source", "http://a:1=5557"], "'5557' is no endpoint"),
         (["--kv-event-source", "http://a:1=tcp://*:1"], "'tcp://*:1' is no endpoint"),
+        (
+            ["--kv-event-source", "http://a:1=tcp://a b:1"],
+            "--kv-event-source: ZMQ does not connect to 'tcp://a b:1' (Invalid",
+        ),
         (
             [
                 "--kv-event-source",

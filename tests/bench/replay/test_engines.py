@@ -5,6 +5,7 @@ import json
 
 import pytest
 from vllm.v1.core.sched.interface import SchedulerInterface
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix.cli import main
 from vllm_radix.exits import ExitCode
@@ -23,6 +24,22 @@ Strange = type(
     dict.fromkeys(SchedulerInterface.__abstractmethods__, len),
 )
 """A scheduler that is complete, and none of vLLM's."""
+
+
+class Deaf(Scheduler):
+    """A scheduler that tells no events."""
+
+    def __init__(self, *, vllm_config, **options):
+        if vllm_config.kv_events_config is not None:
+            raise ValueError("mine tells no events.")
+        super().__init__(vllm_config=vllm_config, **options)
+
+
+class Broken(Scheduler):
+    """A scheduler that cannot be made."""
+
+    def __init__(self, **options):
+        raise AttributeError("no such name")
 
 
 @pytest.fixture
@@ -77,13 +94,24 @@ def test_every_rule_is_compared_in_one_run(output, tmp_path, capsys):
     assert again == result
 
 
-def test_without_rules_the_simplest_and_the_routers_are_run(output):
+def test_without_rules_the_simplest_and_the_routers_are_run(output, capsys):
     result = run(output, *WORKLOAD, "--engines", "3")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert " GB) in each of 3 engines." in shown
+    assert "With 64 blocks in each of 3 engines " in shown
     found = [cell["routing"] for cell in result["cells"]]
     assert found == list(DEFAULT_ROUTINGS)
     # The working set is that of three caches.
     one = run(output, *WORKLOAD, "--no-oracle")
     assert result["infinite_cache"] > 2 * one["infinite_cache"]
+
+
+def test_one_engine_is_not_told_of_as_several(output, capsys):
+    run(output, *WORKLOAD, "--engines", "1", "--routing", "history")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "engines" not in shown.partition("Cost model")[2]
+    assert "With 64 blocks history and radix computed least:" in shown
+    assert shown.count("each distinct prefix once)") == 1
 
 
 def test_a_closed_loop_goes_on_wherever_it_was_answered(output, tmp_path):
@@ -131,12 +159,19 @@ def test_a_run_that_was_stopped_goes_on(output, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--resume", "--engines", "3"])
     assert "--engines was 2, is 3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--resume", "--routing", "history"])
+    said = '--routing was ["round-robin", "history"], is ["history"]'
+    assert said in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
     assert "3 of 4 pieces" in capsys.readouterr().err
     whole = json.loads(output.read_text())
     assert main(words) == 0
     fresh = json.loads(output.read_text())
     assert fresh["cells"] == whole["cells"]
+
+
+HERE = "bench.replay.test_engines."
 
 
 @pytest.mark.parametrize(
@@ -156,6 +191,38 @@ def test_a_run_that_was_stopped_goes_on(output, monkeypatch, capsys):
         (
             ["--engines", "2", "--routing", "events", "--layout", "full+swa:64"],
             "--routing: events reads events of one group of full attention",
+        ),
+        (
+            ["--engines", "2", "--no-oracle"],
+            "--no-oracle: a replay of several engines has no best order to skip; allo",
+        ),
+        (
+            ["--engines", "2", "--routing", f"history:{'[' * 100_000}"],
+            " has no JSON object after the colon",
+        ),
+        (
+            ["--engines", "2", "--arms", f"radix:{'[' * 100_000}"],
+            "--radix takes nothing or a JSON object such as",
+        ),
+        (
+            ["--engines", "2", "--routing", "events", "--arms", f"{HERE}Deaf"],
+            f"--arms: '{HERE}Deaf' with the routing events: mine tells no events.",
+        ),
+        (
+            ["--engines", "2", "--arms", "stock", f"{HERE}Broken"],
+            f"--arms: '{HERE}Broken': it cannot be made (AttributeError: no such name)",
+        ),
+        (
+            ["--engines", "1024", "--pressure", "5", "--blocks", "25000"],
+            (
+                "--engines: 1,024 caches of 25,000 blocks at a --pressure of 5 make a "
+                "workload of 128,000,000; allowed: up to 1,000,000 blocks in all, for "
+                "which a run takes about 5 GB: fewer --engines, or smaller caches, or"
+            ),
+        ),
+        (
+            ["--engines", "1001", "--pressure", "0.5", "--blocks", "2", "1000"],
+            "--engines: 1,001 caches of 1,000 blocks have 1,001,000; allowed: up to",
         ),
     ],
 )

@@ -2,11 +2,11 @@
 
 import json
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 
 from vllm_radix.exits import ExitCode
+from vllm_radix_bench.replay.runner import Arm
 from vllm_radix_bench.sim.layouts import Layout
 from vllm_radix_bench.study import hybrid
 from vllm_radix_bench.workloads import hybrid_loads as loads
@@ -140,7 +140,7 @@ def test_tables_and_files_are_written(tmp_path, monkeypatch, capsys):
     runs = [made("traffic", 100, 70), made("pressure", 100, 110)]
     monkeypatch.setattr(hybrid, "collect", lambda *anything: runs)
     monkeypatch.setattr(
-        "vllm_radix_bench.replay.runner.check_layout", lambda options: None
+        "vllm_radix_bench.replay.checks.check_arms", lambda options: None
     )
     output = tmp_path / "made" / "hybrid.json"
     assert hybrid.main(["--output", str(output)]) == ExitCode.GOOD
@@ -185,8 +185,8 @@ def test_an_arm_that_refuses_a_layout_ends_the_study(tmp_path, monkeypatch, caps
     def refusing(**anything):
         raise ValueError("no such groups here.")
 
-    arm = SimpleNamespace(name="mine", cls=refusing, radix={}, caching=True)
-    monkeypatch.setattr("vllm_radix_bench.replay.runner.parse_arm", lambda name: arm)
+    arm = Arm("mine", refusing)
+    monkeypatch.setattr("vllm_radix_bench.replay.checks.parse_arm", lambda name: arm)
     with pytest.raises(SystemExit) as stop:
         hybrid.main(["--arms", "mine", "--output", str(tmp_path / "made" / "x.json")])
     assert stop.value.code == ExitCode.INPUT

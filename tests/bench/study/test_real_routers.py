@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.study import real_routers
+from vllm_radix_bench.study import real_routers, vllm_router
 from vllm_radix_bench.study.real_routers import Deployment, Row, load, text_table
 
 
@@ -69,12 +69,10 @@ def test_the_table_tells_the_range_of_repeats():
 
 
 def test_a_router_that_is_not_installed_is_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(real_routers.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(vllm_router.sys, "executable", str(tmp_path / "python"))
     with (
-        pytest.raises(
-            real_routers.RouterError, match="pip install vllm-router"
-        ) as seen,
-        real_routers._router([]),
+        pytest.raises(vllm_router.RouterError, match="pip install vllm-router") as seen,
+        vllm_router.running_router([]),
     ):
         pass
     assert seen.value.code == ExitCode.ENGINE
@@ -83,8 +81,8 @@ def test_a_router_that_is_not_installed_is_a_sentence(monkeypatch, tmp_path):
 def test_a_router_that_refuses_its_options_says_so():
     words = ["--policy", "nonsense", "--worker-urls", "http://127.0.0.1:1"]
     with (
-        pytest.raises(real_routers.RouterError, match="did not come up") as seen,
-        real_routers._router(words),
+        pytest.raises(vllm_router.RouterError, match="did not come up") as seen,
+        vllm_router.running_router(words),
     ):
         pass
     assert "nonsense" in seen.value.details

@@ -259,7 +259,7 @@ def test_what_is_no_address_is_refused(text, capsys):
 
 def test_another_server_is_refused(server, capsys):
     assert main(["top", f"{server.base}/other", "--once"]) == 2
-    assert "answers with 404" in capsys.readouterr().err
+    assert "answers with HTTP status 404" in capsys.readouterr().err
     server.text = "# TYPE up gauge\nup 1.0\n"
     assert main(["top", server.base, "--once"]) == 2
     assert "shows no metrics of vLLM's" in capsys.readouterr().err

@@ -282,6 +282,21 @@ def test_what_is_no_endpoint(end, server, capsys):
     assert f"--events: {end!r} is no endpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--events", "--replay"])
+@pytest.mark.parametrize("end", ["tcp://a b:1", "tcp://a,b:1", "tcp://-:1"])
+def test_an_endpoint_that_zmq_refuses(end, option, server, capsys):
+    assert main(["top", server.base, "--tree", option, end]) == ExitCode.INPUT
+    err = capsys.readouterr().err
+    said = f"{option}: ZMQ does not connect to {end!r} (Invalid argument)\n"
+    assert err == f"vllm-radix top: {said}"
+
+
+def test_a_host_whose_name_is_too_long(server, capsys):
+    end = f"tcp://{'a' * 70}:1"
+    assert main(["top", server.base, "--tree", "--events", end]) == ExitCode.ENGINE
+    assert f"--events: nothing listens at {end} (" in capsys.readouterr().err
+
+
 def test_nothing_that_publishes(server, capsys):
     end = f"tcp://127.0.0.1:{free_port()}"
     assert main(["top", server.base, "--tree", "--events", end]) == ExitCode.ENGINE
