@@ -11,7 +11,7 @@ from vllm_radix.public_prefix import (
     DeclaredPrompts,
     FirstTokens,
     Prompt,
-    read_public_prefix,
+    shown,
 )
 
 _GOES_ON = ("A", "z", "7", " b", "\n", "\n\n", ".", "é", "你", "<")
@@ -126,7 +126,7 @@ def make_public_prefixes(
         ValueError: a text has no tokens that it keeps whatever follows, or there is no
             tokenizer, or no chat template for it.
     """
-    option = read_public_prefix(config.public_prefix)
+    option = config.public
     if option is None:
         return None
     if isinstance(option, FirstTokens):
@@ -139,7 +139,7 @@ def make_public_prefixes(
         marker = tokenizer.encode(marker, add_special_tokens=False)
     if not 0 < len(marker) <= option.within:
         raise ValueError(
-            f"radix option 'public_prefix': 'marker' {option.marker!r} has "
+            f"radix option 'public_prefix': 'marker' {shown(option.marker)} has "
             f"{len(marker)} tokens; allowed: 1 to 'within', which is {option.within}"
         )
     return UpTo(marker, option.within)
@@ -188,7 +188,7 @@ class _Tokenizer:
         if not common:
             raise ValueError(
                 f"radix option 'public_prefix': no tokens begin all that goes on from "
-                f"{prompt!r}: write token ids"
+                f"{shown(prompt)}: write token ids"
             )
         return common
 
@@ -205,8 +205,8 @@ class _Tokenizer:
         except Exception as error:  # whatever a template raises
             raise ValueError(
                 "radix option 'public_prefix': the model's chat template does not take "
-                f"{prompt.messages!r} before a message of a user ({error}): write the "
-                "token ids instead"
+                f"{shown(prompt.messages)} before a message of a user ({error}): write "
+                "the token ids instead"
             ) from error
         # The template has written the special tokens itself, as in vLLM's server.
         return self.encode(text, add_special_tokens=False)
