@@ -117,6 +117,24 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
 
 
+def has_texts(option: PublicPrefix | None) -> bool:
+    """Whether a tokenizer is needed to tell what an option makes public."""
+    if isinstance(option, DeclaredPrompts):
+        return not all(isinstance(one, list) for one in option.prompts)
+    return isinstance(option, UpToMarker) and isinstance(option.marker, str)
+
+
+def num_shared(public: int, prompt: int, block_size: int) -> int:
+    """Return how many tokens all salts share: whole blocks, and never a whole prompt.
+
+    Args:
+        public: tokens that are public.
+        prompt: tokens of the prompt, at least 1.
+        block_size: tokens in a block.
+    """
+    return min(public, prompt - 1) // block_size * block_size
+
+
 def _count(value: Mapping[str, Any], name: str) -> int:
     count = value[name]
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:

@@ -85,7 +85,7 @@ def test_a_marker_that_nothing_can_hold_is_refused(marker, monkeypatch):
     config = RadixConfig(public_prefix={"marker": "x", "within": 2})
     message = f"'marker' 'x' has {len(marker)} tokens; allowed: 1 to 'within'"
     with pytest.raises(ValueError, match=message):
-        make_public_prefixes(config, make_vllm_config())
+        make_public_prefixes(config, make_vllm_config().model_config)
 
 
 def test_what_is_remembered_of_a_client_is_bounded(keys):
@@ -282,7 +282,7 @@ def test_a_file_is_read_once_until_it_is_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", counted)
     config = RadixConfig(public_prefix=str(file))
     assert RadixConfig.resolve(config.to_dict()).public == config.public
-    made = make_public_prefixes(config, make_vllm_config())
+    made = make_public_prefixes(config, make_vllm_config().model_config)
     assert made.length([1, 2, 3]) == 2 and reads == [file]
     file.write_text("[[1, 2, 3]]")
     assert RadixConfig(public_prefix=str(file)).public.prompts == [[1, 2, 3]]
@@ -298,7 +298,7 @@ def test_the_example_is_on_its_page_and_right():
 
 
 def test_texts_need_a_tokenizer():
-    config = make_vllm_config()
+    config = make_vllm_config().model_config
     for option in ({"prompts": ["x"]}, {"marker": "x", "within": 5}):
         with pytest.raises(
             ValueError, match="--skip-tokenizer-init is given: write tok"
@@ -329,7 +329,9 @@ def test_texts_and_chats_are_public_as_far_as_nothing_changes_them(smollm2):
     system = [{"role": "system", "content": "You are a weather service. Be short."}]
     text = "Answer with one word only"
     option = {"prompts": [system, text]}
-    made = make_public_prefixes(RadixConfig(public_prefix=option), vllm_config)
+    made = make_public_prefixes(
+        RadixConfig(public_prefix=option), vllm_config.model_config
+    )
     from vllm.tokenizers import cached_tokenizer_from_config
 
     tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
@@ -347,7 +349,9 @@ def test_texts_and_chats_are_public_as_far_as_nothing_changes_them(smollm2):
     ids = tokenizer.encode(f"{text}: Rain?")
     assert tokenizer.decode(ids[: made.length(ids)]) == text
     option = {"marker": "<|im_end|>", "within": 99}
-    made = make_public_prefixes(RadixConfig(public_prefix=option), vllm_config)
+    made = make_public_prefixes(
+        RadixConfig(public_prefix=option), vllm_config.model_config
+    )
     ids = tokenizer.encode(written, add_special_tokens=False)
     assert tokenizer.decode(ids[: made.length(ids)]).endswith("Be short.<|im_end|>")
 

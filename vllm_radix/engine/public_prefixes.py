@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vllm_radix.config import RadixConfig
-from vllm_radix.engine.compat import VllmConfig, cached_tokenizer_from_config
+from vllm_radix.engine.compat import ModelConfig, cached_tokenizer_from_config
 from vllm_radix.public_prefix import (
     ChatPrompt,
     DeclaredPrompts,
@@ -114,13 +114,13 @@ class UpTo(PublicPrefixes):
 
 
 def make_public_prefixes(
-    config: RadixConfig, vllm_config: VllmConfig
+    config: RadixConfig, model_config: ModelConfig | None
 ) -> PublicPrefixes | None:
     """Return what the option ``public_prefix`` says; None if it is not set.
 
     Args:
         config: the options.
-        vllm_config: the engine's: its tokenizer reads texts.
+        model_config: vLLM's: its tokenizer reads texts; None where there are none.
 
     Raises:
         ValueError: a text has no tokens that it keeps whatever follows, or there is no
@@ -131,7 +131,7 @@ def make_public_prefixes(
         return None
     if isinstance(option, FirstTokens):
         return First(option.count)
-    tokenizer = _Tokenizer(vllm_config)
+    tokenizer = _Tokenizer(model_config)
     if isinstance(option, DeclaredPrompts):
         return Declared(tokenizer.beginning(prompt) for prompt in option.prompts)
     marker = option.marker
@@ -148,8 +148,8 @@ def make_public_prefixes(
 class _Tokenizer:
     """The model's tokenizer, loaded when the first text is to be read."""
 
-    def __init__(self, vllm_config: VllmConfig) -> None:
-        self._model_config = vllm_config.model_config
+    def __init__(self, model_config: ModelConfig | None) -> None:
+        self._model_config = model_config
         self._loaded: Any = None
 
     @property

@@ -128,7 +128,7 @@ class RadixScheduler(Scheduler):
             HybridKVCacheManager.adopt(
                 self.kv_cache_manager, mirror, least, config.explain
             )
-        public = make_public_prefixes(config, vllm_config)
+        public = make_public_prefixes(config, vllm_config.model_config)
         self.kv_cache_manager.block_pool.keys.public = public
         if public is not None:
             logger.info("All cache salts share %s", public)
