@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_radix.policy import ORDERS
-from vllm_radix.public_prefix import read_public_prefix
+from vllm_radix.public_prefix import PublicPrefix, read_public_prefix
 from vllm_radix.record import path_problem
 from vllm_radix.tree import POLICIES
 
@@ -149,7 +149,8 @@ class RadixConfig:
                 "'cache_salt', the name of a field of vllm_xargs, or ''"
             )
         try:
-            read_public_prefix(self.public_prefix)
+            # Kept, so that what was checked is what is used.
+            object.__setattr__(self, "_public", read_public_prefix(self.public_prefix))
         except ValueError as error:
             raise ValueError(f"radix option 'public_prefix': {error}") from error
         if not isinstance(self.record, str):
@@ -166,6 +167,12 @@ class RadixConfig:
                 raise ValueError(
                     f"radix option {name!r}: {value!r} is not one of true, false"
                 )
+
+    @property
+    def public(self) -> PublicPrefix | None:
+        """What ``public_prefix`` says, as it was read; None if nothing is shared."""
+        found: PublicPrefix | None = self.__dict__["_public"]
+        return found
 
     @classmethod
     def names(cls) -> list[str]:

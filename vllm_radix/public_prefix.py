@@ -5,14 +5,16 @@ down. The other two forms share what clients write.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 ALLOWED = (
-    "the path of a JSON file of prompts, one of "
-    '{"prompts": [...]}, {"first_tokens": N}, {"marker": ..., "within": N}, or '
+    "the path of a JSON file of prompts, "
+    '{"prompts": [...]}, {"first_tokens": N}, {"marker": ..., "within": N}, '
     "''"
 )
 _PROMPT = (
@@ -20,6 +22,9 @@ _PROMPT = (
     '{"messages": [...], "tools": [...]}'
 )
 _PROMPTS = f"a list of one prompt or more, each {_PROMPT}"
+
+_MOST_SHOWN = 100
+"""Characters of a wrong value that a message shows: prompts are long, and private."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def read_public_prefix(value: Any) -> PublicPrefix | None:
     """Return what the option says; None if nothing is shared.
 
     Args:
-        value: of the option. A file is read.
+        value: of the option. A file is read, once until it is changed.
 
     Raises:
         ValueError: the value, or what is in the file, is wrong; the message is the end
@@ -100,30 +105,67 @@ def read_public_prefix(value: Any) -> PublicPrefix | None:
             marker = value["marker"]
             if not marker or not (isinstance(marker, str) or _are_tokens(marker)):
                 raise ValueError(
-                    f"'marker' is {marker!r}, and not a text or a list of token ids"
+                    f"'marker': {shown(marker)} is not a text or a list of token ids"
                 )
             return UpToMarker(marker, _count(value, "within"))
-    raise ValueError(f"{value!r} is not {ALLOWED}")
+    raise ValueError(f"{shown(value)} is not one of {ALLOWED}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
+
+
+def has_texts(option: PublicPrefix | None) -> bool:
+    """Whether a tokenizer is needed to tell what an option makes public."""
+    if isinstance(option, DeclaredPrompts):
+        return not all(isinstance(one, list) for one in option.prompts)
+    return isinstance(option, UpToMarker) and isinstance(option.marker, str)
+
+
+def num_shared(public: int, prompt: int, block_size: int) -> int:
+    """Return how many tokens all salts share: whole blocks, and never a whole prompt.
+
+    Args:
+        public: tokens that are public.
+        prompt: tokens of the prompt, at least 1.
+        block_size: tokens in a block.
+    """
+    return min(public, prompt - 1) // block_size * block_size
 
 
 def _count(value: Mapping[str, Any], name: str) -> int:
     count = value[name]
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{name!r} is {count!r}, and not a whole number of at least 1")
+        raise ValueError(
+            f"{name!r}: {shown(count)} is not a whole number of at least 1"
+        )
     return count
 
 
 def _read_file(path: str) -> list[Prompt]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        found = os.stat(path)
+        text = _text_of(path, found.st_ino, found.st_mtime_ns, found.st_size)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path!r} cannot be read: {why}; give {ALLOWED}") from error
+        raise ValueError(
+            f"{shown(path)} cannot be read: {why}; give one of {ALLOWED}"
+        ) from error
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path!r} is not JSON: {error}; write {_PROMPTS}") from error
-    return _prompts(value, repr(path))
+        raise ValueError(f"{shown(path)} is not JSON: {error}; write {_PROMPTS}") from (
+            error
+        )
+    return _prompts(value, shown(path))
+
+
+@lru_cache(maxsize=4)
+def _text_of(path: str, *version: int) -> str:
+    """Return what is in a file; options are checked several times at a start."""
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _are_tokens(value: Any) -> bool:
@@ -145,7 +187,7 @@ def _are_objects(value: Any) -> bool:
 
 def _prompts(value: Any, where: str) -> list[Prompt]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{where} holds {value!r}, and not {_PROMPTS}")
+        raise ValueError(f"{where}: {shown(value)} is not {_PROMPTS}")
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -168,4 +210,4 @@ def _prompt(value: Any, which: str) -> Prompt:
         roles = _are_objects(messages) and all("role" in one for one in messages)
         if roles and (tools is None or _are_objects(tools)):
             return ChatPrompt(messages, tools)
-    raise ValueError(f"{which} is {value!r}, and not {_PROMPT}")
+    raise ValueError(f"{which}: {shown(value)} is not {_PROMPT}")

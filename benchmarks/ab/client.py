@@ -176,8 +176,9 @@ class Client:
         if sending.top_logprobs:
             body["logprobs"] = sending.top_logprobs
             body["return_tokens_as_token_ids"] = True
-        if turn.tenant:
-            body["vllm_xargs"] = {sending.tenant_field: turn.tenant}
+        tenant = {sending.tenant_field: turn.tenant} if turn.tenant else {}
+        if tenant or turn.hints:
+            body["vllm_xargs"] = {**tenant, **turn.hints}
         if turn.salt is not None:
             body["cache_salt"] = turn.salt
         if sending.with_priority:

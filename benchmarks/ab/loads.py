@@ -17,6 +17,7 @@ from vllm_radix_bench.ab.client import Answer, Client, Sending
 from vllm_radix_bench.ab.guidellm import GuideLLM
 from vllm_radix_bench.ab.serve_options import check_bench
 from vllm_radix_bench.ab.servers import HOST, Server, ServerError
+from vllm_radix_bench.replay.cache_keys import CacheKeys
 from vllm_radix_bench.replay.oracles import infinite_cache
 from vllm_radix_bench.traces.formats.recorded import FILL
 from vllm_radix_bench.traces.hashed_prompt import HashedPrompt
@@ -103,6 +104,7 @@ class Forest:
         what: what its requests are.
         roots: the turns.
         is_control: whether nothing is shared.
+        keys: what caches may tell prompts apart by, besides salts apart.
     """
 
     kind: str
@@ -110,9 +112,12 @@ class Forest:
     what: str
     roots: Sequence[Turn]
     is_control: bool = False
+    keys: Sequence[CacheKeys] = ()
 
     def __post_init__(self) -> None:
-        self.fewest_tokens: int | None = infinite_cache(self.roots)
+        self.fewest_tokens: int | None = min(
+            infinite_cache(self.roots, by) for by in (None, *self.keys)
+        )
 
     def some(self, count: int) -> "Forest":
         """Return a load of the first roots only, to warm a server."""

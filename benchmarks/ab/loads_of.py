@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_radix.config import RadixConfig
+from vllm_radix.public_prefix import has_texts
 from vllm_radix_bench.ab.loads import LOADS, Forest, Load, built_in, in_vocabulary
 from vllm_radix_bench.ab.serve_options import ServeOptions
 from vllm_radix_bench.ab.servers import Cache
+from vllm_radix_bench.replay.cache_keys import CacheKeys
 from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.traces.load import load
 from vllm_radix_bench.workloads.encoders import ChatTemplate, load_encode
@@ -82,6 +85,40 @@ def sized(
     )
 
 
+def shared_keys(serve: ServeOptions, block_size: int) -> list[CacheKeys]:
+    """Return what radix may tell prompts apart by, if salts share a public prefix.
+
+    Models with several cache groups share to the very token, others whole blocks; a
+    server does not tell which it has, and the fewest of both is a bound for either.
+
+    Args:
+        serve: how servers are started.
+        block_size: of their caches.
+
+    Raises:
+        InputError: the model has no tokens for what is public.
+    """
+    config = RadixConfig.resolve(serve.radix)
+    if config.public is None:
+        return []
+    from vllm.config import ModelConfig
+
+    from vllm_radix.engine.public_prefixes import make_public_prefixes
+
+    model = None
+    if has_texts(config.public):
+        model = ModelConfig(
+            model=serve.model,
+            tokenizer=serve.tokenizer,
+            trust_remote_code=serve.trusts_code,
+        )
+    try:
+        public = make_public_prefixes(config, model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return [CacheKeys(public, size) for size in (1, block_size)]
+
+
 def make_loads(
     arguments: argparse.Namespace,
     names: Sequence[str],
@@ -116,9 +153,8 @@ def make_loads(
                 f"--trace: a request takes {longest:,} tokens, and the servers take "
                 f"{max_model_len:,}: raise --max-model-len"
             )
-        loads.append(
-            Forest("trace", arguments.trace.name, "requests of a trace", roots)
-        )
+        what, keys = "requests of a trace", shared_keys(serve, cache.block_size)
+        loads.append(Forest("trace", arguments.trace.name, what, roots, keys=keys))
     if arguments.after:
         log = arguments.output.with_name(
             f"{arguments.output.stem}-{arguments.load}.log"

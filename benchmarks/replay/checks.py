@@ -2,13 +2,8 @@
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_radix_bench.replay.runner import (
-    Arm,
-    Options,
-    best_order,
-    parse_arm,
-    scheduler_of,
-)
+from vllm_radix_bench.replay.arms import Arm, best_order, parse_arm
+from vllm_radix_bench.replay.runner import Options, scheduler_of
 from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.routing import parse_routing
 
@@ -72,6 +67,12 @@ def check_arms(options: Options) -> None:
         raise InputError(
             f"--routing: {listening[0]} reads events of one group of full attention; "
             f"with the layout {options.layout} another rule is allowed"
+        )
+    shares = [name for name in options.arms if parse_arm(name).public_prefix != ""]
+    if listening and shares:
+        raise InputError(
+            f"--routing: {listening[0]} reads events, which know nothing of what salts "
+            f"share; with {shares[0]!r} another rule is allowed"
         )
     for name in options.arms:
         where, arm = f"--arms: {name!r}", parse_arm(name)

@@ -6,7 +6,8 @@ from itertools import count
 
 import numpy as np
 
-from vllm_radix.tree import BYTES_PER_TOKEN, common_units, encode
+from vllm_radix.tree import BYTES_PER_TOKEN, common_units
+from vllm_radix_bench.replay.cache_keys import CacheKeys, Home
 from vllm_radix_bench.workloads.turn import Turn
 
 _MADE_UP = 3 << 29
@@ -32,24 +33,35 @@ def every_turn(roots: Sequence[Turn]) -> Iterator[tuple[str, Turn, list[int]]]:
             ][::-1]
 
 
-def infinite_cache(roots: Sequence[Turn]) -> int:
+def infinite_cache(roots: Sequence[Turn], by: CacheKeys | None = None) -> int:
     """Return a lower bound of the prompt tokens to compute: nothing is ever evicted.
 
     The size of the tree of all prompts and answers, less the answers; O(n log n)
     comparisons of prompts. Blocks have no boundaries here, and the last token of a
     known prompt, which an engine computes for its logits, is not counted.
+
+    Args:
+        roots: the requests.
+        by: what the cache tells prompts apart by; None: salts share nothing.
     """
+    by = by or CacheKeys()
     # With each sequence the length of its prompt: what follows is a known answer.
-    keys: dict[str | None, list[tuple[bytes, int]]] = {}
+    keys: dict[tuple[bool, str], list[tuple[bytes, int]]] = {}
+    homes: dict[str, tuple[Home, int]] = {}
     answered = 0
-    for _, turn, prompt in every_turn(roots):
+    for name, turn, prompt in every_turn(roots):
+        home = by.home(turn.salt, prompt)
+        homes[name] = home, turn.max_tokens
         known = turn.answer or ()
         # An engine never computes the KV of an answer's last token.
-        key = encode([*prompt, *known[: len(known) - 1]])
-        keys.setdefault(turn.salt, []).append((key, len(prompt)))
-        # One that is made up is in the prompts that go on from it, and only there.
-        if not all(child.whole for child in turn.children):
-            answered += turn.max_tokens
+        key = home.key([*prompt, *known[: len(known) - 1]])
+        keys.setdefault(home.namespace, []).append((key, len(prompt)))
+        # One that is made up is in the prompts that go on from it, and only there:
+        # counted once for all that are cached where the turn before is.
+        parent, _, _ = name.rpartition(".")
+        if parent in homes and not turn.whole and homes[parent][0] == home:
+            answered += homes[parent][1]
+            homes[parent] = home, 0
     tokens = 0
     for same in keys.values():
         before = b""
@@ -66,17 +78,25 @@ def infinite_cache(roots: Sequence[Turn]) -> int:
     return tokens - answered
 
 
-def known_in_advance(roots: Sequence[Turn]) -> tuple[list[Turn], dict[str, list[int]]]:
+def known_in_advance(
+    roots: Sequence[Turn], by: CacheKeys | None = None
+) -> tuple[list[Turn], dict[str, list[int]]]:
     """Return all requests at once, in depth-first order, and their answers.
 
     That order is the best there is when all requests are known (Zheng et al., 2024,
     theorem 3.1); with answers known, a conversation's turns are too.
+
+    Args:
+        roots: the requests.
+        by: what the cache tells prompts apart by; None: salts share nothing.
     """
+    by = by or CacheKeys()
     turns = []
     for _, turn, prompt in every_turn(roots):
         flat = Turn(prompt, turn.max_tokens, tenant=turn.tenant, salt=turn.salt)
         flat.answer = turn.answer
-        turns.append((turn.salt or "", encode(prompt), flat))
+        home = by.home(turn.salt, prompt)
+        turns.append((home.namespace, home.key(prompt), flat))
     turns.sort(key=lambda entry: entry[:2])
     answers: dict[str, list[int]] = {}
     for at, (_, key, flat) in enumerate(turns):
@@ -137,7 +157,11 @@ def farthest_next_use(
 
 
 def best_eviction(
-    roots: Sequence[Turn], order: Sequence[str], blocks: int, block_size: int
+    roots: Sequence[Turn],
+    order: Sequence[str],
+    blocks: int,
+    block_size: int,
+    by: CacheKeys | None = None,
 ) -> int:
     """Return the prompt tokens found in whole blocks with ``farthest_next_use``.
 
@@ -146,18 +170,23 @@ def best_eviction(
         order: their ids, in the order in which they are served.
         blocks: of the cache; no request is longer.
         block_size: tokens of a block.
+        by: what the cache tells prompts apart by; None: salts share nothing.
     """
+    by = by or CacheKeys()
+    homes: dict[str, Home] = {}
     ids: dict[tuple[object, bytes], int] = {}
     size = block_size * BYTES_PER_TOKEN
     paths: dict[str, list[int]] = {}
     asked: dict[str, int] = {}
     for name, turn, prompt in every_turn(roots):
-        key, path = encode(prompt), list[int]()
+        home = homes[name] = by.home(turn.salt, prompt)
+        key, path = home.key(prompt), list[int]()
         for at in range(0, len(key) - size + 1, size):
-            before = path[-1] if path else ("root", turn.salt)
+            before = path[-1] if path else ("root", home.namespace)
             path.append(ids.setdefault((before, key[at : at + size]), len(ids)))
         parent, _, number = name.rpartition(".")
-        if parent and number == "0" and not turn.whole:
+        same = parent and number == "0" and homes[parent] == home
+        if same and not turn.whole:
             # What this turn goes on from: the blocks of the answer are cached as well.
             end = len(prompt) - len(turn.tokens)
             paths[parent] = path[: end // block_size]

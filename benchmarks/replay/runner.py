@@ -5,27 +5,22 @@ once for each arm and cache size, on a virtual clock. Tokens, steps, hits and
 preemptions are facts; seconds are the cost model's.
 """
 
-import importlib
-import inspect
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
 from vllm.config import KVEventsConfig
-from vllm.v1.core.sched.interface import SchedulerInterface
-from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_radix import RadixScheduler
-from vllm_radix.config import RadixConfig, parse_flag
 from vllm_radix.tree import encode
+from vllm_radix_bench.replay.arms import Arm, best_order, parse_arm
+from vllm_radix_bench.replay.cache_keys import Shared, keys_of, sharing_most
 from vllm_radix_bench.replay.oracles import (
     best_eviction,
     every_turn,
-    infinite_cache,
     known_in_advance,
 )
 from vllm_radix_bench.replay.summary import (
@@ -46,8 +41,6 @@ from vllm_radix_bench.sim.engine import blocks_for, make_scheduler
 from vllm_radix_bench.sim.layouts import Layout
 from vllm_radix_bench.sim.virtual_engine import Outcome
 from vllm_radix_bench.workloads.turn import Turn, longest_path
-
-KNOWN_ARMS = ("stock", "radix", "apc-off")
 
 
 @dataclass
@@ -87,80 +80,19 @@ class Options:
         """
         return None if self.layout is None else Layout.parse(self.layout)
 
+    def key_block_size(self) -> int:
+        """Return in how many tokens prefixes are counted: 1 with several groups."""
+        layout = self.parsed_layout()
+        if layout is None:
+            return self.block_size
+        groups = layout.at(self.block_size).groups
+        is_full = len(groups) == 1 and groups[0].kind == "full"
+        return groups[0].block_size if is_full else 1
 
-@dataclass
-class Arm:
-    """A scheduler to run.
-
-    Attributes:
-        name: as it was given.
-        cls: class of the scheduler.
-        radix: options of radix.
-        caching: whether prefix caching is on.
-        is_foreign: whether the class is the user's.
-    """
-
-    name: str
-    cls: Callable[..., Any]
-    radix: dict[str, Any] = field(default_factory=dict)
-    caching: bool = True
-    is_foreign: bool = False
-
-
-def radix_arm(name: str, options: Mapping[str, Any]) -> Arm:
-    """Return an arm of radix.
-
-    Raises:
-        ValueError: an option is wrong, or makes the fewest possible another number.
-    """
-    # What the environment says of recording is meant for servers.
-    config = RadixConfig.resolve({"record": "", **options})
-    if config.public_prefix != "":
-        raise ValueError(
-            "radix option 'public_prefix' is not replayed, for the fewest possible is "
-            "counted with salts apart; replay the requests without salts, which share"
-        )
-    return Arm(name, RadixScheduler, config.to_dict())
-
-
-def best_order() -> Arm:
-    """Return the arm that runs all requests in the best order, known in advance."""
-    return Arm("", RadixScheduler, {"policy": "fcfs"})
-
-
-def parse_arm(text: str) -> Arm:
-    """Return an arm: a known one, ``radix:{JSON}``, or ``module.Class``.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    if text == "stock":
-        return Arm(text, Scheduler)
-    if text == "apc-off":
-        return Arm(text, Scheduler, caching=False)
-    name, _, options = text.partition(":")
-    if name == "radix":
-        try:
-            return radix_arm(text, parse_flag(options))
-        except ValueError as error:
-            raise InputError(f"--arms: {text!r}: {error}") from error
-    module, _, attribute = text.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    # Of the user's own module, whatever it is; some end the program.
-    except (Exception, SystemExit):
-        found = None
-    if (
-        not isinstance(found, type)
-        or not issubclass(found, SchedulerInterface)
-        or inspect.isabstract(found)
-    ):
-        raise InputError(
-            f"--arms: {text!r} is none of {', '.join(KNOWN_ARMS)}, "
-            "radix:{JSON options}, or the qualified name of a scheduler class "
-            "that is not abstract"
-        )
-    return Arm(text, found, is_foreign=True)
+    def shared_most(self, roots: Sequence[Turn]) -> Shared:
+        """Return what salts share in the arm that could compute the fewest tokens."""
+        values = [parse_arm(arm).public_prefix for arm in self.arms]
+        return sharing_most(roots, values, self.key_block_size())
 
 
 def send_at_rate(roots: Sequence[Turn], rate: float, seed: int) -> None:
@@ -343,7 +275,7 @@ def new_result(roots: Sequence[Turn], options: Options) -> dict[str, Any]:
             **asdict(options),
             "arm_options": {name: parse_arm(name).radix for name in options.arms},
         },
-        "infinite_cache": infinite_cache(roots),
+        "infinite_cache": options.shared_most(roots).fewest,
         "last_arrival": last_arrival(roots),
         "request_columns": [
             *REQUEST_COLUMNS,
@@ -408,8 +340,9 @@ def run(
         progress.begin(what)
         start = time.perf_counter()
         if name is None:
-            flat, answers = known_in_advance(roots)
-            best = best_order()
+            shared = options.shared_most(roots)
+            flat, answers = known_in_advance(roots, shared.keys)
+            best = best_order(shared.public_prefix)
             # All are there at once: priorities would undo the order.
             plain = replace(options, priorities=False)
             outcome = run_arm(
@@ -430,7 +363,9 @@ def run(
             made = {**summary(outcome), "overloaded": is_overloaded(roots, outcome)}
             if options.known_in_advance and options.layout is None:
                 order = [r.id for r in sorted(outcome.records, key=lambda r: r.sent)]
-                best = best_eviction(roots, order, blocks, options.block_size)
+                size = options.block_size
+                keys = keys_of(arm.public_prefix, size)
+                best = best_eviction(roots, order, blocks, size, keys)
                 made["hit_rate_best_eviction"] = best / made["prompt_tokens"]
             cell["arms"][name] = made
             cell["requests"][name] = request_rows(outcome)

@@ -193,6 +193,7 @@ class VirtualEngine:
 
     def _add(self, sent: _Sent) -> None:
         turn, record = sent.turn, sent.record
+        extra = {"tenant": turn.tenant} if turn.tenant else {}
         record.steps = -self.outcome.engine_steps
         self._pending[record.id] = sent
         self._scheduler.add_request(
@@ -203,7 +204,7 @@ class VirtualEngine:
                 arrival_time=record.sent,
                 priority=turn.priority,
                 cache_salt=turn.salt,
-                extra_args={"tenant": turn.tenant} if turn.tenant else None,
+                extra_args={**extra, **turn.hints} or None,
             )
         )
 

@@ -196,12 +196,13 @@ def _replayed(
 ) -> tuple[float, dict[str, float]]:
     """Return the hit rate and the times to the first token of a replay."""
     from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.arms import radix_arm
     from vllm_radix_bench.replay.summary import summary
 
     assert cell.trace is not None
     roots = load(cell.trace, words, limit=cell.requests, rate=cell.concurrent)
     options = replay.Options([blocks], block_size=size, known_in_advance=False)
-    arm = replay.radix_arm(policy, {"eviction": policy})
+    arm = radix_arm(policy, {"eviction": policy})
     outcome = replay.run_arm(arm, roots, blocks, options, longest_path(roots))
     made = summary(outcome)
     return made["hit_rate"], made["ttft"]

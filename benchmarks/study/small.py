@@ -107,6 +107,7 @@ def run_cell(task: tuple[Cell, int]) -> Run:
     from vllm_radix import RadixScheduler
     from vllm_radix_bench.replay import oracles
     from vllm_radix_bench.replay import runner as replay
+    from vllm_radix_bench.replay.arms import radix_arm
     from vllm_radix_bench.replay.summary import summary
     from vllm_radix_bench.workloads.encoders import words
     from vllm_radix_bench.workloads.sizing import build
@@ -131,11 +132,7 @@ def run_cell(task: tuple[Cell, int]) -> Run:
     longest = longest_path(made.roots)
     out = {}
     for name, radix in arms().items():
-        arm = (
-            replay.parse_arm("stock")
-            if radix is None
-            else replay.radix_arm(name, radix)
-        )
+        arm = replay.parse_arm("stock") if radix is None else radix_arm(name, radix)
         outcome = replay.run_arm(arm, made.roots, BLOCKS, options, longest)
         out[name] = summary(outcome)
     flat, answers = oracles.known_in_advance(made.roots)

@@ -6,8 +6,9 @@ chains, tree search one of branching trees, and a batch of independent requests 
 single nodes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Turn:
         salt: of the cache; None shares with all that have none.
         whole: whether ``tokens`` are the whole prompt, not an addition to the path.
         answer: its ``max_tokens`` tokens, where they are known.
+        hints: of its client: fields ``radix_...`` of ``vllm_xargs``.
     """
 
     tokens: Sequence[int]
@@ -37,6 +39,7 @@ class Turn:
     salt: str | None = None
     whole: bool = False
     answer: Sequence[int] | None = None
+    hints: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 from engine.test_request_keys import image, request
@@ -84,7 +85,7 @@ def test_a_marker_that_nothing_can_hold_is_refused(marker, monkeypatch):
     config = RadixConfig(public_prefix={"marker": "x", "within": 2})
     message = f"'marker' 'x' has {len(marker)} tokens; allowed: 1 to 'within'"
     with pytest.raises(ValueError, match=message):
-        make_public_prefixes(config, make_vllm_config())
+        make_public_prefixes(config, make_vllm_config().model_config)
 
 
 def test_what_is_remembered_of_a_client_is_bounded(keys):
@@ -211,27 +212,25 @@ def test_nothing_is_shared_once_all_markers_are_given(keys):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (7, "7 is not the path of a JSON file of prompts, one of"),
-        ({}, "{} is not the path"),
-        ({"first": 3}, "is not the path"),
-        ({"first_tokens": 3, "within": 4}, "is not the path"),
-        (
-            {"first_tokens": 0},
-            "'first_tokens' is 0, and not a whole number of at least",
-        ),
-        ({"first_tokens": True}, "'first_tokens' is True, and not a whole number"),
-        ({"marker": "", "within": 4}, "'marker' is '', and not a text or a list"),
-        ({"marker": [1, -1], "within": 4}, r"'marker' is \[1, -1\], and not a text"),
-        ({"marker": "x", "within": "4"}, "'within' is '4', and not a whole number"),
-        ({"prompts": []}, r"'prompts' holds \[\], and not a list of one prompt"),
-        ({"prompts": ["x", ""]}, "prompt 2 of 'prompts' is '', and not a text"),
-        ({"prompts": [[1.5]]}, "prompt 1 of 'prompts' is"),
-        ({"prompts": [{"messages": []}]}, "prompt 1 of 'prompts' is"),
-        ({"prompts": [[{"content": "x"}]]}, "prompt 1 of 'prompts' is"),
+        (7, r'7 is not one of the path of a JSON file of prompts, {"prompts": \['),
+        ({}, "{} is not one of the path"),
+        ({"first": 3}, "is not one of the path"),
+        ({"first_tokens": 3, "within": 4}, "is not one of the path"),
+        ({"first_tokens": 0}, "'first_tokens': 0 is not a whole number of at least 1"),
+        ({"first_tokens": True}, "'first_tokens': True is not a whole number"),
+        ({"marker": "", "within": 4}, "'marker': '' is not a text or a list"),
+        ({"marker": [1, -1], "within": 4}, r"'marker': \[1, -1\] is not a text"),
+        ({"marker": "x", "within": "4"}, "'within': '4' is not a whole number"),
+        ({"prompts": []}, r"'prompts': \[\] is not a list of one prompt"),
+        ({"prompts": ["x", ""]}, "prompt 2 of 'prompts': '' is not a text"),
+        ({"prompts": [[1.5]]}, r"prompt 1 of 'prompts': \[1.5\] is not a text"),
+        ({"prompts": [{"messages": []}]}, "prompt 1 of 'prompts': {"),
+        ({"prompts": [[{"content": "x"}]]}, "prompt 1 of 'prompts': {"),
         ({"prompts": [{"messages": [{"role": "system"}], "tools": 3}]}, "prompt 1"),
         ({"prompts": [{"messages": [{"role": "system"}], "more": 3}]}, "prompt 1"),
         ({"prompts": ["a\ud800"]}, "'prompts' has half a pair of surrogates"),
         ("/no/such/file.json", "'/no/such/file.json' cannot be read: No such file"),
+        ("a\0b", r"'a\\x00b' cannot be read: embedded null"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(value, message):
@@ -246,11 +245,48 @@ def test_a_file_of_prompts_is_read_and_its_mistakes_are_named(tmp_path):
     assert read_public_prefix(str(file)).prompts == [[1, 2], "text"]
     for text, message in (
         ("[", "is not JSON"),
-        ('{"a": 1}', "holds {'a': 1}, and not"),
+        ('{"a": 1}', "public.json': {'a': 1} is not a list of one prompt"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             RadixConfig(public_prefix=str(file))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"prompts": "secret " * 20_000},
+        {"prompts": [[{"content": "secret " * 20_000}]]},
+        {"marker": [*range(20_000), -1], "within": 3},
+        ["secret " * 20_000],
+        "secret " * 20_000,
+    ],
+)
+def test_a_message_shows_the_beginning_of_a_long_value_only(value):
+    with pytest.raises(ValueError, match="radix option 'public_prefix'") as caught:
+        RadixConfig(public_prefix=value)
+    assert len(str(caught.value)) < 450
+    assert str(caught.value).count("secret") < 15
+
+
+def test_a_file_is_read_once_until_it_is_changed(tmp_path, monkeypatch):
+    file = tmp_path / "public.json"
+    file.write_text("[[1, 2]]")
+    reads = []
+    read_text = Path.read_text
+
+    def counted(self, **options):
+        reads.extend([self] * (self == file))
+        return read_text(self, **options)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    config = RadixConfig(public_prefix=str(file))
+    assert RadixConfig.resolve(config.to_dict()).public == config.public
+    made = make_public_prefixes(config, make_vllm_config().model_config)
+    assert made.length([1, 2, 3]) == 2 and reads == [file]
+    file.write_text("[[1, 2, 3]]")
+    assert RadixConfig(public_prefix=str(file)).public.prompts == [[1, 2, 3]]
+    assert config.public.prompts == [[1, 2]], "what was checked is what is used"
 
 
 def test_the_example_is_on_its_page_and_right():
@@ -262,7 +298,7 @@ def test_the_example_is_on_its_page_and_right():
 
 
 def test_texts_need_a_tokenizer():
-    config = make_vllm_config()
+    config = make_vllm_config().model_config
     for option in ({"prompts": ["x"]}, {"marker": "x", "within": 5}):
         with pytest.raises(
             ValueError, match="--skip-tokenizer-init is given: write tok"
@@ -293,7 +329,9 @@ def test_texts_and_chats_are_public_as_far_as_nothing_changes_them(smollm2):
     system = [{"role": "system", "content": "You are a weather service. Be short."}]
     text = "Answer with one word only"
     option = {"prompts": [system, text]}
-    made = make_public_prefixes(RadixConfig(public_prefix=option), vllm_config)
+    made = make_public_prefixes(
+        RadixConfig(public_prefix=option), vllm_config.model_config
+    )
     from vllm.tokenizers import cached_tokenizer_from_config
 
     tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
@@ -311,7 +349,9 @@ def test_texts_and_chats_are_public_as_far_as_nothing_changes_them(smollm2):
     ids = tokenizer.encode(f"{text}: Rain?")
     assert tokenizer.decode(ids[: made.length(ids)]) == text
     option = {"marker": "<|im_end|>", "within": 99}
-    made = make_public_prefixes(RadixConfig(public_prefix=option), vllm_config)
+    made = make_public_prefixes(
+        RadixConfig(public_prefix=option), vllm_config.model_config
+    )
     ids = tokenizer.encode(written, add_special_tokens=False)
     assert tokenizer.decode(ids[: made.length(ids)]).endswith("Be short.<|im_end|>")
 

@@ -7,7 +7,7 @@ import pytest
 
 from vllm_radix_bench.ab.offline.arm import Settings, as_request
 from vllm_radix_bench.ab.offline.process import ArmProcess
-from vllm_radix_bench.replay import oracles, runner
+from vllm_radix_bench.replay import arms, oracles, runner
 from vllm_radix_bench.routing import parse_routing
 from vllm_radix_bench.sim.driver import FleetRun
 from vllm_radix_bench.workloads.encoders import load_encode
@@ -53,7 +53,7 @@ def test_two_engines_are_two_real_ones_request_by_request(name, tiny, tmp_path):
     longest = longest_path(work.roots)
     arm = runner.parse_arm("stock")
     if name == "radix":
-        arm = runner.radix_arm(name, RADIX)
+        arm = arms.radix_arm(name, RADIX)
     settings = Settings(
         model=tiny,
         block_size=OPTIONS.block_size,

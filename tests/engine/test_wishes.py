@@ -44,7 +44,7 @@ def check_wishes(wishes, tree):
         assert wishes.charged_to(tenant) == len(blocks)
     assert wishes.charged == sum(map(len, charged.values())) <= wishes._quota
     assert wishes._listed == sum(len(w.path) for w in every) <= 8 * wishes._quota
-    assert wishes._once == {w.block for w in every if w.once}
+    assert wishes._once == {w.end for w in every if w.once}
 
 
 def test_a_wish_holds_until_its_time_and_leaves_nothing():

@@ -267,12 +267,14 @@ def test_wishes_of_clients_are_shown_and_counted():
     assert {why: n for why, n in ended.items() if n} == {"time": 1, "refused": 1}
 
 
-def test_wishes_are_not_shown_where_hints_are_ignored():
-    made = make_hybrid_scheduler(RadixScheduler, HYBRID, 80)
+def test_wishes_are_shown_with_several_cache_groups_too():
+    made = make_hybrid_scheduler(RadixScheduler, HYBRID, 80, radix={"hint_quota": 0.5})
     ledger, engine = Ledger(made), HybridDouble(made)
     engine.add("kept", prompt("a", 80), 2, extra_args={"radix_keep_for": 1000})
     engine.run()
-    assert "wishes" not in ledger.samples[-1].gauges
+    gauges = ledger.samples[-1].gauges
+    assert gauges["wishes"] == [1]
+    assert gauges["wished_blocks"] > [4]
 
 
 @pytest.mark.parametrize("seed", range(4))

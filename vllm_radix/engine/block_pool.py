@@ -23,7 +23,7 @@ from vllm_radix.engine.compat import (
     num_hash_lookahead_tokens,
 )
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
-from vllm_radix.engine.hint_notes import HintNotes
+from vllm_radix.engine.hint_notes import BlockHintNotes
 from vllm_radix.engine.lookahead import BlockLookahead
 from vllm_radix.engine.open_tails import OpenBlocks
 from vllm_radix.engine.request_keys import RequestKeys
@@ -99,7 +99,7 @@ class RadixBlockPool(TreeBlockPool):
 
     tree: RadixTree
     mirror_by_default = False
-    hint_notes: HintNotes | None = None
+    hint_notes: BlockHintNotes | None = None
     lookahead: BlockLookahead | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

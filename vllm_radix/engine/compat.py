@@ -10,7 +10,7 @@ is, by what vLLM's object has, never by its version.
 from typing import Any
 
 from vllm import envs
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
@@ -89,6 +89,7 @@ __all__ = [
     "MLAAttentionSpec",
     "MambaAttentionBackendEnum",
     "MambaManager",
+    "ModelConfig",
     "PauseState",
     "Request",
     "RequestQueue",

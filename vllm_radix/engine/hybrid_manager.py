@@ -217,6 +217,9 @@ class HybridKVCacheManager(TreeKVCacheManager):
             self.block_pool.tree.note_hit(self._looked_up[1])
         if self.miss_log is not None:
             self.miss_log.record_admission(request)
+        if self.block_pool.hint_notes is not None:
+            tables = [g.req_to_blocks.get(request.request_id, ()) for g in self._groups]
+            self.block_pool.hint_notes.admit(request, tables, num_hits)
 
     # -- computing -------------------------------------------------------------
 
@@ -410,6 +413,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
             self._leave_points(plan)
             if request.is_finished():
                 self.block_pool.note_answer(request)
+        if self.block_pool.hint_notes is not None:
+            self.block_pool.hint_notes.leave(request)
 
     def _leave_points(self, plan: ResumePlan) -> None:
         """Add a point where an ending or preempted request stops, and no further."""

@@ -16,6 +16,7 @@ from vllm_radix.engine.compat import (
     Request,
 )
 from vllm_radix.engine.free_list import ids_to_be_free, make_marks, put_first
+from vllm_radix.engine.point_hint_notes import PointHintNotes
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tree_pool import TreeBlockPool
 from vllm_radix.metrics.tally import Tally
@@ -34,11 +35,13 @@ class HybridBlockPool(TreeBlockPool):
         tally: counts of what happens, for metrics.
         moved: copies that vLLM is to make of blocks in this step, by the block's id.
         junctions: returns where a running request leaves points at whole blocks.
+        hint_notes: follows the hints of clients, if the scheduler wants that.
         mirror_by_default: keep that map whether or not anybody reads it; for tests.
     """
 
     tree: ResumeTree
     mirror_by_default = False
+    hint_notes: PointHintNotes | None = None
 
     @classmethod
     def adopt(
@@ -220,6 +223,8 @@ class HybridBlockPool(TreeBlockPool):
         self.tally.evicted_blocks["reset"] += self.tree.num_cached
         self.tree.reset()
         self._being_written.clear()
+        if self.hint_notes is not None:
+            self.hint_notes.reset()
         return True
 
     def _maybe_evict_cached_block(self, block: KVCacheBlock) -> bool:

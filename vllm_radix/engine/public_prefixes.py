@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vllm_radix.config import RadixConfig
-from vllm_radix.engine.compat import VllmConfig, cached_tokenizer_from_config
+from vllm_radix.engine.compat import ModelConfig, cached_tokenizer_from_config
 from vllm_radix.public_prefix import (
     ChatPrompt,
     DeclaredPrompts,
     FirstTokens,
     Prompt,
-    read_public_prefix,
+    shown,
 )
 
 _GOES_ON = ("A", "z", "7", " b", "\n", "\n\n", ".", "é", "你", "<")
@@ -114,24 +114,24 @@ class UpTo(PublicPrefixes):
 
 
 def make_public_prefixes(
-    config: RadixConfig, vllm_config: VllmConfig
+    config: RadixConfig, model_config: ModelConfig | None
 ) -> PublicPrefixes | None:
     """Return what the option ``public_prefix`` says; None if it is not set.
 
     Args:
         config: the options.
-        vllm_config: the engine's: its tokenizer reads texts.
+        model_config: vLLM's: its tokenizer reads texts; None where there are none.
 
     Raises:
         ValueError: a text has no tokens that it keeps whatever follows, or there is no
             tokenizer, or no chat template for it.
     """
-    option = read_public_prefix(config.public_prefix)
+    option = config.public
     if option is None:
         return None
     if isinstance(option, FirstTokens):
         return First(option.count)
-    tokenizer = _Tokenizer(vllm_config)
+    tokenizer = _Tokenizer(model_config)
     if isinstance(option, DeclaredPrompts):
         return Declared(tokenizer.beginning(prompt) for prompt in option.prompts)
     marker = option.marker
@@ -139,7 +139,7 @@ def make_public_prefixes(
         marker = tokenizer.encode(marker, add_special_tokens=False)
     if not 0 < len(marker) <= option.within:
         raise ValueError(
-            f"radix option 'public_prefix': 'marker' {option.marker!r} has "
+            f"radix option 'public_prefix': 'marker' {shown(option.marker)} has "
             f"{len(marker)} tokens; allowed: 1 to 'within', which is {option.within}"
         )
     return UpTo(marker, option.within)
@@ -148,8 +148,8 @@ def make_public_prefixes(
 class _Tokenizer:
     """The model's tokenizer, loaded when the first text is to be read."""
 
-    def __init__(self, vllm_config: VllmConfig) -> None:
-        self._model_config = vllm_config.model_config
+    def __init__(self, model_config: ModelConfig | None) -> None:
+        self._model_config = model_config
         self._loaded: Any = None
 
     @property
@@ -188,7 +188,7 @@ class _Tokenizer:
         if not common:
             raise ValueError(
                 f"radix option 'public_prefix': no tokens begin all that goes on from "
-                f"{prompt!r}: write token ids"
+                f"{shown(prompt)}: write token ids"
             )
         return common
 
@@ -205,8 +205,8 @@ class _Tokenizer:
         except Exception as error:  # whatever a template raises
             raise ValueError(
                 "radix option 'public_prefix': the model's chat template does not take "
-                f"{prompt.messages!r} before a message of a user ({error}): write the "
-                "token ids instead"
+                f"{shown(prompt.messages)} before a message of a user ({error}): write "
+                "the token ids instead"
             ) from error
         # The template has written the special tokens itself, as in vLLM's server.
         return self.encode(text, add_special_tokens=False)

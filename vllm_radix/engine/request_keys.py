@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol, cast
 
 from vllm_radix.engine.compat import Request, generate_block_hash_extra_keys
+from vllm_radix.public_prefix import num_shared
 from vllm_radix.tree import BYTES_PER_TOKEN, Namespace, encode
 
 _IN_NAMESPACE = ("lora", "cache_salt")
@@ -128,11 +129,11 @@ class RequestKeys:
         assert self.public is not None
         if request.resumable or request.prompt_embeds is not None or not prompt:
             return _Home(owner)
-        # Contents of media are a client's; and at least one token is.
+        # Contents of media are a client's.
         ends = [f.mm_position.offset for f in request.mm_features or ()]
-        start = min(self.public.length(prompt), len(prompt) - 1, *ends)
-        start = start // self.block_size * self.block_size
-        if start <= 0:
+        length = min([self.public.length(prompt), *ends])
+        start = num_shared(length, len(prompt), self.block_size)
+        if not start:
             return _Home(owner)
         salt: Hashable = request.cache_salt or None
         if salt is not None and len(request.cache_salt) > _LONG_SALT:

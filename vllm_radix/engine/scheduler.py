@@ -27,9 +27,10 @@ from vllm_radix.engine.compat import (
     defers_prefills,
     logger,
 )
-from vllm_radix.engine.hint_notes import HintNotes
+from vllm_radix.engine.hint_notes import BlockHintNotes, HintNotes
 from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.manager import RadixKVCacheManager
+from vllm_radix.engine.point_hint_notes import PointHintNotes
 from vllm_radix.engine.public_prefixes import make_public_prefixes
 from vllm_radix.engine.recorder import TrafficRecorder
 from vllm_radix.engine.support import (
@@ -105,7 +106,7 @@ class RadixScheduler(Scheduler):
         least = self._min_sub_block_tokens(config)
         self._hint_notes: HintNotes | None = None
         if is_one_full_group(self.kv_cache_config):
-            manager = RadixKVCacheManager.adopt(
+            RadixKVCacheManager.adopt(
                 self.kv_cache_manager,
                 POLICIES[config.eviction](),
                 mirror=mirror,
@@ -113,15 +114,7 @@ class RadixScheduler(Scheduler):
                 explain=config.explain,
                 num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
             )
-            if manager.enable_caching:
-                pool = manager.block_pool
-                self._hint_notes = pool.hint_notes = HintNotes(
-                    pool.tree,
-                    pool.keys,
-                    config.tenant or "cache_salt",
-                    int(config.hint_quota * pool.num_gpu_blocks),
-                    lambda: self._clock(),
-                )
+            notes: type[HintNotes] = BlockHintNotes
         else:
             HybridKVCacheManager.adopt(
                 self.kv_cache_manager,
@@ -131,7 +124,17 @@ class RadixScheduler(Scheduler):
                 num_draft_tokens=self.num_spec_tokens + self.num_lookahead_tokens,
                 lookahead=vllm_config.num_prefill_lookahead_tokens,
             )
-        public = make_public_prefixes(config, vllm_config)
+            notes = PointHintNotes
+        if self.kv_cache_manager.enable_caching:
+            pool = self.kv_cache_manager.block_pool
+            self._hint_notes = pool.hint_notes = notes(
+                pool.tree,
+                pool.keys,
+                config.tenant or "cache_salt",
+                int(config.hint_quota * pool.num_gpu_blocks),
+                lambda: self._clock(),
+            )
+        public = make_public_prefixes(config, vllm_config.model_config)
         self.kv_cache_manager.block_pool.keys.public = public
         if public is not None:
             logger.info("All cache salts share %s", public)

@@ -1,10 +1,14 @@
-"""What clients ask to be kept, within a quota and for a time."""
+"""What clients ask to be kept, within a quota and for a time.
+
+A tree keeps a path by its end: the last block, or a resume point. Below, an *end* is
+either.
+"""
 
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
 
 from vllm_radix.metrics.series import WISH_ENDS
 from vllm_radix.tree import RadixTree
@@ -13,19 +17,31 @@ _PATHS = 8
 """Block ids that the paths of all wishes may list, as a multiple of the quota."""
 
 
+class KeepingTree(Protocol):
+    """What keeps a path; see ``RadixTree`` and ``ResumeTree``."""
+
+    on_unkept: Callable[[int], None] | None
+
+    def keep(self, end: int, level: int = 0, /) -> bool:
+        """Evict an end after others; return whether it is kept."""
+
+    def unkeep(self, end: int, /) -> None:
+        """Evict an end in the order of all again, if it was kept."""
+
+
 class Wish(NamedTuple):
-    """A wish of a tenant that the path that ends with a block be kept.
+    """A wish of a tenant that a path be kept.
 
     Attributes:
-        block: the end.
+        end: of the path.
         tenant: whose wish it is.
         level: the higher, the later its blocks go.
         until: when it ends, in seconds.
         once: it ends when the path is used again, too.
-        path: the blocks of the path.
+        path: the blocks that it takes.
     """
 
-    block: int
+    end: int
     tenant: str
     level: int
     until: float
@@ -35,7 +51,7 @@ class Wish(NamedTuple):
     @property
     def place(self) -> tuple[int, float, int]:
         """Its place among those of its tenant; the last gives way first."""
-        return -self.level, self.until, self.block
+        return -self.level, self.until, self.end
 
 
 class _Account:
@@ -57,7 +73,7 @@ class Wishes:
     O(wishes) in C, for each wish that comes or goes.
 
     Args:
-        tree: the prefix cache; its ``on_unkept`` and ``on_kept_moved`` are taken.
+        tree: the prefix cache; its ``on_unkept`` is taken, and ``on_kept_moved``.
         quota: blocks that may be kept.
 
     Attributes:
@@ -66,7 +82,7 @@ class Wishes:
             same tenant replaces is not counted.
     """
 
-    def __init__(self, tree: RadixTree, quota: int) -> None:
+    def __init__(self, tree: KeepingTree, quota: int) -> None:
         self._tree = tree
         self._quota = quota
         self.charged = 0
@@ -77,7 +93,9 @@ class Wishes:
         self._ends: list[tuple[float, int, str]] = []
         self._once: set[int] = set()
         tree.on_unkept = self.forget
-        tree.on_kept_moved = self.move
+        if isinstance(tree, RadixTree):
+            # A block may be computed anew; a resume point is there or not.
+            tree.on_kept_moved = self.move
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -93,16 +111,23 @@ class Wishes:
         return len(account.covers) if account is not None else 0
 
     def add(
-        self, tenant: str, path: Sequence[int], level: int, until: float, once: bool
+        self,
+        tenant: str,
+        path: Sequence[int],
+        level: int,
+        until: float,
+        once: bool,
+        end: int | None = None,
     ) -> bool:
         """Keep a path until a time, whatever the tenant asked of its end before.
 
         Args:
             tenant: who asks.
-            path: blocks that are cached, from the root on.
+            path: the cached blocks that it takes.
             level: from 0 to 15; the higher, the later its blocks go.
             until: when it is over.
             once: it is over when the path is used again, too.
+            end: of the path; None for its last block.
 
         Returns:
             Whether it is kept: the quota may not allow it.
@@ -110,39 +135,39 @@ class Wishes:
         if not path or len(path) > self._quota:
             self.ended["refused"] += 1
             return False
-        block = path[-1]
-        before = self._wishes.get(block, {}).get(tenant)
+        end = path[-1] if end is None else end
+        before = self._wishes.get(end, {}).get(tenant)
         if before is not None:
             self._drop(before)
-        if not self._tree.keep(block, level):
+        if not self._tree.keep(end, level):
             self.ended["refused"] += 1
             return False
-        wish = Wish(block, tenant, level, until, once, array("i", path))
+        wish = Wish(end, tenant, level, until, once, array("i", path))
         self._file(wish)
-        self._show(block)
+        self._show(end)
         while self.charged > self._quota or self._listed > _PATHS * self._quota:
             largest = max(self._accounts, key=self.charged_to)
             place = self._accounts[largest].places[-1]
             first = self._wishes[place[2]][largest]
             self._drop(first, "refused" if first is wish else "quota")
-        return tenant in self._wishes.get(block, {})
+        return tenant in self._wishes.get(end, {})
 
     def expire(self, now: float) -> None:
         """Drop the wishes that are over: O(1) if none is."""
         while self._ends and self._ends[0][0] <= now:
-            _, block, tenant = self._ends[0]
-            self._drop(self._wishes[block][tenant], "time")
+            _, end, tenant = self._ends[0]
+            self._drop(self._wishes[end][tenant], "time")
 
-    def note_use(self, blocks: Collection[int]) -> None:
-        """Drop the wishes that end when a request uses their path: O(blocks) in C."""
-        for block in self._once.intersection(blocks) if self._once else ():
-            for wish in tuple(self._wishes[block].values()):
+    def note_use(self, ends: Collection[int]) -> None:
+        """Drop the wishes that end when a request uses their path: O(ends) in C."""
+        for end in self._once.intersection(ends) if self._once else ():
+            for wish in tuple(self._wishes[end].values()):
                 if wish.once:
                     self._drop(wish, "used")
 
-    def forget(self, block: int) -> None:
-        """Drop what is asked of a block, for the tree does not keep it any more."""
-        for wish in tuple(self._wishes.get(block, {}).values()):
+    def forget(self, end: int) -> None:
+        """Drop what is asked of an end, for the tree does not keep it any more."""
+        for wish in tuple(self._wishes.get(end, {}).values()):
             self._drop(wish, "gone")
 
     def clear(self) -> None:
@@ -156,31 +181,31 @@ class Wishes:
         for wish in tuple(self._wishes.get(block, {}).values()):
             self._unfile(wish)
             path = wish.path[:-1] + array("i", [other])
-            self._file(wish._replace(block=other, path=path))
+            self._file(wish._replace(end=other, path=path))
 
     def _drop(self, wish: Wish, why: str = "") -> None:
         if why:
             self.ended[why] += 1
         self._unfile(wish)
-        if wish.block in self._wishes:
-            self._show(wish.block)
+        if wish.end in self._wishes:
+            self._show(wish.end)
         else:
-            self._tree.unkeep(wish.block)
+            self._tree.unkeep(wish.end)
 
     def _file(self, wish: Wish) -> None:
-        self._wishes.setdefault(wish.block, {})[wish.tenant] = wish
+        self._wishes.setdefault(wish.end, {})[wish.tenant] = wish
         account = self._accounts.setdefault(wish.tenant, _Account())
         self.charged -= len(account.covers)
         account.covers.update(wish.path)
         self.charged += len(account.covers)
         self._listed += len(wish.path)
         insort(account.places, wish.place)
-        insort(self._ends, (wish.until, wish.block, wish.tenant))
+        insort(self._ends, (wish.until, wish.end, wish.tenant))
         if wish.once:
-            self._once.add(wish.block)
+            self._once.add(wish.end)
 
     def _unfile(self, wish: Wish) -> None:
-        here = self._wishes[wish.block]
+        here = self._wishes[wish.end]
         del here[wish.tenant]
         account = self._accounts[wish.tenant]
         del account.places[bisect_left(account.places, wish.place)]
@@ -194,13 +219,13 @@ class Wishes:
         self._listed -= len(wish.path)
         if not account.places:
             del self._accounts[wish.tenant]
-        end = wish.until, wish.block, wish.tenant
-        del self._ends[bisect_left(self._ends, end)]
+        over = wish.until, wish.end, wish.tenant
+        del self._ends[bisect_left(self._ends, over)]
         if not any(other.once for other in here.values()):
-            self._once.discard(wish.block)
+            self._once.discard(wish.end)
         if not here:
-            del self._wishes[wish.block]
+            del self._wishes[wish.end]
 
-    def _show(self, block: int) -> None:
-        """Keep a block as high as anybody asks for."""
-        self._tree.keep(block, max(w.level for w in self._wishes[block].values()))
+    def _show(self, end: int) -> None:
+        """Keep an end as high as anybody asks for."""
+        self._tree.keep(end, max(w.level for w in self._wishes[end].values()))

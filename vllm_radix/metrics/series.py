@@ -316,7 +316,6 @@ for _series in (
         _wished("num_active"),
         "whether clients give such hints, and how many hold",
         unit="paths",
-        only=_ONE_GROUP,
     ),
     Series(
         "wished_blocks",
@@ -325,21 +324,19 @@ for _series in (
         _wished("charged"),
         "near `hint_quota` times `vllm_radix:pool_blocks`, tenants lose wishes",
         unit="blocks",
-        only=_ONE_GROUP,
     ),
     Series(
         "ended_wishes",
         "counter",
         "Wishes that hold no longer. time: it was over; used: the session came back; "
         "quota: it gave way to the quota; refused: it never held, for the quota; gone: "
-        "its last block left the cache; reset: with the whole cache",
+        "its end left the cache; reset: with the whole cache",
         _wished("ended"),
         "`time` without `used`: sessions do not come back as expected; `quota` and "
         "`refused`: clients ask for more than `hint_quota` allows",
         unit="paths",
         label="reason",
         values=WISH_ENDS,
-        only=_ONE_GROUP,
     ),
     # -- the order -----------------------------------------------------------------
     Series(

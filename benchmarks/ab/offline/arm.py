@@ -133,6 +133,7 @@ class Arm:
                 max_tokens=turn["max_tokens"],
                 ignore_eos=True,
                 logprobs=top_logprobs or None,
+                extra_args=turn["hints"] or None,
             )
             pending[path] = turn, prompt
             sent_at[path] = self._steps

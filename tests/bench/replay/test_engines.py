@@ -9,8 +9,6 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix.cli import main
 from vllm_radix.exits import ExitCode
-from vllm_radix_bench.replay.runner import parse_arm
-from vllm_radix_bench.report.cli_types import InputError
 from vllm_radix_bench.routing import DEFAULT_ROUTINGS, ROUTINGS
 
 SIZES = ["--block-size", "16", "--blocks", "64", "--max-num-seqs", "4"]
@@ -50,12 +48,6 @@ def output(tmp_path):
 def run(output, *words):
     assert main(["replay", *SIZES, *words, "--output", str(output)]) == 0
     return json.loads(output.read_text())
-
-
-def test_an_arm_with_a_public_prefix_is_refused():
-    arm = 'radix:{"public_prefix": {"first_tokens": 64}}'
-    with pytest.raises(InputError, match="'public_prefix' is not replayed"):
-        parse_arm(arm)
 
 
 def test_every_rule_is_compared_in_one_run(output, tmp_path, capsys):

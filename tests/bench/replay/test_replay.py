@@ -8,7 +8,7 @@ import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_radix.cli import main
-from vllm_radix_bench.replay import oracles, runner
+from vllm_radix_bench.replay import arms, oracles, runner
 from vllm_radix_bench.replay.summary import jain, summary
 from vllm_radix_bench.sim.cost_model import CostModel
 from vllm_radix_bench.workloads.encoders import words
@@ -328,7 +328,7 @@ class Refusing(Scheduler):
 
 
 def test_an_arm_that_refuses_a_layout_is_bad_input(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "RadixScheduler", Refusing)
+    monkeypatch.setattr(arms, "RadixScheduler", Refusing)
     output = tmp_path / "out" / "a.json"
     words = ["replay", "--workload", "chat", *SMALL, "--output", str(output)]
     with pytest.raises(SystemExit) as stop:

@@ -126,8 +126,9 @@ class Physical(RuleBasedStateMachine):
         request = Request(tokens, namespace, len(self.layout))
         self.note(request)
         found = None
+        key = encode(tokens)
+        self.tree.note_parting(key, namespace, len(tokens))
         if read:
-            key = encode(tokens)
             found = self.tree.find(key, namespace, len(tokens) - 1)
         if found is not None:
             self.memory.expect_found(request, found)
@@ -333,8 +334,11 @@ class Physical(RuleBasedStateMachine):
         block=st.none() | st.integers(0, POOL - 1),
         pin=st.none() | st.integers(0, 30),
         unpin=st.none() | st.integers(0, 30),
+        hint=st.none() | st.sampled_from(["keep", "unkeep", "let_go"]),
+        which=st.integers(0, 30),
+        level=st.integers(0, 15),
     )
-    def disturb(self, count, block, pin, unpin):
+    def disturb(self, count, block, pin, unpin, hint, which, level):
         had = self.tree.num_idle
         freed = self.tree.evict(count)
         assert len(freed) >= min(count, had)
@@ -346,6 +350,9 @@ class Physical(RuleBasedStateMachine):
         if pin is not None and alive:
             self.pins.append(alive[pin % len(alive)])
             self.tree.pin(self.pins[-1].id)
+        if hint is not None and alive:
+            told = () if hint == "unkeep" else (level,)
+            getattr(self.tree, hint)(alive[which % len(alive)].id, *told)
         if unpin is not None and self.pins:
             self.tree.unpin(self.pins.pop(unpin % len(self.pins)).id)
 

@@ -1,7 +1,7 @@
 """Proof of a tree of resume points, and its text."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from vllm_radix.tree.resume.components import Component, Dense
 from vllm_radix.tree.resume.paths import Paths
@@ -49,6 +49,8 @@ def check_tree(
                 assert paths.window_of[block] == (edge, which, index)
                 assert block in uses, "a window's block that nothing keeps"
                 num_windows += 1
+        shared = edge.shared_to
+        assert not shared or edge.start < shared <= edge.end, "shared off its edge"
         idle = sum(block in uses.idle for ids in edge.dense for block in ids)
         assert idle == edge.num_idle, "idle blocks of an edge are miscounted"
         places = [point.num_tokens for point in edge.points]
@@ -67,6 +69,18 @@ def check_tree(
     assert dict(counts) == {block: uses.count(block) for block in counts}
     assert len(uses) == len(counts), "a block is kept for nothing"
     assert uses.idle <= counts.keys(), "a block is idle and not cached"
+
+
+def check_turns(
+    points: Mapping[int, ResumePoint], kept: Set[int], let_go: Set[int]
+) -> None:
+    """Verify that what hints ask of points is known of each: O(points).
+
+    Raises:
+        AssertionError: it is not.
+    """
+    assert kept == {i for i, point in points.items() if point.turn > 0}
+    assert let_go == {i for i, point in points.items() if point.turn < 0}
 
 
 def _check_point(components: Sequence[Component], point: ResumePoint) -> None:
@@ -97,6 +111,7 @@ def dump(paths: Paths, tokens: int) -> str:
                 f"{r.group}@{r.first}:{list(r.blocks)}" for r in point.runs
             )
             marks = "shared " * point.shared + "writing " * (not point.ready)
+            marks += f"turn {point.turn} " * bool(point.turn)
             lines.append(f"{indent}  * {point.num_tokens} {marks}{runs}")
         for child in edge.children.values():
             add(child, indent + "  ")

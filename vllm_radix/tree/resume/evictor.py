@@ -9,6 +9,9 @@ Where one path leads on from a point to another, requests go on from the deeper 
 the point above is *superseded*, and is worth nothing but how lately it was used. One
 that shares all its blocks with the deeper one frees none, and stays: it is what is left
 of the path when the deeper one goes.
+
+Hints give points another *turn*: what is of no use any more goes before all that, and
+what is to be kept after it, in the same order by worth. Neither sets the clock.
 """
 
 import heapq
@@ -20,8 +23,8 @@ from vllm_radix.tree.resume.point import ResumePoint
 _LEAST_QUEUED = 64
 """Entries up to which the queue is never cleaned."""
 
-Rank = tuple[bool, float]
-"""Whether a point is protected, and its worth: the lowest goes first."""
+Rank = tuple[int, float]
+"""A point's ``order``, and its worth: the lowest goes first."""
 
 
 class ResumeEvictor:
@@ -46,7 +49,7 @@ class ResumeEvictor:
 
     def offer(self, point: ResumePoint) -> None:
         """Queue a point that may be worth less than before: O(log n)."""
-        rank = False, point.base
+        rank = point.turn, point.base
         if point.offered is None or rank < point.offered:
             self._push(point, rank)
 
@@ -61,7 +64,7 @@ class ResumeEvictor:
             parked, self._parked = self._parked, []
             for point in parked:
                 if point.alive and point.offered is None:
-                    self._push(point, (False, point.base))
+                    self._push(point, (point.turn, point.base))
         queue = self._queue
         while queue:
             rank, _, point = heapq.heappop(queue)
@@ -72,11 +75,11 @@ class ResumeEvictor:
             if worth is None:
                 self._parked.append(point)
                 continue
-            now = point.protected, point.base + worth
+            now = point.order, point.base + worth
             if queue and now > queue[0][0]:
                 self._push(point, now)
                 continue
-            if not point.protected:
+            if not point.order:
                 self.clock = max(self.clock, now[1])
             return point
         return None
@@ -89,7 +92,7 @@ class ResumeEvictor:
         parked = [p for p in self._parked if p.alive and p.offered is None]
         if not parked:
             return None
-        point = min(parked, key=lambda p: (p.protected, p.base))
+        point = min(parked, key=lambda p: (p.order, p.base))
         self._parked = [other for other in parked if other is not point]
         return point
 

@@ -106,6 +106,7 @@ class Paths:
         elif edge.parent is not None and not edge.children:
             edge.key += rest
             return edge
+        edge.shared_to = max(edge.shared_to, depth)
         child = self._edge(rest, depth, edge)
         edge.children[rest[:BYTES_PER_TOKEN]] = child
         return child
@@ -141,6 +142,9 @@ class Paths:
         first = key[:BYTES_PER_TOKEN]
         upper.key, lower.key = key[:cut], lower.key if upper is edge else key[cut:]
         lower.start, lower.parent = at, upper
+        shared = edge.shared_to
+        upper.shared_to = min(shared, at)
+        lower.shared_to = shared if shared > at else 0
         upper.children = {lower.key[:BYTES_PER_TOKEN]: lower}
         parent.children[first] = upper
         return upper
@@ -202,6 +206,7 @@ class Paths:
                 self.window_of[block] = edge, which, index
         edge.points, edge.key = upper.points + lower.points, key
         edge.num_idle = upper.num_idle + lower.num_idle
+        edge.shared_to = max(upper.shared_to, lower.shared_to)
         for point in points:
             point.edge = edge
         return edge
@@ -286,6 +291,7 @@ class Paths:
                     self.drop_window(blocks[index])
             if edge.points:
                 edge.key = edge.tokens(edge.start, last)
+                edge.shared_to = min(edge.shared_to, last)
                 return gone, edge
             parent = edge.parent
             if parent is None:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from vllm_radix.tree.token_keys import BYTES_PER_TOKEN
 
+_LAST = 1 << 10
+"""The turn of protected points."""
+
 
 class Run(NamedTuple):
     """Blocks of one cache group that a point keeps for itself.
@@ -83,6 +86,8 @@ class ResumePoint:
         pins: how often it is pinned.
         offered: its rank in the queue of eviction; None if it is not in it.
         ends_answer: whether it is the last one in the answer of a request.
+        turn: when it goes, of points that are not protected: those below 0 first, the
+            lowest before others; those above 0 last, the highest after others.
         alive: whether it is in the tree.
     """
 
@@ -99,6 +104,7 @@ class ResumePoint:
         "ready",
         "runs",
         "shared",
+        "turn",
     )
 
     def __init__(
@@ -118,8 +124,9 @@ class ResumePoint:
         self.shared = False
         self.ready = True
         self.pins = 0
-        self.offered: tuple[bool, float] | None = None
+        self.offered: tuple[int, float] | None = None
         self.ends_answer = False
+        self.turn = 0
         self.alive = True
 
     def run(self, group: int) -> Run | None:
@@ -130,6 +137,11 @@ class ResumePoint:
     def protected(self) -> bool:
         """Whether it is to go last: it is pinned, or being written."""
         return self.pins > 0 or not self.ready
+
+    @property
+    def order(self) -> int:
+        """Its turn, that of protected points included: the last one."""
+        return _LAST if self.protected else self.turn
 
     @property
     def blocks(self) -> Iterator[int]:
@@ -152,6 +164,7 @@ class Edge:
         num_idle: idle blocks among them.
         windows: for each group with windows, the whole blocks that end on this edge
             and that some point keeps, by index.
+        shared_to: tokens up to which several paths have used it; 0 for none.
     """
 
     __slots__ = (
@@ -161,6 +174,7 @@ class Edge:
         "num_idle",
         "parent",
         "points",
+        "shared_to",
         "start",
         "windows",
     )
@@ -180,6 +194,7 @@ class Edge:
         self.points: list[ResumePoint] = []
         self.dense: list[list[int]] = [[] for _ in range(num_dense)]
         self.num_idle = 0
+        self.shared_to = 0
         self.windows: list[dict[int, int]] = [{} for _ in range(num_windows)]
 
     @property

@@ -27,20 +27,20 @@ from typing import Any
 from vllm_radix.tree.changes import ChangeLog
 from vllm_radix.tree.node import HOLE
 from vllm_radix.tree.prefix_cache import Namespace
+from vllm_radix.tree.resume.hinted_points import HintedPoints
 from vllm_radix.tree.resume.point import Edge, ResumePoint, Run
-from vllm_radix.tree.resume.state import ResumeState
 
 BlockAt = Callable[[int, int], int]
 """Returns a request's block, of a group and an index; ``HOLE`` where it has none."""
 
 
-class ResumeTree(ResumeState):
+class ResumeTree(HintedPoints):
     """Maps token prefixes to the blocks with which a request can go on.
 
     Args:
         components: of each cache group.
 
-    Its attributes are those of ``ResumeState``.
+    Its attributes are those of ``HintedPoints`` and ``ResumeState``.
 
     >>> from vllm_radix.tree import encode
     >>> from vllm_radix.tree.resume import Dense, State
@@ -95,6 +95,8 @@ class ResumeTree(ResumeState):
             if known is not None:
                 known.shared |= shared
                 known.base = self._evictor.clock
+                if known.turn < 0:
+                    self._move(known, 0)
                 return None
         runs: list[Run] = []
         missing: list[list[int]] = []
@@ -174,6 +176,9 @@ class ResumeTree(ResumeState):
         # Its neighbours keep blocks alone now, or lead nowhere else.
         for other in (*near, *edge.points[-1:]):
             self._evictor.offer(other)
+        self._forget_turn(point)
+        if point.turn > 0 and self.on_unkept is not None:
+            self.on_unkept(point.id)
         return freed
 
     def note_hit(self, point_id: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from vllm_radix.tree.changes import ChangeLog
 from vllm_radix.tree.debug.miss import Miss
 from vllm_radix.tree.prefix_cache import Namespace
-from vllm_radix.tree.resume.check import check_tree, dump
+from vllm_radix.tree.resume.check import check_tree, check_turns, dump
 from vllm_radix.tree.resume.components import Component, Dense
 from vllm_radix.tree.resume.evictor import ResumeEvictor
 from vllm_radix.tree.resume.miss import EvictedPoints, explain
@@ -80,6 +80,8 @@ class ResumeState:
         self._points: dict[int, ResumePoint] = {}
         self._uses = BlockUses(self._paths, self._on_release)
         self._pinned: set[int] = set()
+        self._ids_kept: set[int] = set()
+        self._ids_to_go: set[int] = set()
         self._pinned_idle: int | None = None
 
     def _worth(self, point: ResumePoint) -> float | None:
@@ -296,5 +298,6 @@ class ResumeState:
         """
         try:
             check_tree(self.components, self._paths, self._points, self._uses)
+            check_turns(self._points, self._ids_kept, self._ids_to_go)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.dump()}") from error
