@@ -355,6 +355,10 @@ class ReuseAccount:
             blocks = end - (runs[-2] & END if len(runs) > 1 else node.start)
             self._queues.blocks[label] += blocks
             self.policy.note_labelled(label, blocks)
+            if self.distances is not None:
+                if touched := runs[-1] >> TOUCHED_AT:
+                    self.distances.add(touched - 1, -blocks)
+                self.distances.add(now, blocks)
             run |= RELEASED
         runs[-1] = run
         return label
