@@ -1,12 +1,14 @@
 """What operations cost, in nodes looked at and bytes kept: no stopwatch."""
 
 import random
+import sys
 import tracemalloc
 
 import pytest
 
 from vllm_radix.tree import POLICIES, RadixTree, encode
 from vllm_radix.tree.eviction import HitDensity
+from vllm_radix.tree.stack_distance import StackDistances
 
 SIZE = 16
 
@@ -22,6 +24,16 @@ def resident(blocks, length, seed=0, policy="lru"):
         tree.note_end(ids, None, rng.choice((1, 99, 999)), rng.choice((1, 9999)))
         tree.release(ids[::-1])
     return tree
+
+
+class Counted(list):
+    """A list that counts how often it is asked for an item."""
+
+    looks = 0
+
+    def __getitem__(self, index):
+        self.looks += 1
+        return super().__getitem__(index)
 
 
 def test_a_tree_of_100k_blocks_keeps_120_bytes_a_block():
@@ -89,36 +101,100 @@ def test_a_long_request_that_fills_one_more_block_pays_for_that_block():
     assert tree.visited - before <= 1_000
 
 
-def test_what_hit_density_knows_takes_11_bytes_a_block():
+def test_what_hit_density_knows_takes_9_bytes_a_block():
     """For runs of 64 blocks; evicted ones are remembered beside the cached."""
+    few, many = 2_048, 10_240
     kept = {}
+    HitDensity()  # what is imported is no one's
     for policy in ("lru", "hit-density"):
-        tracemalloc.start()
-        try:
-            tree = resident(20_032, 64, policy=policy)
-            kept[policy], _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    evictor = tree._evictor
-    # What does not grow with the cache, and what is not full yet, is counted apart.
-    fixed = sum(
-        len(made) * made.itemsize
-        for made in (tree.policy.hits, tree.policy.ends, tree.policy.waiting)
-    )
-    fixed += 16 * len(evictor.account.distances)
-    more = (kept["hit-density"] - kept["lru"] - fixed) / 20_032
+        for blocks in (few, many):
+            tracemalloc.start()
+            try:
+                tree = resident(blocks, 64, policy=policy)
+                kept[policy, blocks], _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert tree.num_cached == blocks
+    more = {n: kept["hit-density", n] - kept["lru", n] for n in (few, many)}
+    each = (more[many] - more[few]) / (many - few)
+    fixed = more[few] - few * each
+    # As large as the ring of the evicted ones ever is for them.
     remembered = 48 * HitDensity.ghosts / 64
-    print(
-        f"{more:.1f} bytes a block, {remembered:.1f} for evicted ones; {fixed:,} fixed"
-    )
-    assert more + remembered <= 12
+    print(f"{each:.1f} bytes a block, {remembered} if evicted; {fixed:,.0f} fixed")
+    assert each + remembered <= 9
+    assert fixed < 200_000
 
 
-def test_the_walks_of_a_request_look_at_runs_not_at_blocks():
-    tree = RadixTree(SIZE, HitDensity())
-    told = []
-    tree.policy.note_labelled = lambda label, blocks: told.append(blocks)
-    ids = list(range(4_000))
-    tree.insert(encode(range(4_000 * SIZE)), ids)
-    tree.note_end(ids, None, 1, 1)
-    assert told == [4_000]
+def calls(run):
+    """Return the Python functions that are called, and how often altogether."""
+    names = []
+
+    def note(frame, event, _):
+        if event == "call":
+            names.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return len(names), names
+
+
+def path_of_edges(edges, policy):
+    """A tree, and a cached prompt of so many edges of ten blocks, and its blocks."""
+    tree, key, blocks = RadixTree(SIZE, policy), b"", []
+    for number in range(edges):
+        first = 20 * number
+        key += encode(range(first * SIZE, (first + 10) * SIZE))
+        blocks += range(first, first + 10)
+        tree.insert(key, blocks, start=len(blocks) - 10)
+        branch = key + encode([10**6 + number] * SIZE)
+        tree.insert(branch, [*blocks, first + 10], start=len(blocks))
+    return tree, key, blocks
+
+
+def test_a_run_more_is_no_call_more_for_the_walks_of_a_request():
+    counts = {}
+    for edges in (2, 40):
+        tree, key, blocks = path_of_edges(edges, HitDensity())
+        told = []
+        tree.policy.note_labelled = lambda label, count, told=told: told.append(count)
+        for _ in range(3):
+            use = tree.note_use(key, None, blocks[-1], len(blocks))
+            tree.note_end(blocks, use, 1, 0)
+        assert told == [10 * edges] * 3, "blocks of one class are told of at once"
+        begins, _ = calls(
+            lambda: tree.note_use(key, None, blocks[-1], len(blocks))  # noqa: B023
+        )
+        ends, _ = calls(lambda: tree.note_end(blocks, use, 1, 0))  # noqa: B023
+        counts[edges] = begins, ends
+    print(f"calls of the walks: {counts[2]}")
+    assert counts[2] == counts[40]
+    assert sum(counts[2]) <= 50
+
+
+def test_an_evicted_run_costs_hit_density_25_calls_more():
+    counts = {}
+    for policy in ("lru", "hit-density"):
+        tree = resident(6_400, 16, policy=policy)
+        tree.evict(160)
+        counts[policy], _ = calls(lambda: tree.evict(160 * 16))  # noqa: B023
+    more = (counts["hit-density"] - counts["lru"]) / 160
+    print(f"{counts['lru'] / 160:.1f} calls a run, {more:.1f} more for hit-density")
+    assert more <= 25
+
+
+@pytest.mark.parametrize("times", [1_000, 40_000])
+def test_the_end_of_the_compared_cache_moves_no_further_than_it_has_to(times):
+    distances = StackDistances()
+    distances.capacity = 2 * times
+    for clock in range(times):
+        distances.add(clock, 5)
+    distances.horizon()
+    slots = distances._slots = Counted(distances._slots)
+    for clock in range(times, times + 50):
+        distances.add(clock, 5)
+        distances.horizon()
+    # Two look-ups for each time that it passes, and one for each that is added.
+    assert slots.looks <= 50 * 6

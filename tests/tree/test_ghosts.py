@@ -60,6 +60,10 @@ def test_runs_that_come_back_leave_no_room_behind():
     assert ghosts.pop(1 << 31) is not None
 
 
+def touched_after(plain, asked, clock):
+    return sum(plain[at] for at in range(asked + 1, clock + 1))
+
+
 @pytest.mark.parametrize("capacity", [10, 3000, 10**6])
 def test_touches_are_counted_as_in_a_plain_list(capacity):
     rng = random.Random(capacity)
@@ -78,10 +82,17 @@ def test_touches_are_counted_as_in_a_plain_list(capacity):
             )
         if rng.random() < 0.02:
             asked = rng.randrange(clock + 1)
-            since = sum(plain[at] for at in range(asked + 1, clock + 1))
             # What is beyond the capacity may be forgotten, but not to less than that.
-            assert min(distances.after(asked), capacity) == min(since, capacity)
-            horizon = distances.horizon(capacity)
-            assert horizon < 0 or distances.after(horizon) >= capacity
-            assert distances.after(horizon + 1) < capacity
+            for room in (capacity, rng.randrange(capacity) + 1):
+                distances.capacity = room
+                left = room - touched_after(plain, asked, clock)
+                told = distances.room_at(asked)
+                if told is None:
+                    assert left >= plain[asked]
+                else:
+                    assert max(told, 0) == max(left, 0)
+                horizon = distances.horizon()
+                assert horizon < 0 or touched_after(plain, horizon, clock) >= room
+                assert touched_after(plain, horizon + 1, clock) < room
+            distances.capacity = capacity
     assert capacity > 10**5 or len(distances) <= 8192

@@ -41,6 +41,8 @@ class ClassEvictor(Evictor):
         self.account = ReuseAccount(policy, table, shape, self.queues)
         # When all classes were last looked at.
         self._seen_at = -1
+        # The class that gave the last blocks, whose oldest block is to be shown.
+        self._popped = -1
 
     def offered(self) -> set[tuple[int, int]]:
         """Return the entries that say what may be evicted: O(n), for ``check``."""
@@ -94,10 +96,15 @@ class ClassEvictor(Evictor):
         for at in (self._first, self._done):
             if self._heaps[at]:
                 return at
+        if self._popped >= 0:
+            self._show_oldest(self._popped)
+            self._popped = -1
         if self._seen_at != queues.now:
             self._seen_at = queues.now
             for label in tuple(queues.open):
-                self._show_oldest(label)
+                oldest = self._heaps[label][0]
+                if oldest[0] != queues.ranks[label] or not self.is_current(*oldest):
+                    self._show_oldest(label)
         if queues.open:
             label = self.policy.pick(queues)
             if queues.ranks[label] == NEVER:
@@ -111,50 +118,37 @@ class ClassEvictor(Evictor):
                 return at
         return None
 
-    def pop_run(
-        self,
-        count: int,
-        out: list[int],
-        heap: list[tuple[int, int]] | None = None,
-        limit: int = KEEP - 1,
-    ) -> Node | None:
+    def pop_run(self, count: int, out: list[int]) -> Node | None:
         """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
 
-        As many as are of one run, and stay the oldest of their class. O(log n), and
-        O(1) per block.
+        As many as are of one run, and stay the oldest of their class; kept and pinned
+        blocks have their turn. O(log n) and O(classes), and O(1) per block.
 
         Args:
             count: how many blocks at most.
             out: where to append them.
-            heap: of what may go; the policy picks one by default.
-            limit: the highest rank that may go; kept and pinned blocks have their
-                turn.
 
         Returns:
             The leaf, not yet settled; None if no block may go.
         """
         while (at := self._next()) is not None:
             heap = self._heaps[at]
-            rank, block = heap[0]
-            if not self.is_current(rank, block):
-                self.looks += 1
-                heappop(heap)
-                if at < self._first:
-                    self._show_oldest(at)
-                continue
-            node = self._table.nodes[block]
-            assert node is not None
-            runs, end = runs_of(node), node.start + len(node.blocks)
-            begin = runs[-2] & END if len(runs) > 1 else node.start
-            run, before = runs[-1], len(out)
-            most = limit
-            if at >= self._done:
-                most = HELD if at == self._done else NEVER
-            super().pop_run(min(count, end - begin), out, heap, most)
-            self.account.evicted(node, run, len(out) - before, at < self._first)
+            node = self._pop_current(heap)
+            if node is not None:
+                limit = KEEP - 1
+                if at >= self._done:
+                    limit = HELD if at == self._done else NEVER
+                if heap and heap[0][0] < limit:
+                    limit = heap[0][0]
+                runs, end = runs_of(node), node.start + len(node.blocks)
+                begin = runs[-2] & END if len(runs) > 1 else node.start
+                run, before = runs[-1], len(out)
+                self._take(node, min(count, end - begin), out, limit)
+                self.account.evicted(node, run, len(out) - before, at < self._first)
             if at < self._first:
-                self._show_oldest(at)
-            return node
+                self._popped = at
+            if node is not None:
+                return node
         return None
 
     def drop(self, node: Node, depth: int) -> None:

@@ -124,13 +124,7 @@ class Evictor:
         """Return the entries that say what may be evicted: O(n), for ``check``."""
         return {entry for entry in self.heap if self.is_current(*entry)}
 
-    def pop_run(
-        self,
-        count: int,
-        out: list[int],
-        heap: list[tuple[int, int]] | None = None,
-        limit: int = _NO_LIMIT,
-    ) -> Node | None:
+    def pop_run(self, count: int, out: list[int]) -> Node | None:
         """Take up to ``count`` blocks off the end of one leaf, in order of eviction.
 
         As many as stay the lowest rank. O(log n), and O(1) per block.
@@ -138,53 +132,65 @@ class Evictor:
         Args:
             count: how many blocks at most.
             out: where to append them.
-            heap: of what may go, if not of all blocks.
-            limit: the highest rank that may go.
 
         Returns:
             The leaf, not yet settled; None if no block may go.
         """
-        if heap is None:
-            heap = self.heap
-        table, pins = self._table, self.pins
+        heap = self.heap
+        while heap:
+            node = self._pop_current(heap)
+            if node is not None:
+                self._take(node, count, out, heap[0][0] if heap else _NO_LIMIT)
+                return node
+        return None
+
+    def _pop_current(self, heap: list[tuple[int, int]]) -> Node | None:
+        """Take the first entry off a heap; return its leaf, None if it was stale."""
+        self.looks += 1
+        rank, block = heappop(heap)
+        node = self._table.nodes[block]
+        # As is_current, which is a call.
+        if (
+            node is not None
+            and self._table.ranks[block] == rank
+            and not node.children
+            and node.blocks[-1] == block
+        ):
+            return node
+        return None
+
+    def _take(self, node: Node, count: int, out: list[int], limit: int) -> None:
+        """Take blocks off the end of a leaf: O(1) each.
+
+        Args:
+            node: the leaf; its last block may go.
+            count: how many blocks at most.
+            out: where to append them.
+            limit: the highest rank that may go, of all but the last block.
+        """
+        table, run = self._table, node.blocks
         nodes, ranks = table.nodes, table.ranks
-        while True:
-            if not heap:
-                return None
-            self.looks += 1
-            rank, block = heappop(heap)
-            node = nodes[block]
-            # As is_current, which is a call.
-            if (
-                node is not None
-                and ranks[block] == rank
-                and not node.children
-                and node.blocks[-1] == block
-            ):
-                break
-        if heap and heap[0][0] < limit:
-            limit = heap[0][0]
-        run, taken = node.blocks, 0
         end = node.start + len(run)
-        while True:
-            self.num_unhit -= rank < DONE
-            if rank >= KEEP:
-                pins.pop(block, None)
-                if self.kept.pop(block, None) and self.on_unkept is not None:
-                    self.on_unkept(block)
-            nodes[block] = None
-            ranks[block] = HELD
-            out.append(block)
-            run.pop()
-            taken += 1
-            if not run or taken >= count:
-                break
-            block = run[-1]
+        last = run[-count:]
+        last.reverse()
+        self.num_unhit -= ranks[last[0]] < DONE
+        limit = max(limit, ranks[last[0]])
+        taken = 0
+        for block in last:
             if block == HOLE:
                 break
             rank = ranks[block]
             if rank == HELD or rank > limit:
                 break
+            if rank >= KEEP:
+                self.pins.pop(block, None)
+                if self.kept.pop(block, None) and self.on_unkept is not None:
+                    self.on_unkept(block)
+            nodes[block] = None
+            ranks[block] = HELD
+            run.pop()
+            taken += 1
+        out += last[:taken]
         table.num_cached -= taken
         self.num_idle -= taken
         left = end - taken
@@ -192,7 +198,6 @@ class Evictor:
             self.num_pinned_idle -= min(node.pinned_to, end) - left
             self._shrink_pinned(node)
         node.trimmed = True
-        return node
 
     def drop(self, node: Node, depth: int) -> None:
         """Note that a block is about to leave a hole in an edge."""

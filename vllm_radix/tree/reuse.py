@@ -19,8 +19,12 @@ from vllm_radix.tree.runs import (
     USE,
     USES,
     USES_AT,
+    Returned,
+    add_uses,
     digest_at,
     runs_of,
+    runs_to,
+    runs_upwards,
     seed_of,
     split_run,
 )
@@ -31,15 +35,7 @@ KIND_RELEASED = RELEASED >> LABEL_AT
 KIND_CLOCK_AT = TOUCHED_AT - LABEL_AT
 """A run without its end and uses is a kind: runs of one kind are told of at once."""
 
-_KEPT = BYTE << LABEL_AT | USES | END
-
-
-def _summed(runs: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Return the blocks of each kind."""
-    out: dict[int, int] = {}
-    for kind, blocks in runs:
-        out[kind] = out.get(kind, 0) + blocks
-    return out
+_USES_AND_END = USES | END
 
 
 class Use(NamedTuple):
@@ -49,14 +45,13 @@ class Use(NamedTuple):
         seen: blocks of its prompt that are cached, or remembered.
         pending: those that it will compute.
         clock: when it was admitted.
-        returned: for evicted runs that it brings back the depths at which each begins
-            and ends, and how often it had been used.
+        returned: evicted runs that it brings back.
     """
 
     seen: int
     pending: int
     clock: int
-    returned: tuple[tuple[int, int, int], ...]
+    returned: tuple[Returned, ...]
 
 
 class _Pending:
@@ -130,46 +125,45 @@ class ReuseAccount:
         node = self._table.node_of(last) if found else None
         if node is None:
             node, found = self._shape.roots.get(namespace), 0
-        now = self._queues.now
-        self.most_cached = max(self.most_cached, self._table.num_cached)
-        touched: list[tuple[int, int]] = []  # (kind, blocks), deepest first
-        returned: list[tuple[int, int, int]] = []
-        seen = found
-        if self.distances is not None and self.exposure is not None:
-            self.distances.capacity = max(self._table.num_cached, 1)
-            self.exposure.pass_time(self.distances.horizon(self.distances.capacity))
+        now, cached = self._queues.now, self._table.num_cached
+        if cached > self.most_cached:
+            self.most_cached = cached
+        distances = self.distances
+        if distances is not None and self.exposure is not None:
+            distances.capacity = max(cached, 1)
+            self.exposure.pass_time(distances.horizon())
         self._bury()
+        returned: list[Returned] = []
         if found < asked and len(self.ghosts):
             digest = seed_of(namespace)
             if node is not None and found:
                 size, roots = self._shape.block_bytes, self._shape.namespace_of
                 digest = digest_at(node, found, size, roots)
-            seen = self._bring_back(key, digest, (found, asked), touched, returned)
-        if node is not None and found:
-            self._use_runs(node, found, touched)
-        kinds = _summed(touched)
+            returned = self._bring_back(key, digest, found, asked)
+        lru = 0
+        if distances is not None:
+            lru = self._found_by_lru(distances, node, found, returned)
+        kinds = self._use_runs(node, found)
         for kind, blocks in kinds.items():
             if kind & KIND_RELEASED:
                 self._queues.blocks[kind & BYTE] -= blocks
                 age = now + 1 - (kind >> KIND_CLOCK_AT)
                 self.policy.note_reused(kind & BYTE, age, blocks, False)
-        if self.distances is not None:
-            self._compare(touched, asked, found)
-            self._take_back(kinds)
-            self.distances.add(now, asked)
+        if distances is not None:
+            self.policy.note_request(asked, found, lru, distances.capacity)
+            for run in returned:
+                distances.add(run.clock, run.begin - run.end)
+            self._take_back(distances, kinds)
+            distances.add(now, asked)
+        seen = returned[-1].end if returned else found
         return Use(seen, asked - found, now, tuple(returned))
 
     def _bring_back(
-        self,
-        key: bytes,
-        digest: int,
-        span: tuple[int, int],
-        touched: list[tuple[int, int]],
-        returned: list[tuple[int, int, int]],
-    ) -> int:
-        """Take the evicted runs that continue a prefix; return where they end."""
+        self, key: bytes, digest: int, depth: int, asked: int
+    ) -> list[Returned]:
+        """Take the evicted runs that continue a prefix: O(those)."""
         size, now = self._shape.block_bytes, self._queues.now
-        depth, asked = span
+        returned = []
         while depth < asked:
             at = depth * size
             ghost = self.ghosts.pop(crc32(key[at : at + size], digest))
@@ -181,62 +175,85 @@ class ReuseAccount:
                 self.exposure.lose(ghost.clock, ghost.label, blocks)
             if blocks < ghost.blocks:
                 self.policy.note_unused(ghost.label, age, ghost.blocks - blocks)
+            returned.append(Returned(depth, depth + blocks, ghost.uses, ghost.clock))
             depth += blocks
             digest = crc32(key[at : depth * size], digest)
-            touched.insert(0, ((ghost.clock + 1) << KIND_CLOCK_AT, blocks))
-            returned.append((depth - blocks, depth, ghost.uses))
-        return depth
+        return returned
 
-    def _use_runs(self, node: Node, depth: int, touched: list[tuple[int, int]]) -> None:
-        """Note a use of the runs of a path, from a depth of an edge upwards."""
+    def _use_runs(self, node: Node | None, depth: int) -> dict[int, int]:
+        """Note a use of the runs of a path, from a depth of an edge upwards.
+
+        Returns:
+            The blocks of each kind, as they were before.
+        """
         stamp = (self._queues.now + 1) << TOUCHED_AT
-        above: Node | None = node
-        while above is not None and depth:
-            node, above = above, above.parent
-            runs, start = runs_of(node), node.start
-            index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
+        kinds: dict[int, int] = {}
+        while node is not None and depth:
+            runs, start = node.runs, node.start
+            # As runs_to, which is a call.
+            if runs is not None and runs[-1] & END == depth:
+                index = len(runs)
+            else:
+                runs, index = runs_to(node, depth)
             while index:
                 index -= 1
                 run = runs[index]
                 begin = runs[index - 1] & END if index else start
-                touched.append((run >> LABEL_AT, (run & END) - begin))
-                once_more = run & _KEPT | stamp
-                runs[index] = once_more + (USE if run & USES < USES else 0)
-            depth = start
+                kind = run >> LABEL_AT
+                kinds[kind] = kinds.get(kind, 0) + depth - begin
+                run &= _USES_AND_END
+                runs[index] = stamp | run + (USE if run < USES else 0)
+                depth = begin
+            node = node.parent
+        return kinds
 
-    def _take_back(self, kinds: dict[int, int]) -> None:
+    @staticmethod
+    def _take_back(distances: StackDistances, kinds: dict[int, int]) -> None:
         """Take back the last touches of runs, by kind."""
-        distances = self.distances
-        assert distances is not None
         for kind, blocks in kinds.items():
-            if kind >> KIND_CLOCK_AT:
-                distances.add((kind >> KIND_CLOCK_AT) - 1, -blocks)
+            if touched := kind >> KIND_CLOCK_AT:
+                distances.add(touched - 1, -blocks)
 
-    def _compare(
-        self, touched: Sequence[tuple[int, int]], asked: int, found: int
-    ) -> None:
-        """Tell the policy what least recently used would have found."""
-        distances = self.distances
-        assert distances is not None
-        room = distances.capacity
-        above = sum(blocks for _, blocks in touched)
-        for at, (kind, blocks) in enumerate(touched):
-            above -= blocks
-            clock = (kind >> KIND_CLOCK_AT) - 1
-            if clock < 0:
-                kept = blocks  # they are held, as with any policy
-            else:
-                # Of those touched at the same time, the deeper ones are older.
-                same = sum(
-                    more
-                    for other, more in touched[at + 1 :]
-                    if other >> KIND_CLOCK_AT == clock + 1
-                )
-                kept = min(blocks, room - distances.after(clock) - same)
-            if kept > 0:
-                self.policy.note_request(asked, found, above + kept, room)
-                return
-        self.policy.note_request(asked, found, 0, room)
+    def _found_by_lru(
+        self,
+        distances: StackDistances,
+        node: Node | None,
+        depth: int,
+        returned: Sequence[Returned],
+    ) -> int:
+        """Return how many blocks of a path least recently used would find.
+
+        O(runs from its end to the first one found), and once more where not all that
+        was touched at one time is found.
+
+        Args:
+            distances: last touches.
+            node: the edge where the cached part of the path ends.
+            depth: at which it ends.
+            returned: what follows it.
+        """
+        # Of those touched at one time, the deeper ones are older.
+        time, shallower = -1, 0
+        for touched, begin, end in runs_upwards(node, depth, returned):
+            if not touched:
+                return end  # they are held, as with any policy
+            room = distances.room_at(touched - 1)
+            if room is None:
+                return end
+            if room > 0:
+                if time != touched:
+                    path = runs_upwards(node, depth, returned)
+                    time = touched
+                    shallower = sum(
+                        min(last, end) - first
+                        for other, first, last in path
+                        if other == time and first < end
+                    )
+                shallower -= end - begin
+                room -= shallower
+            if room > 0:
+                return min(end, begin + room)
+        return 0
 
     # -- a request ends --------------------------------------------------------
 
@@ -255,52 +272,76 @@ class ReuseAccount:
             output_tokens: that it has generated.
             new_tokens: of its prompt that nobody had asked for.
         """
-        queues, policy = self._queues, self.policy
+        queues, policy, distances = self._queues, self.policy, self.distances
         queues.now += 1
         policy.note_release(queues.now)
         # A clock that is ahead is from before the cache was emptied.
-        if self.distances is not None and use is not None and use.clock <= queues.now:
-            self.distances.add(use.clock, -use.pending)
+        if distances is not None and use is not None and use.clock <= queues.now:
+            distances.add(use.clock, -use.pending)
         node, depth = self._end_of(blocks)
-        left: list[tuple[int, int]] = []
-        entered: dict[int, int] = {}
-        labels: dict[int, int] = {}
         stamp = (queues.now + 1) << TOUCHED_AT | RELEASED
+        returned = use.returned if use is not None else ()
+        # Of runs that are alike but for the end, what they become, and their blocks.
+        alike: dict[int, list[int]] = {}
+        last = -1
+        entry: list[int] = []
         while node is not None and node.parent is not None:
             if node.holes:
                 depth, node = node.start, node.parent
                 continue
-            if use is not None and use.returned:
-                self._add_uses(node, depth, use)
-            runs, begin = runs_of(node), node.start
-            index = len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
-            made: list[int] = []
+            if returned:
+                add_uses(node, depth, returned)
+            runs, begin, made, before = node.runs, node.start, 0, -1
+            # As runs_to, which is a call.
+            if runs is not None and runs[-1] & END == depth:
+                index = len(runs)
+            else:
+                runs, index = runs_to(node, depth)
             for run in runs[:index]:
-                end, uses = run & END, run & USES
-                left.append((run >> LABEL_AT, end - begin))
-                label = labels.get(uses, -1)
-                if label < 0:
-                    label = policy.label(uses >> USES_AT, output_tokens, new_tokens)
-                    labels[uses] = label
-                entered[label] = entered.get(label, 0) + end - begin
+                end, rest = run & END, run >> USES_AT
+                if rest != last:
+                    last = rest
+                    found = alike.get(rest)
+                    if found is None:
+                        uses = rest & BYTE
+                        label = policy.label(uses, output_tokens, new_tokens)
+                        run = stamp | label << LABEL_AT | uses << USES_AT
+                        found = alike[rest] = [run, 0]
+                    entry = found
+                run = entry[0]
+                entry[1] += end - begin
                 begin = end
-                run = stamp | label << LABEL_AT | uses | end
-                if made and (made[-1] ^ run) <= END:
-                    made[-1] = run
-                else:
-                    made.append(run)
-            runs[:index] = made
+                made += run != before
+                runs[made - 1] = run | end
+                before = run
+            if made < index:
+                del runs[made:index]
             depth, node = node.start, node.parent
-        kinds = _summed(left)
-        for kind, count in kinds.items():
+        self._release(alike)
+
+    def _release(self, alike: dict[int, list[int]]) -> None:
+        """Note that runs get classes: O(different ones).
+
+        Args:
+            alike: what they become without their ends, and how many blocks they are,
+                by what they were.
+        """
+        queues, policy, distances = self._queues, self.policy, self.distances
+        left: dict[int, int] = {}
+        entered: dict[int, int] = {}
+        for rest, (run, blocks) in alike.items():
+            kind, label = rest >> LABEL_AT - USES_AT, run >> LABEL_AT & BYTE
+            left[kind] = left.get(kind, 0) + blocks
+            entered[label] = entered.get(label, 0) + blocks
+        for kind, blocks in left.items():
             if kind & KIND_RELEASED:
-                self._withdraw(kind, count)
-        if self.distances is not None:
-            self._take_back(kinds)
-            self.distances.add(queues.now, sum(entered.values()))
-        for label, count in entered.items():
-            queues.blocks[label] += count
-            policy.note_labelled(label, count)
+                self._withdraw(kind, blocks)
+        if distances is not None:
+            self._take_back(distances, left)
+            distances.add(queues.now, sum(entered.values()))
+        for label, blocks in entered.items():
+            queues.blocks[label] += blocks
+            policy.note_labelled(label, blocks)
 
     def _end_of(self, blocks: Sequence[int]) -> tuple[Node | None, int]:
         """Return the edge and the depth at which a request's cached blocks end."""
@@ -313,20 +354,6 @@ class ReuseAccount:
             if node is not None and at_depth and not node.partial:
                 return node, depth
         return None, 0
-
-    @staticmethod
-    def _add_uses(node: Node, depth: int, use: Use) -> None:
-        """Add the uses of evicted runs to what was computed in their place."""
-        runs, bottom = runs_of(node), min(depth, node.start + len(node.blocks))
-        for begin, end, uses in use.returned:
-            low, high = max(begin, node.start), min(end, bottom)
-            if low >= high:
-                continue
-            first = split_run(runs, low) if low > node.start else 0
-            for index in range(first, split_run(runs, high)):
-                run = runs[index]
-                more = min(BYTE, (run >> USES_AT & BYTE) + uses)
-                runs[index] = run & ~(BYTE << USES_AT) | more << USES_AT
 
     def _withdraw(self, kind: int, blocks: int) -> None:
         """Take released blocks of a kind out of their class, unjudged."""
@@ -355,6 +382,10 @@ class ReuseAccount:
             blocks = end - (runs[-2] & END if len(runs) > 1 else node.start)
             self._queues.blocks[label] += blocks
             self.policy.note_labelled(label, blocks)
+            if self.distances is not None:
+                if touched := runs[-1] >> TOUCHED_AT:
+                    self.distances.add(touched - 1, -blocks)
+                self.distances.add(now, blocks)
             run |= RELEASED
         runs[-1] = run
         return label

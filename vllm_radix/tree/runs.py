@@ -9,12 +9,13 @@ lists its runs from the top, each as one whole number, for there are many::
            40     whether it is released into that class
            41-    1 + the request clock when it was last touched; 0 for never
 
-The list is put right when it is asked for: an edge may have lost blocks at its end, or
+The list is put right when it is asked for: a leaf may have lost blocks at its end, or
 got more. Those that it got are a run that one request has used and that has no class.
 """
 
 from array import array
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 from vllm_radix.tree.node import Node
@@ -34,6 +35,22 @@ CHECKPOINT = 64
 _DIGEST = (1 << 32) - 1
 
 
+class Returned(NamedTuple):
+    """An evicted run that a request asks for again.
+
+    Attributes:
+        begin: the depth at which it begins.
+        end: the depth at which it ends.
+        uses: how often it had been used.
+        clock: when it was touched last.
+    """
+
+    begin: int
+    end: int
+    uses: int
+    clock: int
+
+
 def runs_of(node: Node) -> list[int]:
     """Return the runs of an edge, put right: O(1), and O(runs that are gone)."""
     end = node.start + len(node.blocks)
@@ -51,6 +68,15 @@ def runs_of(node: Node) -> list[int]:
         runs.pop()
     runs[-1] = runs[-1] & ~END | end
     return runs
+
+
+def runs_to(node: Node, depth: int) -> tuple[list[int], int]:
+    """Return the runs of an edge, and how many of them end at a depth or before.
+
+    O(1), and O(runs) where one has to be split at that depth.
+    """
+    runs = runs_of(node)
+    return runs, len(runs) if runs[-1] & END <= depth else split_run(runs, depth)
 
 
 def split_run(runs: list[int], depth: int) -> int:
@@ -85,6 +111,44 @@ def merge_runs(node: Node, child: Node) -> None:
     """Give an edge the runs of its only child, before they are joined."""
     if node.runs is not None or child.runs is not None:
         runs_of(node).extend(runs_of(child))
+
+
+def runs_upwards(
+    node: Node | None, depth: int, returned: Sequence[Returned]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield for each run of a path 1 + its last touch, and the depths of both ends.
+
+    The deepest first; where one was never touched, the first number is 0.
+
+    Args:
+        node: the edge where the cached part of the path ends.
+        depth: at which it ends.
+        returned: what follows it.
+    """
+    for begin, end, _, clock in reversed(returned):
+        yield clock + 1, begin, end
+    while node is not None and depth:
+        runs = runs_of(node)
+        for index in range(len(runs) - 1, -1, -1):
+            begin = runs[index - 1] & END if index else node.start
+            if begin < depth:
+                yield runs[index] >> TOUCHED_AT, begin, depth
+                depth = begin
+        node = node.parent
+
+
+def add_uses(node: Node, depth: int, returned: Sequence[Returned]) -> None:
+    """Add the uses of evicted runs to what was computed in their place: O(runs)."""
+    runs, bottom = runs_of(node), min(depth, node.start + len(node.blocks))
+    for begin, end, uses, _ in returned:
+        low, high = max(begin, node.start), min(end, bottom)
+        if low >= high:
+            continue
+        first = split_run(runs, low) if low > node.start else 0
+        for index in range(first, split_run(runs, high)):
+            run = runs[index]
+            more = min(BYTE, (run >> USES_AT & BYTE) + uses)
+            runs[index] = run & ~(BYTE << USES_AT) | more << USES_AT
 
 
 def digest_at(

@@ -51,9 +51,13 @@ def class_name(label: int) -> str:
     )
 
 
+_BUCKETS = tuple(min(BUCKETS - 1, max(0, bits - 2)) for bits in range(65))
+"""The bucket of an age, by the bits that it has."""
+
+
 def bucket_of(age: int) -> int:
     """Return the bucket of an age. O(1)."""
-    return min(BUCKETS - 1, max(0, age.bit_length() - 2))
+    return _BUCKETS[age.bit_length()]
 
 
 @register
@@ -121,10 +125,10 @@ class HitDensity(EvictionPolicy):
     def pick(self, queues: Queues) -> int:
         """Return the class whose oldest block has the lowest density.
 
-        O(classes) additions and comparisons; densities are computed for those classes
-        whose oldest block has changed, and for all after a release.
+        O(classes) comparisons; densities are computed for those classes whose oldest
+        block has changed, and for all after a release.
         """
-        if self.guarded:
+        if self.at_stake >= self.credit:  # guarded, without the call
             return queues.oldest()
         scores, ranks = self._scores, queues.ranks
         now, released, density = queues.now, queues.released, self.density
@@ -142,8 +146,7 @@ class HitDensity(EvictionPolicy):
 
     def density(self, label: int, age: int) -> float:
         """Return the density of a class at an age: a line between two buckets. O(1)."""
-        at = age.bit_length() - 2
-        at = 0 if at < 0 else at if at < BUCKETS else BUCKETS - 1
+        at = _BUCKETS[age.bit_length()]
         if age < _MIDDLES[at]:
             if not at:
                 # Falling, however little, so that the older one goes.
@@ -228,8 +231,13 @@ class HitDensity(EvictionPolicy):
         self._requests = _KEEP * self._requests + 1.0
         doubt = _REQUESTS_OF_DOUBT * max(1.0, self.asked / self._requests)
         self._doubt = doubt + _CACHES_OF_DOUBT * room
-        risk = self._risk
-        self.at_stake = sum(risk(at) * blocks for at, blocks in self.exposed.items())
+        judged, lost, at_stake = self._judged, self._lost, 0.0
+        doubt = self._doubt
+        for label, blocks in self.exposed.items():
+            # As _risk, which is a call.
+            risk = (lost[label] + doubt) / (judged[label] + doubt)
+            at_stake += blocks * (risk if risk > _LEAST_RISK else _LEAST_RISK)
+        self.at_stake = at_stake
 
     # -- learning --------------------------------------------------------------
 
