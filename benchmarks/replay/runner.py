@@ -245,8 +245,9 @@ def fingerprint(roots: Sequence[Turn]) -> str:
     found = sha256()
     for name, turn, prompt in every_turn(roots):
         sent = (turn.arrival, turn.delay, turn.whole, turn.priority)
+        hints = sorted(turn.hints.items())
         said = (name, len(prompt), turn.max_tokens, turn.tenant, turn.salt, *sent)
-        found.update(repr(said).encode())
+        found.update(repr((*said, *hints)).encode())
         found.update(encode(turn.tokens))
         found.update(encode(turn.answer or ()))
     return found.hexdigest()[:16]

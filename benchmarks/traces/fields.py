@@ -1,7 +1,9 @@
 """Fields that several formats have, under the names that users give them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from vllm_radix.engine.hints import READERS, HintError, parse_hints
 from vllm_radix_bench.traces.format import ReadOptions
 from vllm_radix_bench.traces.line import MAX_OUTPUT_LENGTH, MAX_TOKEN, Line
 from vllm_radix_bench.workloads.turn import Turn
@@ -13,7 +15,7 @@ OUTPUT_LENGTH = (
     "max_completion_tokens",
 )
 SESSION = ("session", "session_id")
-OF_A_REQUEST = ("tenant", "priority", "salt")
+OF_A_REQUEST = ("tenant", "priority", "salt", "hints")
 PROMPT = ("prompt", "token_ids")
 
 
@@ -40,7 +42,7 @@ def session(line: Line) -> str | None:
 
 
 def set_request_fields(line: Line, turn: Turn) -> None:
-    """Set tenant, priority and salt, where they are given.
+    """Set tenant, priority, salt and hints, where they are given.
 
     Raises:
         TraceError: one is wrong.
@@ -51,6 +53,24 @@ def set_request_fields(line: Line, turn: Turn) -> None:
         turn.priority = line.integer("priority", -(1 << 63), (1 << 63) - 1)
     if "salt" in line:
         turn.salt = line.text("salt")
+    if "hints" in line:
+        turn.hints = _hints(line)
+
+
+def _hints(line: Line) -> Mapping[str, Any]:
+    """Return the hints of a client.
+
+    Raises:
+        TraceError: they are none.
+    """
+    said = line.object("hints")
+    said.check_names(tuple(READERS))
+    try:
+        parse_hints(said.fields)
+    except HintError as error:
+        allowed = "an object of the fields of vllm_xargs that are hints"
+        raise line.error(f"hints: {error}", allowed) from error
+    return said.fields
 
 
 def prompt_tokens(line: Line, options: ReadOptions) -> list[int]:

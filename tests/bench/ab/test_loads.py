@@ -37,3 +37,23 @@ def test_a_hashed_trace_becomes_tokens_of_the_model():
     assert all(0 <= token < 5000 for t in (first, second, third) for token in t.tokens)
     assert third.tokens[0] == 3 and third.tokens[1] == third.tokens[2]
     assert second.children[0].tokens == [1, 2]
+
+
+def test_tenant_and_hints_go_along_with_a_request():
+    from types import SimpleNamespace
+
+    from vllm_radix_bench.ab.client import Client, Sending
+    from vllm_radix_bench.workloads.turn import Turn
+
+    client = Client(SimpleNamespace(model_name="m"), Sending(tenant_field="user"))
+    hints = {"radix_end_session": True}
+    said = [
+        client._body(turn, [1]).get("vllm_xargs")
+        for turn in (
+            Turn([1], 1),
+            Turn([1], 1, tenant="t"),
+            Turn([1], 1, tenant="t", hints=hints),
+            Turn([1], 1, hints=hints),
+        )
+    ]
+    assert said == [None, {"user": "t"}, {"user": "t", **hints}, hints]

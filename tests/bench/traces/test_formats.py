@@ -12,7 +12,7 @@ MESSAGES = [
     {"role": "system", "content": "Be short."},
     {"role": "user", "content": "?"},
 ]
-OF_A_REQUEST = {"tenant": "t", "priority": -2, "salt": "x"}
+OF_A_REQUEST = {"tenant": "t", "priority": -2, "salt": "x", "hints": {}}
 
 SAMPLES = [
     ("plain", {"prompt": "two words", "output_length": 4, "arrival": 1.5,

@@ -66,11 +66,13 @@ def test_plain(write):
         {"prompt": "two words", "output_length": 1},
         plain(arrival=1.5, session="s", tenant="t", priority=-2, salt="x"),
         plain(tenant="", token_ids=[0, MAX_TOKEN], arrival=2),
+        plain(hints={"radix_keep_for": 9}, arrival=3),
     )
     assert load(path, encode) == [
         Turn(encode("two words"), 1),
         Turn([5, 6], 4, tenant="t", priority=-2, salt="x"),
         Turn([0, MAX_TOKEN], 4, arrival=0.5),
+        Turn([5, 6], 4, arrival=1.5, hints={"radix_keep_for": 9}),
     ]
 
 
@@ -246,6 +248,9 @@ WRONG = [
         (plain(priority=value), ["priority is", "an integer"])
         for value in (1.0, "1", None, False, 1 << 63)
     ],
+    (plain(hints=3), ["hints is 3", "an object"]),
+    (plain(hints={"radix_keep": 3}), ["unknown field 'radix_keep'", "radix_keep_for"]),
+    (plain(hints={"radix_keep_for": 0}), ["hints: radix_keep_for: 0 is not a number"]),
 ]
 
 
