@@ -121,7 +121,7 @@ def _ask(
     except http.client.HTTPException as error:
         raise HttpError(f"the reply is not HTTP ({type(error).__name__})") from error
     except (OSError, ValueError) as error:
-        raise HttpError(str(error)) from error
+        raise HttpError(str(error) or type(error).__name__) from error
 
 
 def _whole(reply: http.client.HTTPResponse) -> bytes:

@@ -161,7 +161,7 @@ def _new_prompt(server: Server, block_size: int) -> list[int]:
     """
     own = server.block_size
     length = 2 * max(own or 0, block_size) + 1
-    if own is None:
+    if own is None and server.max_model_len:
         length = max(length, _LARGE_BLOCK + 1)
     if server.max_model_len:
         length = min(length, server.max_model_len - 1)

@@ -25,7 +25,8 @@ refuse() {
 }
 
 for name in ENGINES BLOCK_SIZE PORT ROUTER_PORT EVENTS_PORT; do
-  [[ ${!name} =~ ^[1-9][0-9]{0,4}$ ]] || refuse "$name is '${!name}'; allowed: 1 to 99999"
+  [[ ${!name} =~ ^[1-9][0-9]{0,4}$ ]] && ((${!name} <= 65535)) ||
+    refuse "$name is '${!name}'; allowed: 1 to 65535"
 done
 [[ $POLICY =~ ^(cache|kv)_aware$ ]] ||
   refuse "POLICY is '$POLICY'; allowed: cache_aware, kv_aware"

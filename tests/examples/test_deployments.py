@@ -264,8 +264,9 @@ CONTRADICTS = "would contradict what the router is told; it is set by "
         ),
         (["--host", "::"], {}, f"--host {CONTRADICTS}the script itself"),
         (["--served-model-name", "x"], {}, f"{CONTRADICTS}the script itself"),
-        ([], {"ENGINES": "0"}, "ENGINES is '0'; allowed: 1 to 99999"),
-        ([], {"BLOCK_SIZE": "x"}, "BLOCK_SIZE is 'x'; allowed: 1 to 99999"),
+        ([], {"ENGINES": "0"}, "ENGINES is '0'; allowed: 1 to 65535"),
+        ([], {"BLOCK_SIZE": "x"}, "BLOCK_SIZE is 'x'; allowed: 1 to 65535"),
+        ([], {"PORT": "65536"}, "PORT is '65536'; allowed: 1 to 65535"),
         (
             [],
             {"POLICY": "random"},
