@@ -188,6 +188,8 @@ class ReuseAccount:
         """
         stamp = (self._queues.now + 1) << TOUCHED_AT
         kinds: dict[int, int] = {}
+        # Runs of one kind that follow each other are counted at once.
+        last, bottom = -1, depth
         while node is not None and depth:
             runs, start = node.runs, node.start
             # As runs_to, which is a call.
@@ -198,13 +200,17 @@ class ReuseAccount:
             while index:
                 index -= 1
                 run = runs[index]
-                begin = runs[index - 1] & END if index else start
                 kind = run >> LABEL_AT
-                kinds[kind] = kinds.get(kind, 0) + depth - begin
+                if kind != last:
+                    if depth < bottom:
+                        kinds[last] = kinds.get(last, 0) + bottom - depth
+                    last, bottom = kind, depth
                 run &= _USES_AND_END
                 runs[index] = stamp | run + (USE if run < USES else 0)
-                depth = begin
+                depth = runs[index - 1] & END if index else start
             node = node.parent
+        if depth < bottom:
+            kinds[last] = kinds.get(last, 0) + bottom - depth
         return kinds
 
     @staticmethod
@@ -281,26 +287,31 @@ class ReuseAccount:
         node, depth = self._end_of(blocks)
         stamp = (queues.now + 1) << TOUCHED_AT | RELEASED
         returned = use.returned if use is not None else ()
-        # Of runs that are alike but for the end, what they become, and their blocks.
+        # Of runs that are alike but for the end, what they become, and their blocks;
+        # those that follow each other are counted at once.
         alike: dict[int, list[int]] = {}
-        last = -1
-        entry: list[int] = []
+        entry: list[int] = [0, 0]
+        last, bottom = -1, depth
         while node is not None and node.parent is not None:
+            start = node.start
             if node.holes:
-                depth, node = node.start, node.parent
+                entry[1] += bottom - depth
+                last, bottom, depth, node = -1, start, start, node.parent
                 continue
             if returned:
                 add_uses(node, depth, returned)
-            runs, begin, made, before = node.runs, node.start, 0, -1
+            runs, below = node.runs, -1
             # As runs_to, which is a call.
             if runs is not None and runs[-1] & END == depth:
                 index = len(runs)
             else:
                 runs, index = runs_to(node, depth)
-            for run in runs[:index]:
-                end, rest = run & END, run >> USES_AT
+            while index:
+                index -= 1
+                rest = runs[index] >> USES_AT
                 if rest != last:
-                    last = rest
+                    entry[1] += bottom - depth
+                    last, bottom = rest, depth
                     found = alike.get(rest)
                     if found is None:
                         uses = rest & BYTE
@@ -309,23 +320,18 @@ class ReuseAccount:
                         found = alike[rest] = [run, 0]
                     entry = found
                 run = entry[0]
-                entry[1] += end - begin
-                begin = end
-                made += run != before
-                runs[made - 1] = run | end
-                before = run
-            if made < index:
-                del runs[made:index]
-            depth, node = node.start, node.parent
+                if run != below:
+                    below = run
+                    runs[index] = run | depth
+                else:
+                    del runs[index]
+                depth = runs[index - 1] & END if index else start
+            node = node.parent
+        entry[1] += bottom - depth
         self._release(alike)
 
     def _release(self, alike: dict[int, list[int]]) -> None:
-        """Note that runs get classes: O(different ones).
-
-        Args:
-            alike: what they become without their ends, and how many blocks they are,
-                by what they were.
-        """
+        """Note, by what runs were, what they become and how many blocks they are."""
         queues, policy, distances = self._queues, self.policy, self.distances
         left: dict[int, int] = {}
         entered: dict[int, int] = {}
