@@ -1,6 +1,7 @@
 """Deployments of several engines that take long: `make deployments` runs them."""
 
 import json
+import os
 import signal
 import subprocess
 import tempfile
@@ -124,6 +125,8 @@ def test_replicas_of_ray_serve_answer_as_stock(model, tmp_path):
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,
+                # What both replicas say is said twice.
+                env={**os.environ, "RAY_DEDUP_LOGS": "0"},
             )
         try:
             base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + SECONDS
