@@ -51,6 +51,7 @@ class Both(RuleBasedStateMachine):
         self.tree.changes = ChangeLog()
         self.ends = {}  # place -> where its look-up ended
         self.paths = []  # (namespace, tokens) that ended requests have used
+        self.parted = []  # (namespace, tokens) up to where two paths were alike
 
     def tokens(self, text):
         """A few symbols, long enough to fill blocks; cut off at any token."""
@@ -70,11 +71,13 @@ class Both(RuleBasedStateMachine):
     def evict_both(self, count):
         """The oracle evicts what the tree does, if those are blocks that may go."""
         if self.policy == "lru":
-            return self.both(lambda cache: cache.evict(count))
-        evicted = self.tree.evict(count)
-        self.flat.evict_these(evicted)
-        if len(evicted) < count:
-            assert not self.flat.evictable_ranks(), "more blocks may go"
+            evicted = self.both(lambda cache: cache.evict(count))
+        else:
+            evicted = self.tree.evict(count)
+            self.flat.evict_these(evicted)
+            if len(evicted) < count:
+                assert not self.flat.evictable_ranks(), "more blocks may go"
+        self.forget_parted()
         return evicted
 
     def take_blank(self, count):
@@ -117,6 +120,7 @@ class Both(RuleBasedStateMachine):
                 lambda cache: sorted(cache.insert(key, blocks[:upto], namespace, done))
             )
             self.blank += freed
+            self.note_parted(namespace, key[: upto * self.tree.block_bytes])
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), keep=st.integers(1, 4))
@@ -178,21 +182,38 @@ class Both(RuleBasedStateMachine):
             return
         gone = self.tree.let_go(cached[-1], done - 1, level)
         self.flat.let_these_go(gone, level)
-        running = [
-            (one[1], encode(one[0][: len(one[0]) // self.size * self.size]))
-            for one in self.requests
-            if one[3]
-        ]
         for block in gone:
             assert not self.uses[block]
             whole = self.flat.match(path, namespace).blocks
             if block not in whole:
                 continue  # the partial block at its end
             end = (whole.index(block) + 1) * self.tree.block_bytes
-            for space, other in (*self.paths, *running):
-                if space == namespace and other.startswith(path[:end]):
-                    alike = other.startswith(path) or path.startswith(other)
-                    assert alike, f"{block} was used by another path"
+            for space, alike in self.parted:
+                if space == namespace and len(alike) >= end:
+                    assert not path.startswith(alike), f"{block} is of two paths"
+
+    def note_parted(self, namespace, key):
+        """Note where a path parts from those that are cached beyond: used by two."""
+        size = self.tree.block_bytes
+        running = [(n, encode(t[: d * self.size])) for t, n, _, d, *_ in self.requests]
+        for space, other in (*self.paths, *running):
+            if space != namespace:
+                continue
+            pairs = range(0, min(len(key), len(other)), size)
+            alike = next(
+                (i for i in pairs if key[i : i + size] != other[i : i + size]), 0
+            )
+            if alike and self.cached_bytes(space, other) > alike:
+                self.parted.append((space, key[:alike]))
+
+    def cached_bytes(self, namespace, key):
+        return self.flat.match(key, namespace).num_blocks * self.tree.block_bytes
+
+    def forget_parted(self):
+        """Forget what is not cached any more, as the tree does."""
+        self.parted = [
+            (n, key) for n, key in self.parted if self.cached_bytes(n, key) == len(key)
+        ]
 
     @rule(tokens=TEXT, namespace=SPACE, level=st.integers(-1, 15))
     def keep(self, tokens, namespace, level):
@@ -242,6 +263,7 @@ class Both(RuleBasedStateMachine):
     def discard(self, block):
         if self.both(lambda cache: cache.discard(block)) and not self.uses[block]:
             self.blank.append(block)
+        self.forget_parted()
 
     @rule(
         tokens=TEXT,
@@ -286,7 +308,7 @@ class Both(RuleBasedStateMachine):
     @rule()
     def reset(self):
         self.both(lambda cache: cache.reset())
-        self.paths = []
+        self.paths, self.parted = [], []
         self.blank = list(range(POOL))
 
     def end_of(self, tokens, namespace, limit):
