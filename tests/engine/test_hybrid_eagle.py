@@ -1,7 +1,7 @@
 """EAGLE and MTP beside windows: what a draft model keeps depends on the next token.
 
-The engine double's drafters write each slot with the token behind it, after a step's
-tokens are said, and guesses behind those.
+The engine double's drafters write each slot but a block's last with the token behind
+it, after a step's tokens are said, and guesses behind those.
 """
 
 import pytest
@@ -19,7 +19,7 @@ from vllm_radix.engine.resume_places import ResumePlaces
 
 LAYOUTS = {
     "full/16+swa:64/16x2+full/16": [3],
-    "full/16+swa:40/32+swa:48/16": [2],
+    "full/16+swa:33/16+swa:17/8": [2],
     "swa:48/16+full/16": [0, 1],
 }
 """Layouts, and the groups of the draft model."""
@@ -65,9 +65,8 @@ def test_going_on_without_looking_ahead_is_caught(lag, monkeypatch):
             traffic("full/16+swa:64/16x2+full/16", seed, lag=lag)
 
 
-def conversation(cls, lag=0):
-    """Return what each of four requests found cached, one after the other."""
-    options = {"max_num_batched_tokens": 512, "max_num_seqs": 16}
+def engine_of(cls, lag=0, blocks=200, **options):
+    options |= {"max_num_batched_tokens": 512, "max_num_seqs": 16}
     if cls is RadixScheduler:
         options["radix"] = {"min_sub_block_tokens": 1}
     method = "ngram_gpu" if lag else "ngram"
@@ -77,9 +76,15 @@ def conversation(cls, lag=0):
         "prompt_lookup_max": 2,
     }
     layout = "full/16+swa:64/16+full/16"
-    scheduler = make_hybrid_scheduler(cls, layout, 200, bool(lag), **options)
+    scheduler = make_hybrid_scheduler(cls, layout, blocks, bool(lag), **options)
     engine = HybridDouble(scheduler, lag, drafts=DRAFTS)
     engine.drafters = [2] if cls is RadixScheduler else []
+    return engine
+
+
+def conversation(cls, lag=0):
+    """Return what each of four requests found cached, one after the other."""
+    engine = engine_of(cls, lag)
     shared = prompt("shared", 100)
     first = [*shared, *prompt("first", 20)]
     engine.add("first", first, 10)
@@ -92,7 +97,7 @@ def conversation(cls, lag=0):
     for name in ("sibling", "one more"):
         engine.add(name, [*shared, *prompt(name, 20)], 3)
         engine.run()
-    pool = scheduler.kv_cache_manager.block_pool
+    pool = engine.scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
     return engine.cached
 
@@ -107,3 +112,25 @@ def test_a_request_goes_on_one_token_before_what_it_shares(lag):
     assert cached["one more"] == 100 - 1
     stock = conversation(AsyncScheduler if lag else Scheduler, lag)
     assert all(stock[name] <= found for name, found in cached.items())
+
+
+@pytest.mark.parametrize("shared", range(108, 114))
+def test_a_junction_is_of_use_wherever_the_window_begins_in_a_block(shared):
+    """One token before it, a window may need a block more."""
+    engine = engine_of(RadixScheduler, prefix_cache_retention_interval=0)
+    for name in "abc":
+        engine.add(name, [*prompt("shared", shared), *prompt(name, 40)], 3)
+        engine.run()
+    assert engine.cached["c"] == shared - 1
+
+
+def test_with_no_room_for_copies_a_prompt_goes_on_where_it_does_with_stock():
+    prompts = dict.fromkeys(("first", "again"), prompt("one", 129))
+    cached = {}
+    for cls in (Scheduler, RadixScheduler):
+        engine = engine_of(cls, blocks=31, prefix_cache_retention_interval=0)
+        for name, tokens in prompts.items():
+            engine.add(name, tokens, 3)
+            engine.run()
+        cached[cls] = engine.cached["again"]
+    assert cached[RadixScheduler] >= cached[Scheduler] == 112

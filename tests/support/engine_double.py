@@ -189,6 +189,7 @@ class EngineDouble:
             self.tokens.pop(request_id, None)
             self.chains.pop(request_id, None)
             self._private.pop(request_id, None)
+            self._drafted.pop(request_id, None)
         starts = {}
         for new in output.scheduled_new_reqs:
             request_id = new.req_id
@@ -217,7 +218,11 @@ class EngineDouble:
         if self.lag and self.drafts:
             # The scheduler takes guesses that it has not seen for right, and counts
             # them as computed; the worker has them, and knows better.
-            drafts = {i: self._drafted[i][: len(some)] for i, some in drafts.items()}
+            # A request's first step may come with room for guesses, and has none yet.
+            drafts = {
+                i: self._drafted.get(i, [3] * self.drafts)[: len(some)]
+                for i, some in drafts.items()
+            }
             starts = {i: min(n, len(self.tokens[i]) - 1) for i, n in starts.items()}
         self._prepare_blocks(output)
         self._prepare_states(output, starts)

@@ -7,9 +7,9 @@ group had there. The worker is ``EngineDouble``'s; what it reads depends on the 
 - full attention: all positions before a token;
 - a sliding window of W: the last W positions, its own among them;
 - chunked local attention: the positions of its own chunk of C;
-- a draft model's layers (EAGLE; any of the first two, marked ``is_eagle_group``): the
-  same, where each slot depends on the token after it as well. It writes after the
-  step's tokens are said, and its guesses behind them;
+- a draft model's layers (EAGLE; any of the first two, named in ``drafters``): the same,
+  where each slot but a block's last depends on the token after it as well. It writes
+  after the step's tokens are said, and its guesses behind them;
 - a state (``align``): what the block of the request's last computed token holds. It is
   the state after all tokens before the step; the step overwrites it, and with the
   step's last token in another column of the table, it is copied there first.
@@ -76,6 +76,7 @@ class HybridDouble(EngineDouble):
         tables: block ids by group, of each request; the worker only appends, and
             knows nothing of the blocks that the scheduler has let go since.
         moved: states moved to another column so far.
+        drafters: groups of a draft model; set it before the first step.
     """
 
     grain = 1
@@ -92,7 +93,7 @@ class HybridDouble(EngineDouble):
             for group, spec in enumerate(self.specs)
             if isinstance(spec, MambaSpec)
         ]
-        self.drafters = [i for i, group in enumerate(groups) if group.is_eagle_group]
+        self.drafters = []
         self.blocks = {}
         self.moved = 0
         self._columns = {}  # of a request: where its running states are
@@ -206,25 +207,34 @@ class HybridDouble(EngineDouble):
             table, size = self.tables[request_id][group], self.specs[group].block_size
             for position in range(start, end):
                 block = table[position // size]
-                self._hold(block, group, position % size, chain[position + 2])
+                held = self._drafter_slot(chain, position, size)
+                self._hold(block, group, position % size, held)
             for position in range(end, min(end + self.drafts, len(table) * size)):
                 self._hold(table[position // size], group, position % size, "a guess")
+
+    @staticmethod
+    def _drafter_slot(chain, position, size):
+        """Return what a slot depends on; the last of a block counts without the token
+        behind it: blocks are shared by their own tokens, here as in vLLM."""
+        return chain[position + 1 + ((position + 1) % size > 0)]
 
     def _read(self, request_id, start):
         chain = self._chain_to(request_id, start + 1)
         for group, spec in enumerate(self.specs):
             if group in self.states:
                 continue
-            later = 1 + (group in self.drafters)
             table, size = self.tables[request_id][group], spec.block_size
             # The step's first token reads furthest back.
             for position in range(self._first_read(spec, start), start):
+                holds = chain[position + 1]
+                if group in self.drafters:
+                    holds = self._drafter_slot(chain, position, size)
                 self._expect(
                     request_id,
                     group,
                     table[position // size],
                     position % size,
-                    chain[position + later],
+                    holds,
                     f"position {position}",
                 )
 

@@ -144,7 +144,7 @@ def hybrid_traffic(
         check: verify pool and tree after every step.
         priority: schedule by priorities, which requests have at random.
         drafts: tokens that are drafted after each; some are wrong.
-        drafters: groups of a draft model; ``as_eagle`` makes it one.
+        drafters: groups of a draft model.
         options: as for ``make_hybrid_scheduler``.
 
     Returns:

@@ -10,6 +10,7 @@ request goes on, and which of its blocks stay for others::
     end          a point where the request stops
 """
 
+from dataclasses import replace
 from math import lcm
 from typing import Any
 
@@ -29,7 +30,7 @@ from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.engine.typical_request import TypicalRequest
 from vllm_radix.tree import HOLE
-from vllm_radix.tree.resume import Chunk, Dense, ResumePoint, State
+from vllm_radix.tree.resume import Chunk, Dense, ResumePoint, State, Window
 
 MIN_TOKENS_PER_STATE = 32
 """Fewest tokens that a state must save: it costs a step that ends there, and blocks."""
@@ -88,6 +89,11 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self._components = [
             GROUP_TYPES[type(group)].component(group) for group in self._groups
         ]
+        if lookahead:
+            self._components = [
+                replace(c, behind=lookahead) if isinstance(c, Window) else c
+                for c in self._components
+            ]
         HybridBlockPool.adopt(self.block_pool, self._components, mirror)
         self._states = [
             group
@@ -122,6 +128,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
             num_draft_tokens,
             lookahead,
         )
+        self._lookahead = lookahead
         self._interval = self.coordinator.retention_interval
         # What the request looked up last is to go on from, and its plan.
         self._looked_up: tuple[str, int | None, ResumePlan] | None = None
@@ -201,8 +208,10 @@ class HybridKVCacheManager(TreeKVCacheManager):
             plan.junctions = places = sorted({n for n in whole if n > cached})
         plan.open = set(places)
         boundary = (request.num_prompt_tokens - 1) // self._whole * self._whole
-        if boundary > cached and not self._states:
-            plan.boundary = boundary
+        if not self._states:
+            # With drafts, where others go on without a copy, as with stock.
+            places = [boundary - self._whole] if self._lookahead else []
+            plan.boundaries = [n for n in (*places, boundary) if n > cached]
         return plan
 
     def record_prefix_cache_stats(
@@ -298,9 +307,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
                 self._add(plan, (end - 1) // self.align * self.align)
         while plan.junctions and plan.junctions[0] <= known:
             self._add(plan, plan.junctions.pop(0), shared=True)
-        if plan.boundary and plan.boundary <= known:
-            self._add(plan, plan.boundary)
-            plan.boundary = 0
+        while plan.boundaries and plan.boundaries[0] <= known:
+            self._add(plan, plan.boundaries.pop(0))
         if self._interval != 0:
             step = self._interval or self._whole
             for place in range((first // step + 1) * step, known + 1, step):

@@ -67,10 +67,13 @@ class ResumePlaces:
         plain = self._pool.keys.is_plain(request)
         found: dict[int, list[ResumePoint]] = {}
         for point, same in islice(self._pool.places(request, limit), _MAX_PLACES):
+            # Also where more is the same: a point's own request may have gone on
+            # otherwise.
             tokens = max(0, same - self._lookahead)
             whole = tokens // self._whole * self._whole
             place = tokens // self._align * self._align
-            few = place - whole < self._least and place < point.num_tokens
+            inside = place + self._lookahead < point.num_tokens
+            few = place - whole < self._least and inside
             if plain and not few and (place == tokens or not self._has_states):
                 found.setdefault(place, []).append(point)
             if whole == tokens or not self._has_states:

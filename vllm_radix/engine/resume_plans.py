@@ -35,8 +35,8 @@ class ResumePlan:
         tail: the junction that only an identical prompt goes on from; 0 for none.
         published: tokens up to which points were added where chunks and intervals end;
             those under way may not be known yet.
-        boundary: where an identical prompt goes on, if it lies before the end; the
-            place where stock would keep a window or a state.
+        boundaries: where an identical prompt goes on, if that lies before the end; the
+            places where stock would keep a window.
         state_at: a place at the end of a block where its state lies until the blocks
             after it are full; its tokens may not be known yet.
         copied_at: a place inside a block whose state the next step copies.
@@ -52,7 +52,7 @@ class ResumePlan:
     open: set[int] = field(default_factory=set)
     tail: int = 0
     published: int | None = None
-    boundary: int = 0
+    boundaries: list[int] = field(default_factory=list)
     state_at: int = 0
     copied_at: int = 0
     copied: dict[int, KVCacheBlock] = field(default_factory=dict)

@@ -248,9 +248,10 @@ def _lacking_drafts(
         return "MTP of several modules"
     if ChunkedLocalAttentionManager in _managers(kv_cache_config):
         return "EAGLE or MTP beside chunked attention"
-    if not config.sub_block or whole_blocks_reason(vllm_config, kv_cache_config):
-        return "EAGLE or MTP where hits must end with blocks (option sub_block)"
-    return None
+    if not config.sub_block:
+        return "EAGLE or MTP where hits end with blocks (option sub_block)"
+    reason = whole_blocks_reason(vllm_config, kv_cache_config)
+    return reason and f"EAGLE or MTP where hits end with blocks ({reason})"
 
 
 def _name(group: object) -> str:

@@ -33,12 +33,17 @@ class Component(ABC):
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            least = 0 if name == "behind" else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
 
     @abstractmethod
     def first_block(self, num_tokens: int) -> int:
         """Return the first block that is needed after ``num_tokens``."""
+
+    def first_kept(self, num_tokens: int) -> int:
+        """Return the first block that a point after ``num_tokens`` keeps, if it can."""
+        return self.first_block(num_tokens)
 
     @property
     def reach(self) -> int:
@@ -61,18 +66,28 @@ class Dense(Component):
 
 @dataclass(frozen=True)
 class Window(Component):
-    """Sliding-window attention: a token reads itself and ``width - 1`` before it."""
+    """Sliding-window attention: a token reads itself and ``width - 1`` before it.
+
+    Attributes:
+        width: of the window.
+        behind: points keep what is needed so many tokens before them, too.
+    """
 
     width: int = 1
+    behind: int = 0
 
     def first_block(self, num_tokens: int) -> int:
         """Return the block of the first token that the next one reads."""
         return max(0, num_tokens - self.width + 1) // self.block_size
 
+    def first_kept(self, num_tokens: int) -> int:
+        """Return the first block that is needed ``behind`` tokens before, too."""
+        return self.first_block(num_tokens - self.behind)
+
     @property
     def reach(self) -> int:
         """The window, to the beginning of a block."""
-        return self.width + self.block_size
+        return self.width + self.behind + self.block_size
 
 
 @dataclass(frozen=True)

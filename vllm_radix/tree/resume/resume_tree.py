@@ -109,6 +109,10 @@ class ResumeTree(HintedPoints):
                 missing.append(ids)
                 if HOLE in ids:
                     return None
+            else:
+                more = component.first_kept(num_tokens)
+                if HOLE not in (block_at(group, i) for i in range(more, first)):
+                    first = more
             end = component.end_block(num_tokens)
             kept = tuple(block_at(group, i) for i in range(first, end))
             if HOLE in kept:
