@@ -37,7 +37,7 @@ unit: lint  ## Linters and the tests that start no engine, interpret no kernel
 test: lint  ## Everything CI runs
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow"
 
-deployments:  ## What starts many servers: routers, Ray, a sweep (30 minutes)
+deployments:  ## The slow tests: routers, Ray, a sweep, more toys (35 minutes)
 	$(BIN)/python tools/ray_env.py
 	$(BIN)/pytest -q -m slow
 

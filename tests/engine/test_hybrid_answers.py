@@ -94,7 +94,18 @@ def effect_of_a_block(result):
     return max(abs(a - b) for a, b in zip(changed, original, strict=True))
 
 
-@pytest.mark.parametrize("toy", [toy for toy in HYBRID_TOYS if toy != "qwen3_next"])
+LIKE_OTHERS = ("gemma4", "mistral_swa", "nemotron_h", "zamba2")
+"""Toys whose kinds of layers others have, too: run by `make deployments` alone."""
+
+
+@pytest.mark.parametrize(
+    "toy",
+    [
+        pytest.param(toy, marks=[pytest.mark.slow] * (toy in LIKE_OTHERS))
+        for toy in HYBRID_TOYS
+        if toy != "qwen3_next"
+    ],
+)
 def test_answers_equal_stocks_and_those_of_a_cold_engine(toy, tiny, tmp_path):
     requests = HybridMix().requests
     engine = {**ENGINE, **ENGINES[toy]}
