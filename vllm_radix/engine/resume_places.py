@@ -67,8 +67,8 @@ class ResumePlaces:
         plain = self._pool.keys.is_plain(request)
         found: dict[int, list[ResumePoint]] = {}
         for point, same in islice(self._pool.places(request, limit), _MAX_PLACES):
-            # Also where more is the same: a point's own request may have gone on
-            # otherwise.
+            # Also where more tokens are the same: the request that left it may have
+            # gone on with others.
             tokens = max(0, same - self._lookahead)
             whole = tokens // self._whole * self._whole
             place = tokens // self._align * self._align
