@@ -6,6 +6,7 @@ import random
 import pytest
 
 from support.engine_double import EngineDouble, make_scheduler
+from support.hinted_traffic import serve_with_random_hints
 from vllm_radix.engine.hint_notes import MOST_ENDS
 from vllm_radix.tree import encode
 
@@ -198,32 +199,22 @@ def test_random_hints_change_no_answer(seed, eviction):
     rng = random.Random(seed)
     engine = Engine(blocks=24, eviction=eviction)
     plain = EngineDouble(make_scheduler(block_size=SIZE, num_blocks=200))
-    kinds = {
-        "end_session": lambda: True,
-        "expect_in": lambda: rng.choice([1, 20]),
-        "keep_for": lambda: rng.choice([1, 20]),
-        "priority": lambda: rng.randint(0, 10),
-        "replaces": lambda: f"r{rng.randrange(60)}",
-    }
-    wanted = {}
-    for number in range(60):
-        engine.now += 1.0
-        chosen = rng.choice(list(kinds)) if rng.random() < 0.7 else None
-        hints = {f"radix_{chosen}": kinds[chosen]()} if chosen else {}
+
+    def draw():
         text = prompt(rng.randrange(3), 2) + prompt(rng.randrange(9), rng.randint(0, 4))
-        length = rng.randint(1, 9)
-        engine.add(f"r{number}", text, length, extra_args=hints)
-        wanted[f"r{number}"] = text, length
-        for _ in range(rng.randrange(4)):
-            engine.step()
-        if rng.random() < 0.1:
-            engine.abort(f"r{number}")
-            del wanted[f"r{number}"]
-    engine.run()
-    for name, (text, length) in wanted.items():
-        plain.add(name, text, length)
-    plain.run()
-    assert {name: engine.outputs[name] for name in wanted} == plain.outputs
+        return text, rng.randint(1, 9)
+
+    serve_with_random_hints(
+        engine,
+        plain,
+        rng,
+        draw,
+        count=60,
+        hinted=0.7,
+        priorities=(0, 10),
+        ids=60,
+        steps=4,
+    )
     engine.now += 1000
     engine.serve("last", prompt(50, 1))
     assert engine.notes.num_noted == engine.pool.tree.num_kept == 0

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from support.hinted_traffic import serve_with_random_hints
 from support.hybrid_double import HybridDouble, make_hybrid_scheduler
 from support.prompts import prompt
 from vllm_radix import RadixScheduler
@@ -205,33 +206,23 @@ def test_random_hints_change_no_answer_and_read_nothing_wrong(layout, lag):
     rng = random.Random(lag)
     engine = Engine(layout, hint_quota=0.5)
     plain = Engine(layout, blocks=400, check=False)
-    kinds = {
-        "end_session": lambda: True,
-        "expect_in": lambda: rng.choice([1, 20]),
-        "keep_for": lambda: rng.choice([1, 20]),
-        "priority": lambda: rng.randint(-10, 10),
-        "replaces": lambda: f"r{rng.randrange(30)}",
-    }
-    wanted = {}
-    for number in range(24):
-        engine.now += 1.0
-        chosen = rng.choice(list(kinds)) if rng.random() < 0.8 else None
-        hints = {f"radix_{chosen}": kinds[chosen]()} if chosen else {}
+
+    def draw():
         text = prompt(f"s{rng.randrange(3)}", 40)
         text = text + prompt(f"o{rng.randrange(9)}", rng.randint(0, 90))
-        length = rng.randint(1, 40)
-        engine.add(f"r{number}", text, length, extra_args=hints)
-        wanted[f"r{number}"] = text, length
-        for _ in range(rng.randrange(12)):
-            engine.step()
-        if rng.random() < 0.1:
-            engine.abort(f"r{number}")
-            del wanted[f"r{number}"]
-    engine.run()
-    for name, (text, length) in wanted.items():
-        plain.add(name, text, length)
-    plain.run()
-    assert {name: engine.outputs[name] for name in wanted} == plain.outputs
+        return text, rng.randint(1, 40)
+
+    serve_with_random_hints(
+        engine,
+        plain,
+        rng,
+        draw,
+        count=24,
+        hinted=0.8,
+        priorities=(-10, 10),
+        ids=30,
+        steps=12,
+    )
     assert sum(engine.cached.values()) > 0
     engine.now += 1000
     engine.serve("last", prompt("last", 20))
