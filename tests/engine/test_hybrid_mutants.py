@@ -25,6 +25,7 @@ from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.resume_plans import ResumePlans
+from vllm_radix.engine.state_points import StatePoints
 from vllm_radix.tree.resume import Chunk, ResumeTree, State, Window
 from vllm_radix.tree.resume.paths import Paths
 
@@ -112,16 +113,16 @@ def a_point_is_ready_in_the_step_that_writes_it(patch):
 @mutant(layouts=[EVERYTHING, "full/16+mamba/64x2", "full/32+mamba/32x3"])
 def a_state_is_kept_where_the_request_goes_on_writing(patch):
     """The source of the copy, in place of the copy."""
-    publish = HybridKVCacheManager._publish_copy
+    publish = StatePoints.publish_copy
 
     def wrong(self, plan):
-        moved = self.block_pool.moved
+        moved = self._pool.moved
         sources = {b.block_id: b for b in plan.copied.values()}
-        self.block_pool.moved = {i: sources.get(i, b) for i, b in moved.items()}
+        self._pool.moved = {i: sources.get(i, b) for i, b in moved.items()}
         publish(self, plan)
-        self.block_pool.moved = moved
+        self._pool.moved = moved
 
-    patch.setattr(HybridKVCacheManager, "_publish_copy", wrong)
+    patch.setattr(StatePoints, "publish_copy", wrong)
 
 
 @mutant(layouts=["full/32+mamba/32x3", "full/16+mamba/64x2"])
@@ -129,7 +130,7 @@ def a_state_is_kept_without_a_copy(patch):
     def wrong(self, plan, place):
         self._add(plan, place, shared=True)
 
-    patch.setattr(HybridKVCacheManager, "_keep_states", wrong)
+    patch.setattr(StatePoints, "_keep", wrong)
 
 
 @mutant(layouts=["full/32+mamba/32x3"])

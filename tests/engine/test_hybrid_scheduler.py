@@ -19,7 +19,7 @@ from support.prompts import prompt
 from support.traffic import hybrid_traffic
 from vllm_radix import RadixScheduler
 from vllm_radix.engine.holds import Holds
-from vllm_radix.engine.hybrid_manager import HybridKVCacheManager
+from vllm_radix.engine.state_points import StatePoints
 from vllm_radix.policy import StepCapacity, WaitingRequest, WaitingTree
 
 WITH_EVERYTHING = [*LAYOUTS, EVERYTHING]
@@ -88,7 +88,8 @@ def fork_tree():
 @pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("layout", WITH_EVERYTHING)
 def test_random_traffic_reads_right(layout, lag):
-    engines = [hybrid_traffic(layout, seed, RadixScheduler, lag) for seed in range(4)]
+    # What fits depends on the time that things take: enough runs to find something.
+    engines = [hybrid_traffic(layout, seed, RadixScheduler, lag) for seed in range(7)]
     assert sum(sum(engine.cached.values()) for engine in engines) > 0
     assert sum(len(engine.resumed) for engine in engines) > 0
     assert sum(engine.copied for engine in engines) > 0
@@ -121,10 +122,7 @@ def test_random_traffic_reads_right_with_other_options(options, lag):
 
 
 @pytest.mark.parametrize("cls", [Scheduler, RadixScheduler])
-@pytest.mark.parametrize(
-    "layout",
-    ["swa:48/16", "full/16+swa:64/16x2", "full/16+swa:40/32", "full/16+chunked:64/16"],
-)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "full/16+chunked:64/16"])
 def test_random_traffic_reads_right_with_drafts(layout, cls):
     """Wrong ones are written behind what is known, and written over."""
     engines = [hybrid_traffic(layout, seed, cls, drafts=3) for seed in range(30, 34)]
@@ -386,13 +384,13 @@ def test_a_reset_preempts_and_forgets(layout):
 
 def test_copies_are_cancelled_when_memory_is_short(monkeypatch):
     cancelled = []
-    cancel = HybridKVCacheManager._copy_nothing
+    cancel = StatePoints.copy_nothing
 
     def counted(self, plan):
         cancelled.append(plan.copied_at)
         cancel(self, plan)
 
-    monkeypatch.setattr(HybridKVCacheManager, "_copy_nothing", counted)
+    monkeypatch.setattr(StatePoints, "copy_nothing", counted)
     for seed in range(4):
         hybrid_traffic("full/16+mamba/64x2", seed)
     assert cancelled

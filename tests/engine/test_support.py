@@ -104,10 +104,6 @@ def test_layouts_of_several_groups_are_supported(specs):
         ([FULL, STATES_NOT_CACHED], "mode is not align"),
         ([FULL, replace(STATES, mamba_cache_mode="all")], "mode is not align"),
         (
-            [FULL, replace(STATES, num_speculative_blocks=1)],
-            "states beside speculative decoding",
-        ),
-        (
             [FULL, replace(STATES, mamba_type=MambaAttentionBackendEnum.SHORT_CONV)],
             "short convolutions, whose outputs depend on where prompts are cut",
         ),
@@ -143,8 +139,8 @@ def drafts(own_kv, method="draft_model"):
         ),
         (
             [FULL, STATES],
-            {"speculative_config": drafts(own_kv=False)},
-            "speculative decoding beside states",
+            {"speculative_config": drafts(own_kv=True)},
+            "drafts of the method 'draft_model', which keep KV",
         ),
         (
             [WINDOW],
@@ -177,9 +173,10 @@ def test_a_feature_that_several_groups_lack_is_named_with_the_fix(
     assert feature_problem(config, make_kv_cache_config(specs=[FULL]), OPTIONS) is None
 
 
-def test_drafts_without_kv_of_their_own_are_served_beside_windows():
+@pytest.mark.parametrize("other", [WINDOW, CHUNKS, STATES])
+def test_drafts_without_kv_of_their_own_are_served(other):
     config = change(make_vllm_config(), {"speculative_config": drafts(own_kv=False)})
-    layout = make_kv_cache_config(specs=[FULL, WINDOW])
+    layout = make_kv_cache_config(specs=[FULL, other])
     assert feature_problem(config, layout, OPTIONS) is None
 
 

@@ -93,6 +93,7 @@ class EngineDouble:
         self.public = public
         self._private = {}  # of a request: its salt, and where it counts
         self._drafted = {}  # of a request: what the worker guessed last
+        self._guessed = {}  # of a request: the guesses that this step computes
         self.in_flight = deque()
         self.computed = self.steps = self.copied = 0
         self.outputs, self.cached = {}, {}
@@ -224,6 +225,7 @@ class EngineDouble:
                 for i, some in drafts.items()
             }
             starts = {i: min(n, len(self.tokens[i]) - 1) for i, n in starts.items()}
+        self._guessed = drafts
         self._prepare_blocks(output)
         self._prepare_states(output, starts)
         for request_id, count in output.num_scheduled_tokens.items():
@@ -238,6 +240,7 @@ class EngineDouble:
             if done >= len(self.tokens[request_id]):
                 said = self._verify(request_id, drafts.get(request_id, ()))
             sampled.append(said)
+            self._settle_states(request_id, starts[request_id], count, len(said))
             self._write_drafters(request_id, starts[request_id], done)
             if self.lag and self.drafts:
                 self._drafted[request_id] = self._draft(request_id)
@@ -284,6 +287,9 @@ class EngineDouble:
 
     def _prepare_states(self, output, starts):
         """Move running states; full attention has none."""
+
+    def _settle_states(self, request_id, start, count, said):
+        """Put states where the next step looks for them, after tokens are said."""
 
     def _write_drafters(self, request_id, start, end):
         """Write what a draft model keeps, after the step's tokens are said."""

@@ -12,8 +12,13 @@ group had there. The worker is ``EngineDouble``'s; what it reads depends on the 
   after the step's tokens are said, and its guesses behind them;
 - a state (``align``): what the block of the request's last computed token holds. It is
   the state after all tokens before the step; the step overwrites it, and with the
-  step's last token in another column of the table, it is copied there first.
+  step's last token in another column of the table, it is copied there first. A step
+  with guesses writes the state after each of its tokens, to columns side by side; the
+  next one goes on from that of the last right guess, and where a block has become full,
+  the state at its end is copied to its own column.
 """
+
+from dataclasses import replace
 
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
@@ -57,6 +62,13 @@ def make_hybrid_scheduler(cls, layout, num_blocks, asynchronous=False, **options
         options: ``radix``, and others of ``make_vllm_config``.
     """
     specs = parse_layout(layout) if isinstance(layout, str) else layout
+    drafts = (options.get("speculative_config") or {}).get("num_speculative_tokens", 0)
+    specs = [
+        replace(spec, num_speculative_blocks=drafts)
+        if isinstance(spec, MambaSpec)
+        else spec
+        for spec in specs
+    ]
     options = {"asynchronous": asynchronous, "layout": specs, **options}
     return make_scheduler(cls, num_blocks=num_blocks, **options)
 
@@ -97,6 +109,7 @@ class HybridDouble(EngineDouble):
         self.blocks = {}
         self.moved = 0
         self._columns = {}  # of a request: where its running states are
+        self._ahead = {}  # and how many columns behind that, for the right guesses
 
     def add(self, request_id, prompt, max_tokens=4, stop=(), **fields):
         """Add a request; it ends early after one of the tokens of ``stop``."""
@@ -138,10 +151,10 @@ class HybridDouble(EngineDouble):
         left = {*output.finished_req_ids, *(output.preempted_req_ids or ())}
         for request_id in left | {*cached.resumed_req_ids}:
             self._columns.pop(request_id, None)
+            self._ahead.pop(request_id, None)
         if not self.states:
             return
-        # The groups' states are of equal blocks, as the worker asserts.
-        (size,) = {self.specs[group].block_size for group in self.states}
+        size = self._state_size
         pairs = []
         for request_id, count in output.num_scheduled_tokens.items():
             start = starts[request_id]
@@ -149,6 +162,9 @@ class HybridDouble(EngineDouble):
             now = (start + count - 1) // size
             self._columns[request_id] = now
             if before in (-1, now):
+                continue
+            before += self._ahead.pop(request_id, 0)
+            if before == now:
                 continue
             tables = self.tables[request_id]
             pairs += [
@@ -158,6 +174,32 @@ class HybridDouble(EngineDouble):
         assert not {s for s, _ in pairs} & {t for _, t in pairs}, "copies race"
         self._copy(pairs)
         self.moved += len(pairs)
+
+    @property
+    def _state_size(self):
+        # The groups' states are of equal blocks, as the worker asserts.
+        (size,) = {self.specs[group].block_size for group in self.states}
+        return size
+
+    def _settle_states(self, request_id, start, count, said):
+        if not self.states:
+            return
+        now = self._columns[request_id]
+        first = start + count - len(self._guessed.get(request_id, ()))
+        right = max(said, 1) - 1
+        self._ahead[request_id] = right
+        size = self._state_size
+        full = (first + right) // size * size
+        if full < first:
+            return
+        source, target = now + full - first, full // size - 1
+        if now == target:
+            self._ahead[request_id] = 0
+        if source != target:
+            tables = self.tables[request_id]
+            self._copy(
+                [(t[source], t[target]) for t in map(tables.__getitem__, self.states)]
+            )
 
     def _hold(self, block, group, place, chain):
         """Write to a block; what another group had there is lost."""
@@ -184,12 +226,16 @@ class HybridDouble(EngineDouble):
         for group, spec in enumerate(self.specs):
             table, size = self.tables[request_id][group], spec.block_size
             if group in self.states:
-                block = table[(end - 1) // size]
+                now = self._columns[request_id]
                 if start:
                     # A step that starts at 0 does not read what is there.
+                    block = table[now + self._ahead.get(request_id, 0)]
                     what = f"the state after {start}"
                     self._expect(request_id, group, block, STATE, chain[start], what)
-                self._hold(block, group, STATE, chain[end])
+                guesses = len(self._guessed.get(request_id, ()))
+                for ahead in range(guesses + 1):
+                    block = table[now + ahead]
+                    self._hold(block, group, STATE, chain[end - guesses + ahead])
                 continue
             if group in self.drafters:
                 continue

@@ -132,6 +132,7 @@ def hybrid_traffic(
     priority=False,
     drafts=0,
     drafters=(),
+    room=0,
     **options,
 ):
     """Serve random requests over several KV cache groups, in a pool that is small.
@@ -145,15 +146,17 @@ def hybrid_traffic(
         priority: schedule by priorities, which requests have at random.
         drafts: tokens that are drafted after each; some are wrong.
         drafters: groups of a draft model.
+        room: blocks more than the longest request needs.
         options: as for ``make_hybrid_scheduler``.
 
     Returns:
         The engine, with nothing left to do.
     """
     rng = random.Random(seed)
-    # What the longest request needs: 190 tokens, or the states of three places.
+    # What the longest request needs: 190 tokens, or the states of three places and
+    # one a guess.
     least = sum(
-        3 if isinstance(spec, MambaSpec) else -(-190 // spec.block_size)
+        3 + drafts if isinstance(spec, MambaSpec) else -(-190 // spec.block_size)
         for spec in parse_layout(layout)
     )
     if "swa" in layout or "mamba" in layout:
@@ -169,7 +172,7 @@ def hybrid_traffic(
     scheduler = make_hybrid_scheduler(
         cls,
         layout,
-        num_blocks=1 + least + rng.randrange(6),
+        num_blocks=1 + least + room + rng.randrange(6),
         asynchronous=bool(lag),
         max_num_seqs=rng.randrange(2, 6),
         max_num_batched_tokens=rng.choice([64, 128, 512]),

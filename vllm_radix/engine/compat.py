@@ -48,6 +48,7 @@ from vllm.v1.kv_cache_interface import (
     MLAAttentionSpec,
     SlidingWindowMLASpec,
     UniformTypeKVCacheSpecs,
+    get_mamba_prefill_checkpoint_position,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
@@ -110,6 +111,7 @@ __all__ = [
     "generate_block_hash_extra_keys",
     "get_kv_cache_config_from_groups",
     "get_kv_cache_groups",
+    "get_mamba_prefill_checkpoint_position",
     "logger",
     "make_serve_parser",
     "num_hash_lookahead_tokens",

@@ -22,14 +22,15 @@ from vllm_radix.engine.compat import (
 )
 from vllm_radix.engine.follow_ups import PointFollowUps
 from vllm_radix.engine.groups import GROUP_TYPES
-from vllm_radix.engine.groups.mamba import keep_state, unit_of
+from vllm_radix.engine.groups.mamba import unit_of
 from vllm_radix.engine.hybrid_pool import HybridBlockPool
 from vllm_radix.engine.miss_log import PointMissLog
 from vllm_radix.engine.resume_places import ResumePlaces
 from vllm_radix.engine.resume_plans import ResumePlan, ResumePlans
+from vllm_radix.engine.state_points import StatePoints
 from vllm_radix.engine.tree_manager import TreeKVCacheManager
 from vllm_radix.engine.typical_request import TypicalRequest
-from vllm_radix.tree import HOLE
+from vllm_radix.tree import BYTES_PER_TOKEN, HOLE
 from vllm_radix.tree.resume import Chunk, Dense, ResumePoint, State, Window
 
 MIN_TOKENS_PER_STATE = 32
@@ -49,6 +50,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
     block_pool: HybridBlockPool
     plans: ResumePlans
     align: int
+    _states: StatePoints | None
 
     @classmethod
     def adopt(
@@ -89,17 +91,13 @@ class HybridKVCacheManager(TreeKVCacheManager):
         self._components = [
             GROUP_TYPES[type(group)].component(group) for group in self._groups
         ]
-        if lookahead:
+        dense = not any(isinstance(c, State) for c in self._components)
+        if lookahead and dense:
             self._components = [
                 replace(c, behind=lookahead) if isinstance(c, Window) else c
                 for c in self._components
             ]
         HybridBlockPool.adopt(self.block_pool, self._components, mirror)
-        self._states = [
-            group
-            for group, component in enumerate(self._components)
-            if isinstance(component, State)
-        ]
         whole = self.coordinator.scheduler_block_size
         self._chunks = sorted(
             {c.chunk for c in self._components if isinstance(c, Chunk)}
@@ -109,12 +107,14 @@ class HybridKVCacheManager(TreeKVCacheManager):
         if min_sub_block_tokens is None:
             self.align = lcm(self.align, unit) if unit else whole
         gap = min_sub_block_tokens or 1
-        if self._states:
+        if not dense:
             gap = max(gap, MIN_TOKENS_PER_STATE)
         self._typical = TypicalRequest(self._components)
         tokens = 2 * self.units(self.block_pool.num_gpu_blocks)
-        dense = not self._states
-        self.plans = ResumePlans(self.align, gap, tokens, dense=dense, unit=unit)
+        self._lookahead = lookahead
+        self.plans = ResumePlans(
+            self.align, gap, tokens, dense=dense, lookahead=0 if dense else lookahead
+        )
         self.miss_log = PointMissLog(self.block_pool, self.plans) if explain else None
         self._whole = whole
         self.block_pool.junctions = self._whole_junctions
@@ -128,8 +128,18 @@ class HybridKVCacheManager(TreeKVCacheManager):
             num_draft_tokens,
             lookahead,
         )
-        self._lookahead = lookahead
         self._interval = self.coordinator.retention_interval
+        self._states = None
+        if not dense:
+            self._states = StatePoints(
+                self.block_pool,
+                self._groups,
+                whole,
+                unit,
+                self._interval,
+                num_draft_tokens > 0,
+                self._add,
+            )
         # What the request looked up last is to go on from, and its plan.
         self._looked_up: tuple[str, int | None, ResumePlan] | None = None
 
@@ -202,13 +212,16 @@ class HybridKVCacheManager(TreeKVCacheManager):
         public = pool.keys.num_public(request)
         places = self.plans.junctions(plan, limit, cached, public)
         if pool.keys.is_plain(request):
-            plan.junctions = self.plans.with_tail(plan, places, cached)
+            plan.junctions = places
+            if self._states is not None:
+                ends = self._states.with_ends
+                plan.junctions = ends(self.plans, plan, places, cached)
         else:
             whole = (n // self._whole * self._whole for n in places)
             plan.junctions = places = sorted({n for n in whole if n > cached})
         plan.open = set(places)
         boundary = (request.num_prompt_tokens - 1) // self._whole * self._whole
-        if not self._states:
+        if self._states is None:
             # With drafts, where others go on without a copy, as with stock.
             places = [boundary - self._whole] if self._lookahead else []
             plan.boundaries = [n for n in (*places, boundary) if n > cached]
@@ -238,7 +251,7 @@ class HybridKVCacheManager(TreeKVCacheManager):
         States can be kept only where a step ends.
         """
         plan = self._plan_of(request)
-        if plan is not None and self._states:
+        if plan is not None and self._states is not None:
             for place in plan.junctions:
                 # Stock's own step ends at the tail, unless kernels hand it out.
                 if start < place < end and place != plan.tail:
@@ -275,7 +288,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
         )
         if blocks is None and plan is not None and plan.copied_at:
             # Nobody is preempted for the sake of a copy.
-            self._copy_nothing(plan)
+            assert self._states is not None
+            self._states.copy_nothing(plan)
             blocks = super().allocate_slots(
                 request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
             )
@@ -294,10 +308,10 @@ class HybridKVCacheManager(TreeKVCacheManager):
         done = request.num_computed_tokens
         plan.unwritten = [p for p in plan.unwritten if p.num_tokens > done]
         known = min(stop, request.num_tokens)
-        if plan.copied_at:
-            self._publish_copy(plan)
-        if self._states:
-            self._publish_states(plan, stop, known)
+        if self._states is not None:
+            if plan.copied_at:
+                self._states.publish_copy(plan)
+            self._states.publish(plan, stop, known)
             return
         first = start if plan.published is None else plan.published
         plan.published = max(known, first)
@@ -314,61 +328,6 @@ class HybridKVCacheManager(TreeKVCacheManager):
             for place in range((first // step + 1) * step, known + 1, step):
                 self._add(plan, place)
 
-    def _publish_states(self, plan: ResumePlan, end: int, known: int) -> None:
-        """Add points where this step, or the one before, leaves a state."""
-        while plan.junctions and plan.junctions[0] <= end:
-            place = plan.junctions.pop(0)
-            if place != end or place > known:
-                plan.open.discard(place)  # it went past
-            elif all(place % self._groups[g].block_size == 0 for g in self._states):
-                self._add(plan, place, place != plan.tail)
-            else:
-                self._keep_states(plan, place)
-        request_id = plan.request.request_id
-        for group in self._states:
-            # Kernels of a GPU can hand out a state from inside a step.
-            place, index = self._groups[group]._checkpoints.get(request_id, (0, 0))
-            if place and index == self._components[group].first_block(place):
-                self._add(plan, place)
-        if not end % self._whole:
-            plan.state_at = end
-        if plan.state_at and plan.state_at <= known:
-            self._add(plan, plan.state_at)
-            plan.state_at = 0
-
-    def _keep_states(self, plan: ResumePlan, place: int) -> None:
-        """Have the next step copy the states that this one ends with."""
-        for group in self._states:
-            manager = self._groups[group]
-            if place % manager.block_size == 0:
-                continue
-            block = keep_state(manager, plan.request.request_id, place)
-            if block is None:
-                plan.open.discard(place)
-                return
-            plan.copied[group] = block
-        plan.copied_at = place
-
-    def _copy_nothing(self, plan: ResumePlan) -> None:
-        """Take back that the next step is to copy states."""
-        for group in plan.copied:
-            self._groups[group]._partial_hit_reqs.pop(plan.request.request_id, None)
-        plan.open.discard(plan.copied_at)
-        plan.copied_at, plan.copied = 0, {}
-
-    def _publish_copy(self, plan: ResumePlan) -> None:
-        """Add the point whose states this step copies before it goes on."""
-        moved = self.block_pool.moved
-        place, sources = plan.copied_at, plan.copied
-        copies = {g: moved.get(block.block_id) for g, block in sources.items()}
-        plan.copied_at, plan.copied = 0, {}
-        added = None
-        if all(copies.values()):
-            ids = {g: block.block_id for g, block in copies.items() if block}
-            added = self._add(plan, place, place != plan.tail, ids)
-        if added is None:
-            plan.open.discard(place)
-
     def _add(
         self,
         plan: ResumePlan,
@@ -381,18 +340,35 @@ class HybridKVCacheManager(TreeKVCacheManager):
         if place % self.align:
             return None
         written = place <= request.num_computed_tokens and not copies
+        ahead = self._ahead_of(request, place)
         point = self.block_pool.add_point(
             request,
             place,
             self._block_at(request, copies),
             shared=shared,
             written=written,
+            ahead=ahead,
         )
         if point is None or written:
             plan.open.discard(place)
         if point is not None and not written:
             plan.unwritten.append(point)
+        if point is not None and ahead is None:
+            plan.unfollowed.append(point)
         return point
+
+    def _ahead_of(self, request: Request, place: int) -> bytes | None:
+        """Return the tokens that a draft model's last slot before a place depends on.
+
+        None if they are not known. At the ends of blocks none, as with windows.
+        """
+        if self._states is None or not self._lookahead or place % self._whole == 0:
+            return b""
+        end = place + self._lookahead
+        if end > request.num_tokens:
+            return None
+        key = self.block_pool.keys.key(request, end)
+        return bytes(key[place * BYTES_PER_TOKEN : end * BYTES_PER_TOKEN])
 
     def _block_at(self, request: Request, copies: dict[int, int] | None = None) -> Any:
         """Return what tells a request's blocks, by group and index."""
@@ -429,20 +405,25 @@ class HybridKVCacheManager(TreeKVCacheManager):
         request = plan.request
         done = request.num_computed_tokens
         self._retract(plan, done)
-        # A state has seen every token up to here, those of a step under way included:
-        # where they are not known yet, nobody can ask for it.
-        if self._states and done > request.num_tokens:
+        for point in plan.unfollowed:
+            ahead = self._ahead_of(request, point.num_tokens)
+            if ahead is None:
+                self.block_pool.remove_point(point)
+            else:
+                self.block_pool.tree.note_ahead(point, ahead)
+        if self._states is not None and not self._states.is_in_place(plan, done):
             return
         place = min(done, request.num_tokens)
-        if not self._states:
+        if self._states is None:
             place -= place % self.align
         block_at = self._block_at(request)
         whole = place // self._whole * self._whole
-        if not self._states and 0 < whole < place:
+        if self._states is None and 0 < whole < place:
             # What is left when the last blocks, partly filled, are to go.
             self.block_pool.add_point(request, whole, block_at)
-        if place and place % self.align == 0:
-            self.block_pool.add_point(request, place, block_at)
+        ahead = self._ahead_of(request, place)
+        if place and place % self.align == 0 and ahead is not None:
+            self.block_pool.add_point(request, place, block_at, ahead=ahead)
 
     def _retract(self, plan: ResumePlan, done: int) -> None:
         """Take back what a request published in this step and will not compute.

@@ -88,7 +88,7 @@ class HybridBlockPool(TreeBlockPool):
 
     def places(self, request: Request, limit: int) -> Iterable[tuple[ResumePoint, int]]:
         """Yield where a request can go on, the latest first; see ``ResumeTree``."""
-        key = self.keys.key(request, limit)
+        key = self.keys.key(request, min(limit + 1, request.num_tokens))
         return self.tree.places(key, self.keys.namespace(request), limit)
 
     def add_point(
@@ -99,6 +99,7 @@ class HybridBlockPool(TreeBlockPool):
         *,
         shared: bool = False,
         written: bool = True,
+        ahead: bytes | None = b"",
     ) -> ResumePoint | None:
         """Add a resume point; return it, or None if it is there or cannot be.
 
@@ -108,6 +109,7 @@ class HybridBlockPool(TreeBlockPool):
             block_at: the request's blocks.
             shared: whether several requests are known to go on from it.
             written: whether steps before this one have written all of it.
+            ahead: see ``ResumePoint``.
         """
         added = self.tree.add(
             self.keys.key(request, num_tokens),
@@ -116,6 +118,7 @@ class HybridBlockPool(TreeBlockPool):
             block_at,
             shared=shared,
             ready=written,
+            ahead=ahead,
         )
         if added is None:
             return None

@@ -20,7 +20,8 @@ class ResumePlaces:
 
     What a draft model (EAGLE, MTP) keeps of a token depends on the ``lookahead`` tokens
     behind it as well, so a request goes on so many tokens before the place up to which
-    it is known to be the same.
+    it is known to be the same. States leave no choice of the place: their points say
+    which tokens they depend on.
 
     Args:
         pool: with the tree.
@@ -53,7 +54,7 @@ class ResumePlaces:
         self._least = min_sub_block_tokens or 1
         drafts = (-(-num_draft_tokens // c.block_size) for c in self._components)
         self._room = _ROOM + watermark + sum(drafts)
-        self._lookahead = lookahead
+        self._lookahead = 0 if self._has_states else lookahead
 
     def latest(self, request: Request, limit: int) -> Resume | None:
         """Return the latest place that fits, and the blocks to go on there; or None.
@@ -103,6 +104,7 @@ class ResumePlaces:
             end = component.end_block(request.num_tokens)
             if isinstance(component, State):
                 end = min(end, component.end_block(tokens) + 1)
+                end += group.num_speculative_blocks
             have = component.end_block(tokens)
             more = end - have
             cap = group.max_admission_blocks_per_request

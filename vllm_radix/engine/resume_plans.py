@@ -33,8 +33,11 @@ class ResumePlan:
         prefixes: the tokens before each junction.
         open: those of them that nobody can go on from yet.
         tail: the junction that only an identical prompt goes on from; 0 for none.
+        end: where all that is known at first ends, if a point is to lie there, too;
+            0 if not.
         published: tokens up to which points were added where chunks and intervals end;
             those under way may not be known yet.
+        stopped: the end of the last step, if it computed known tokens alone; else 0.
         boundaries: where an identical prompt goes on, if that lies before the end; the
             places where stock would keep a window.
         state_at: a place at the end of a block where its state lies until the blocks
@@ -42,6 +45,7 @@ class ResumePlan:
         copied_at: a place inside a block whose state the next step copies.
         copied: the blocks that hold that state, by group.
         unwritten: points that this step writes.
+        unfollowed: points that depend on a token that is not known yet.
     """
 
     request: Request
@@ -51,12 +55,19 @@ class ResumePlan:
     prefixes: dict[int, bytes] = field(default_factory=dict)
     open: set[int] = field(default_factory=set)
     tail: int = 0
+    end: int = 0
+    stopped: int = 0
     published: int | None = None
     boundaries: list[int] = field(default_factory=list)
     state_at: int = 0
     copied_at: int = 0
     copied: dict[int, KVCacheBlock] = field(default_factory=dict)
     unwritten: list[ResumePoint] = field(default_factory=list)
+    unfollowed: list[ResumePoint] = field(default_factory=list)
+
+    def is_junction(self, place: int) -> bool:
+        """Return whether others part from it there."""
+        return place not in (self.tail, self.end)
 
 
 class SeenPrompts:
@@ -111,8 +122,7 @@ class ResumePlans:
         max_tokens: of the prompts that are remembered.
         dense: whether what is cached of a request is memory that it shares; a state
             is not.
-        unit: stock ends a step at the prompt's last multiple of it, to keep the state;
-            0 if it does not.
+        lookahead: tokens behind a point that it depends on; see ``ResumePoint``.
 
     Attributes:
         grain: as given.
@@ -127,9 +137,9 @@ class ResumePlans:
         min_gap: int,
         max_tokens: int,
         dense: bool = True,
-        unit: int = 0,
+        lookahead: int = 0,
     ) -> None:
-        self._unit = unit
+        self._lookahead = lookahead
         self.grain = grain
         self.min_gap = min_gap
         self.dense = dense
@@ -169,27 +179,32 @@ class ResumePlans:
             kept = sorted([*kept[1 - MAX_JUNCTIONS :], public])
         return kept
 
-    def with_tail(
-        self, plan: ResumePlan, junctions: list[int], cached: int
+    def with_ends(
+        self, plan: ResumePlan, junctions: list[int], tail: int, end: int, above: int
     ) -> list[int]:
-        """Return junctions and, noted in the plan, where the same prompt goes on.
+        """Return junctions and, noted in the plan, where its prompt ends for others.
 
         Args:
             plan: of the request.
             junctions: of the request.
-            cached: tokens that it finds cached itself.
+            tail: where the same prompt goes on, inside a block; 0 for nowhere.
+            end: where what is known of it ends, and its next turn goes on; 0 where
+                something else sees to that.
+            above: tokens after which others can go on anyway.
         """
-        if self._unit:
-            last = (plan.request.num_prompt_tokens - 1) // self._unit * self._unit
-            place = self.place(last)
-            if place > cached and place not in junctions:
-                plan.tail = place
-                return sorted([*junctions, place])
-        return junctions
+        kept = list(junctions)
+        tail -= tail % self.grain
+        if tail > above and tail not in kept:
+            plan.tail = tail
+            kept.append(tail)
+        if end % self.grain == 0 and end - max([above, *kept]) >= self.min_gap:
+            plan.end = end
+            kept.append(end)
+        return sorted(kept)
 
     def place(self, shared: int) -> int:
         """Return where a junction lies of requests that share so many tokens."""
-        return shared // self.grain * self.grain
+        return max(0, shared - self._lookahead) // self.grain * self.grain
 
     def get(self, request_id: str) -> ResumePlan | None:
         """Return the plan of a request that runs; None for others."""
@@ -198,7 +213,7 @@ class ResumePlans:
     def start(self, plan: ResumePlan) -> None:
         """Note that a request runs by a plan, and remember its prompt."""
         self._plans[plan.request.request_id] = plan
-        plan.prefixes = {n: plan.key[: n * BYTES_PER_TOKEN] for n in plan.junctions}
+        plan.prefixes = {n: plan.key[: n * BYTES_PER_TOKEN] for n in plan.open}
         self._seen.add(plan.key, plan.namespace)
 
     def pop(self, request_id: str) -> ResumePlan | None:

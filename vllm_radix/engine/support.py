@@ -238,8 +238,6 @@ def _lacking_drafts(
     speculative = vllm_config.speculative_config
     if speculative is None:
         return None
-    if kv_cache_config.has_mamba_layers:
-        return "speculative decoding beside states"
     if not speculative.uses_draft_kv_cache():
         return None
     if speculative.method not in _DRAFTS:
@@ -248,6 +246,8 @@ def _lacking_drafts(
         return "MTP of several modules"
     if ChunkedLocalAttentionManager in _managers(kv_cache_config):
         return "EAGLE or MTP beside chunked attention"
+    if kv_cache_config.has_mamba_layers:
+        return None
     if not config.sub_block:
         return "EAGLE or MTP where hits end with blocks (option sub_block)"
     reason = whole_blocks_reason(vllm_config, kv_cache_config)

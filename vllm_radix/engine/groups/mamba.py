@@ -16,6 +16,7 @@ from vllm_radix.engine.compat import (
     KVCacheBlock,
     MambaAttentionBackendEnum,
     MambaManager,
+    get_mamba_prefill_checkpoint_position,
 )
 from vllm_radix.engine.groups.base import GroupType
 from vllm_radix.tree.resume import State
@@ -44,8 +45,6 @@ class MambaGroup(GroupType):
         """Return why states cannot be cached, or None."""
         if spec.mamba_cache_mode != "align":
             return "states that are not cached (--mamba-cache-mode is not align)"
-        if spec.num_speculative_blocks:
-            return "states beside speculative decoding"
         if spec.mamba_type == MambaAttentionBackendEnum.SHORT_CONV:
             return "short convolutions, whose outputs depend on where prompts are cut"
         return None
@@ -58,6 +57,18 @@ def unit_of(coordinator: Any) -> int:
     """
     unit: int = coordinator.block_pool.hash_block_size
     return unit if coordinator.enable_partial_hash_hits else 0
+
+
+def last_unit(manager: Any, num_tokens: int, unit: int) -> int:
+    """Return where stock keeps a state near the end of a prompt, by its units.
+
+    Args:
+        manager: of a group.
+        num_tokens: of the prompt.
+        unit: see ``unit_of``.
+    """
+    drop: bool = manager.drop_eagle_checkpoint_block
+    return get_mamba_prefill_checkpoint_position(num_tokens, unit, drop)
 
 
 def keep_state(manager: Any, request_id: str, num_tokens: int) -> KVCacheBlock | None:

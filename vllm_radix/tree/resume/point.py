@@ -86,12 +86,15 @@ class ResumePoint:
         pins: how often it is pinned.
         offered: its rank in the queue of eviction; None if it is not in it.
         ends_answer: whether it is the last one in the answer of a request.
+        ahead: the tokens behind it, as a key, that what it keeps depends on as well;
+            None while they are not known, when nobody can go on from it.
         turn: when it goes, of points that are not protected: those below 0 first, the
             lowest before others; those above 0 last, the highest after others.
         alive: whether it is in the tree.
     """
 
     __slots__ = (
+        "ahead",
         "alive",
         "base",
         "edge",
@@ -126,12 +129,21 @@ class ResumePoint:
         self.pins = 0
         self.offered: tuple[int, float] | None = None
         self.ends_answer = False
+        self.ahead: bytes | None = b""
         self.turn = 0
         self.alive = True
 
     def run(self, group: int) -> Run | None:
         """Return the blocks of a group that it keeps; None for none."""
         return next((run for run in self.runs if run.group == group), None)
+
+    def leads_to(self, key: bytes) -> bool:
+        """Return whether what it keeps is right for a key, as far as that goes."""
+        if not self.ahead:
+            return self.ahead is not None
+        start = self.num_tokens * BYTES_PER_TOKEN
+        part = key[start : start + len(self.ahead)]
+        return self.ahead.startswith(bytes(part))
 
     @property
     def protected(self) -> bool:

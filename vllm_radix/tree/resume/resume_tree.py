@@ -65,6 +65,7 @@ class ResumeTree(HintedPoints):
         *,
         shared: bool = False,
         ready: bool = True,
+        ahead: bytes | None = b"",
     ) -> tuple[ResumePoint, list[int]] | None:
         """Add a resume point; what it keeps becomes cached, and held.
 
@@ -77,6 +78,7 @@ class ResumeTree(HintedPoints):
             block_at: the blocks of the request that has computed them.
             shared: whether several paths are known to go on from it.
             ready: whether its blocks are written by now; see ``make_ready``.
+            ahead: see ``ResumePoint``, and ``note_ahead``.
 
         Returns:
             The point, and the blocks that were not cached. None if there is one
@@ -126,7 +128,7 @@ class ResumeTree(HintedPoints):
         edge = self._paths.extend(path, key, namespace, num_tokens)
         clock = self._evictor.clock
         point = ResumePoint(next(self._ids), edge, num_tokens, tuple(runs), clock)
-        point.shared, point.ready = shared, ready
+        point.shared, point.ready, point.ahead = shared, ready, ahead
         new: list[int] = []
         for group, ids in enumerate(missing):
             self._paths.append_dense(edge, group, ids)
@@ -143,6 +145,14 @@ class ResumeTree(HintedPoints):
             point.ready = True
             self._evictor.offer(point)
             self._publish(point)
+
+    def note_ahead(self, point: ResumePoint, ahead: bytes) -> None:
+        """Note the tokens behind a point that it depends on: it can be found now."""
+        if point.alive and point.ahead is None:
+            point.ahead = ahead
+            self.version += 1
+            if point.ready:
+                self._announce(point)
 
     def _publish(self, point: ResumePoint) -> None:
         """Let a point be found, and its windows from other points: O(d, blocks)."""

@@ -99,7 +99,7 @@ class ResumeState:
         """Yield where a request may go on, the latest place first: O(L + points).
 
         Args:
-            key: tokens.
+            key: tokens; those behind ``limit`` count for what depends on them.
             namespace: where to look.
             limit: most tokens before a place.
 
@@ -110,13 +110,13 @@ class ResumeState:
         """
         for edge, end in reversed(self._paths.walk(key, namespace, limit)):
             exact = edge.point_at(end)
-            if exact is not None and exact.ready:
+            if exact is not None and exact.ready and exact.leads_to(key):
                 yield exact, end
             if self._positional:
                 for point in self._paths.points_beyond(edge, end):
                     yield point, end
             for point in reversed(edge.points):
-                if point.num_tokens < end and point.ready:
+                if point.num_tokens < end and point.ready and point.leads_to(key):
                     yield point, point.num_tokens
 
     def find(self, key: bytes, namespace: Namespace, limit: int) -> Resume | None:
