@@ -36,6 +36,7 @@ ENGINES = {
     "qwen3_next": {"dtype": "bfloat16", "num_gpu_blocks_override": 60},
 }
 PREEMPTIONS = "vllm:num_preemptions"
+ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
 RESOLUTION = 1e-5  # of log-probabilities in float32
 ORIGINAL, CHANGED = "0", "4"
 
@@ -45,10 +46,12 @@ class HybridMix(RequestMix):
 
     Args:
         continued: whether turns of a conversation have the answers in their prompts.
+        fields: of all requests.
     """
 
-    def __init__(self, continued=True):
+    def __init__(self, continued=True, **fields):
         super().__init__(3, vocabulary=(10, 900))
+        self.fields = fields
         stem = self.words(300)
         for _ in range(4):
             self.ask(stem + self.words(40))
@@ -70,7 +73,7 @@ class HybridMix(RequestMix):
             last = self.ask(said, after=last, fresh=not continued)
 
     def ask(self, tokens, **fields):
-        return self.add(tokens, **{"max_tokens": 16, **fields})
+        return self.add(tokens, **{"max_tokens": 16, **self.fields, **fields})
 
 
 def distance(one, other):
@@ -148,4 +151,29 @@ def test_states_of_the_delta_rule_are_equal_bit_by_bit(tiny, tmp_path):
             assert answer["outputs"] == cold["outputs"], name
             assert answer["outputs"] == theirs["answers"][name]["outputs"], name
     assert ours["counts"]["scheduler"] == "RadixScheduler"
+    assert ours["counts"]["scheduled"] < theirs["counts"]["scheduled"]
+
+
+@pytest.mark.slow
+def test_states_of_the_delta_rule_beside_drafts(tiny, tmp_path):
+    """Stock's answers, with copies at the ends of prompts and guesses behind them."""
+    # Of few tokens, so that what was said comes again, and some guesses are right.
+    requests = HybridMix(continued=False, allowed=[*range(10, 16)]).requests
+    drafts = {
+        "method": "ngram",
+        "num_speculative_tokens": 3,
+        "prompt_lookup_max": 3,
+        "prompt_lookup_min": 1,
+    }
+    engine = {**ENGINE, **ENGINES["qwen3_next"], "speculative_config": drafts}
+    engine["num_gpu_blocks_override"] = 200
+    model = make_toy("qwen3_next", tmp_path, tiny)
+    theirs, ours = both(model, requests, engine, [ACCEPTED])
+    for name, answer in ours["answers"].items():
+        assert answer["outputs"] == theirs["answers"][name]["outputs"], name
+    for result in (theirs, ours):
+        assert result["counts"]["lost_blocks"] == 0
+        assert result["counts"][ACCEPTED] > 20
+    assert ours["counts"]["scheduler"] == "RadixScheduler"
+    assert ours["counts"]["copies"] > 0
     assert ours["counts"]["scheduled"] < theirs["counts"]["scheduled"]

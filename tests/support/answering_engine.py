@@ -93,6 +93,7 @@ def run(job):
     from vllm import EngineArgs, LLMEngine, SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+    from support import cpu_states
     from support.toy_models import HYBRID_TOYS, prepare_engine
 
     if Path(job["model"]).name in HYBRID_TOYS:
@@ -110,6 +111,8 @@ def run(job):
         )
     )
     scheduler = engine.engine_core.engine_core.scheduler
+    if scheduler.num_spec_tokens and scheduler.need_mamba_block_aligned_split:
+        cpu_states.fill_guesses(engine)
     checked = check_host_tables() if job.get("grouped") else None
     counts = {"copies": 0, "scheduled": 0, "aborted": 0, "hashes": 0}
     schedule = scheduler.schedule

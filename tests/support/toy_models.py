@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from support import cpu_states
 from support.toy_configs import COMMON, HYBRID_TOYS, TOYS
 
 __all__ = ["HYBRID_TOYS", "TOYS", "make_toy", "prepare_engine"]
@@ -58,6 +59,7 @@ def prepare_engine():
         )
 
     MambaMixer2.get_kv_cache_spec = without_checkpoints
+    cpu_states.install()
 
 
 def fill(model):

@@ -283,6 +283,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
     ) -> KVCacheBlocks | None:
         """Add slots for a step, and resume points at what it reaches."""
         plan = self._plan_of(request)
+        if plan is not None and self._states is not None:
+            self._states.publish_decoded(plan)
         blocks = super().allocate_slots(
             request, num_new_tokens, num_new_computed_tokens, *args, **kwargs
         )

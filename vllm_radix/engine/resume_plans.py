@@ -35,6 +35,7 @@ class ResumePlan:
         tail: the junction that only an identical prompt goes on from; 0 for none.
         end: where all that is known at first ends, if a point is to lie there, too;
             0 if not.
+        end_saves: how many tokens fewer are computed from there.
         published: tokens up to which points were added where chunks and intervals end;
             those under way may not be known yet.
         stopped: the end of the last step, if it computed known tokens alone; else 0.
@@ -56,6 +57,7 @@ class ResumePlan:
     open: set[int] = field(default_factory=set)
     tail: int = 0
     end: int = 0
+    end_saves: int = 0
     stopped: int = 0
     published: int | None = None
     boundaries: list[int] = field(default_factory=list)
@@ -197,8 +199,9 @@ class ResumePlans:
         if tail > above and tail not in kept:
             plan.tail = tail
             kept.append(tail)
-        if end % self.grain == 0 and end - max([above, *kept]) >= self.min_gap:
-            plan.end = end
+        saves = end - max([above, *kept])
+        if end % self.grain == 0 and saves >= self.min_gap:
+            plan.end, plan.end_saves = end, saves
             kept.append(end)
         return sorted(kept)
 

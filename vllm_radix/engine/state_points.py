@@ -89,7 +89,7 @@ class StatePoints:
                 plan.open.discard(place)  # it went past
             elif all(place % m.block_size == 0 for m in self._managers.values()):
                 self._add(plan, place, plan.is_junction(place))
-            else:
+            elif place != plan.end or self._has_room(plan):
                 self._keep(plan, place)
         request_id = plan.request.request_id
         for group, manager in self._managers.items():
@@ -98,7 +98,10 @@ class StatePoints:
             if place and index == self._components[group].first_block(place):
                 self._add(plan, place)
         if self._drafts:
-            self._publish_beside_drafts(plan, end, known)
+            # Where no guess lies before the end of a block.
+            plan.stopped = end if end == known else 0
+            if plan.stopped and not end % self._whole:
+                self._add(plan, end)
             return
         if not end % self._whole:
             plan.state_at = end
@@ -106,18 +109,20 @@ class StatePoints:
             self._add(plan, plan.state_at)
             plan.state_at = 0
 
-    def _publish_beside_drafts(self, plan: ResumePlan, end: int, known: int) -> None:
-        """Add points at ends of blocks, where no guess may lie before them."""
-        plan.stopped = end if end == known else 0
-        if plan.stopped and not end % self._whole:
-            self._add(plan, end)
-        if self._interval != 0 and plan.published is not None:
-            # As a block becomes full behind them, the worker puts the state there.
-            step = self._interval or self._whole
-            first = plan.published
-            for place in range((first // step + 1) * step, known + 1, step):
-                self._add(plan, place)
-            plan.published = max(first, known)
+    def publish_decoded(self, plan: ResumePlan) -> None:
+        """Add points at ends of blocks that an answer beside drafts has filled.
+
+        To be called before vLLM lets go of them: as such a block becomes full, the
+        worker puts the state there, whatever was guessed.
+        """
+        if not self._drafts or self._interval == 0 or plan.published is None:
+            return
+        request, step = plan.request, self._interval or self._whole
+        first = plan.published
+        done = min(request.num_computed_tokens, request.num_tokens)
+        for place in range((first // step + 1) * step, done + 1, step):
+            self._add(plan, place)
+        plan.published = max(first, done)
 
     def is_in_place(self, plan: ResumePlan, done: int) -> bool:
         """Return whether the state after ``done`` tokens is in the block of the last.
@@ -127,6 +132,13 @@ class StatePoints:
         """
         return done <= plan.request.num_tokens and (
             not self._drafts or done == plan.stopped
+        )
+
+    def _has_room(self, plan: ResumePlan) -> bool:
+        """Return whether a point where a prompt ends is worth what goes for it."""
+        blocks = sum(plan.end % c.block_size > 0 for c in self._components)
+        return self._pool.num_blank_blocks > blocks or self._pool.tree.is_worth_room(
+            plan.end_saves, blocks
         )
 
     def _keep(self, plan: ResumePlan, place: int) -> None:

@@ -52,6 +52,23 @@ def test_points_that_save_fewer_tokens_for_each_block_go_first():
     assert order(small) == [short.id, middle.id, long.id]
 
 
+def test_a_new_point_is_worth_room_if_another_would_go_before_it():
+    """The one to go next saves 8 tokens in 3 blocks."""
+    small = Small(Dense(4), State(4))
+    assert not small.tree.is_worth_room(100, 1), "nothing could go"
+    long, short = small.add([1] * 40), small.add([2] * 8)
+    for _ in range(2):
+        assert small.tree.is_worth_room(6, 2)
+        assert not small.tree.is_worth_room(5, 2)
+    assert order(small) == [short.id, long.id]
+
+
+def test_what_is_protected_makes_no_room():
+    small = Small(State(4))
+    small.tree.pin(small.add([1] * 8).id)
+    assert not small.tree.is_worth_room(100, 1)
+
+
 def test_what_was_used_since_others_went_stays_longer():
     """The clock shows the worth of what went last."""
     small = Small(State(4))

@@ -186,3 +186,30 @@ def test_a_look_up_visits_the_edges_of_its_path_only():
     small.add([*stem[:3000], 5])
     assert visited(small, stem) == 3
     assert visited(small, [9]) == 1
+
+
+def test_a_point_that_depends_on_a_token_behind_it_is_found_with_that_alone():
+    small = Small(State(1))
+    tokens = [1, 2, 3, 4]
+    point, _ = small.tree.add(
+        encode(tokens), None, 3, lambda group, index: 7, ahead=encode([4])
+    )
+    for last, places in ((4, [3]), (5, [])):
+        key = encode([1, 2, 3, last])
+        assert [n for _, n in small.tree.places(key, None, 3)] == places
+    # What is behind is not asked for: the token that is computed next is not known.
+    assert [n for _, n in small.tree.places(encode([1, 2, 3]), None, 3)] == [3]
+    small.tree.note_ahead(point, encode([5]))
+    assert point.ahead == encode([4]), "it was known before"
+
+
+def test_a_point_is_not_found_until_the_token_it_depends_on_is_known():
+    small = Small(State(1))
+    point, _ = small.tree.add(
+        encode([1, 2, 3]), None, 3, lambda group, index: 7, ahead=None
+    )
+    key, version = encode([1, 2, 3, 4]), small.tree.version
+    assert not list(small.tree.places(key, None, 3))
+    small.tree.note_ahead(point, encode([4]))
+    assert small.tree.version > version
+    assert [n for _, n in small.tree.places(key, None, 3)] == [3]

@@ -59,6 +59,24 @@ class ResumeEvictor:
 
     def take(self) -> ResumePoint | None:
         """Return the point to go next, or None: O(log n) for each looked at."""
+        rank, point = self._next()
+        if point is not None and not point.order:
+            self.clock = max(self.clock, rank[1])
+        return point
+
+    def is_worth_room(self, worth: float) -> bool:
+        """Return whether a new point of some worth would not be the next to go.
+
+        O(log n) for each point looked at.
+        """
+        rank, point = self._next()
+        if point is None:
+            return False
+        self._push(point, rank)
+        return rank < (0, self.clock + worth)
+
+    def _next(self) -> tuple[Rank, ResumePoint | None]:
+        """Return the point to go next, taken from the queue, and its rank."""
         if self._released:
             self._released = False
             parked, self._parked = self._parked, []
@@ -79,10 +97,8 @@ class ResumeEvictor:
             if queue and now > queue[0][0]:
                 self._push(point, now)
                 continue
-            if not point.order:
-                self.clock = max(self.clock, now[1])
-            return point
-        return None
+            return now, point
+        return (0, 0.0), None
 
     def take_parked(self) -> ResumePoint | None:
         """Return the point that was used longest ago of those that free nothing alone.

@@ -383,6 +383,17 @@ class ResumeTree(HintedPoints):
         if self.changes is not None:
             self.changes.rescan_all = True
 
+    def is_worth_room(self, tokens: int, blocks: int) -> bool:
+        """Return whether a new point is worth what has to go for it.
+
+        O(log n) for each point looked at.
+
+        Args:
+            tokens: that it would save.
+            blocks: that it would keep.
+        """
+        return self._evictor.is_worth_room(tokens / blocks)
+
     def _worth(self, point: ResumePoint) -> float | None:
         """Return the tokens that a point saves for each block that goes with it.
 
