@@ -153,10 +153,6 @@ FEATURES = {
     ),
     "EAGLE or MTP beside chunked attention": ({"speculative_config": EAGLE}, CHUNKS),
     "option `sub_block` off": ({"speculative_config": EAGLE}, WINDOW),
-    "speculative decoding of any kind beside states": (
-        {"speculative_config": NGRAM},
-        states(),
-    ),
     "decode or": ({"parallel_config__decode_context_parallel_size": 2}, states()),
     "prefill context parallelism": (
         {"parallel_config__prefill_context_parallel_size": 2},
@@ -186,11 +182,15 @@ def test_what_is_not_served_with_several_groups_is_refused(named):
     assert feature_problem(with_features(), groups, radix) is None
 
 
+@pytest.mark.parametrize("other", [WINDOW, states(), DELTA])
 @pytest.mark.parametrize("drafts", [NGRAM, EAGLE])
-def test_drafts_are_served_beside_windows(drafts):
+def test_drafts_are_served_beside_windows_and_states(drafts, other):
     config = with_features(speculative_config=drafts)
     config.parallel_config.worker_cls = "vllm.v1.worker.gpu_worker.Worker"
-    assert feature_problem(config, layout(FULL, WINDOW), RadixConfig()) is None
+    assert feature_problem(config, layout(FULL, other), RadixConfig()) is None
+    off = RadixConfig(sub_block=False)
+    refused = feature_problem(config, layout(FULL, other), off) is not None
+    assert refused == (drafts is EAGLE and other is WINDOW)
 
 
 def test_the_flag_that_makes_one_group_still_does():
