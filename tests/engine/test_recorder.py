@@ -153,6 +153,24 @@ def test_each_request_has_a_line_however_it_ends(recorded, path, lag):
     ]  # fmt: skip
 
 
+def test_hints_are_kept_as_they_were_given_but_for_ids_of_responses(recorded, path):
+    engine = recorded()
+    for name, given in (
+        ("a", {"radix_expect_in": 20, "radix_priority": "high", "other": 1}),
+        ("b", {"radix_end_session": 1, "radix_replaces": "cmpl-1"}),
+        ("c", {"radix_replaces": "cmpl-1"}),
+        ("wrong", {"radix_expect_in": -1}),
+        ("none", {"other": 1}),
+    ):
+        engine.add(name, prompt(name, 40), extra_args=given)
+        engine.run()
+    engine.scheduler.shutdown()
+    said = [line.get("hints") for line in lines_of(path)]
+    high = {"radix_expect_in": 20, "radix_priority": "high"}
+    assert said == [high, {"radix_end_session": 1}, None, None, None]
+    assert [turn.hints for turn in load(path, None)] == [one or {} for one in said]
+
+
 def test_salts_and_tenants_are_told_apart_and_not_named(recorded, path):
     engine = recorded(radix={"tenant": "user"})
     said = prompt("said", 40)

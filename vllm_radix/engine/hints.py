@@ -98,6 +98,21 @@ def parse_hints(extra_args: Mapping[str, Any] | None) -> Hints | None:
     return hints
 
 
+def portable_hints(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the hints of a request as they were given, for another run of it.
+
+    Without ``radix_replaces``, which names a response of this run; and none where
+    they are wrong.
+    """
+    given = extra_args or {}
+    try:
+        parse_hints(given)
+    except HintError:
+        return {}
+    kept = (field for field in READERS if field != f"{PREFIX}replaces")
+    return {field: given[field] for field in kept if field in given}
+
+
 def _switch(field: str, value: object) -> bool:
     # vLLM's front end turns true into 1, for its type of vllm_xargs has no booleans.
     if isinstance(value, (bool, int, float)) and value in (0, 1):

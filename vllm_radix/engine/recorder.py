@@ -8,6 +8,7 @@ from typing import Any
 import vllm_radix
 from vllm_radix.config import RadixConfig
 from vllm_radix.engine.compat import Request, VllmConfig
+from vllm_radix.engine.hints import portable_hints
 from vllm_radix.engine.request_keys import RequestKeys
 from vllm_radix.engine.tenants import Tenants
 from vllm_radix.record import EndedRequest, TraceWriter, path_problem
@@ -95,6 +96,7 @@ class TrafficRecorder:
             # Whole blocks only: media are in their keys, and may be shared so.
             tokens -= tokens % keys.block_size
         key = keys.without_salt(request, keys.key(request, tokens))
+        params = request.sampling_params
         admitted = stats is not None and stats.num_prompt_tokens > 0
         self.writer.put(
             EndedRequest(
@@ -110,6 +112,7 @@ class TrafficRecorder:
                 request.priority,
                 plain,
                 1 if plain else keys.block_size,
+                portable_hints(params and params.extra_args),
             )
         )
 

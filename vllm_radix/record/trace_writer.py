@@ -15,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vllm_radix.record.known_sequences import KnownSequences
@@ -48,6 +49,7 @@ class EndedRequest(NamedTuple):
         priority: of vLLM's priority policy.
         plain: whether ``key`` is made of token ids alone.
         grain: tokens of which it shares all or none.
+        hints: of its client.
     """
 
     number: int
@@ -62,6 +64,7 @@ class EndedRequest(NamedTuple):
     priority: int = 0
     plain: bool = True
     grain: int = 1
+    hints: Mapping[str, Any] = MappingProxyType({})
 
 
 class TraceWriter:
@@ -175,6 +178,8 @@ class TraceWriter:
             fields["tenant"] = self._hidden(request.tenant)
         if request.priority:
             fields["priority"] = request.priority
+        if request.hints:
+            fields["hints"] = dict(request.hints)
         if request.cached is not None:
             fields["cached"] = request.cached
         fields["ended"] = request.ended
