@@ -8,6 +8,7 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import run
@@ -93,6 +94,18 @@ def test_a_delta_net_must_go_on_at_multiples_of_its_grain(out):
     assert stage_hybrid.is_right("qwen3_next", found)
     found["cached"]["two"] = 96
     assert not stage_hybrid.is_right("qwen3_next", found)
+
+
+@pytest.mark.parametrize("toy", ["falcon_h1", "qwen3_next"])
+def test_drafts_are_a_setting_of_the_same_toy(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_hybrid, "WORK", tmp_path)
+    plain, drafts = (
+        stage_hybrid.settings(name, {})["engine"] for name in (toy, f"{toy}+drafts")
+    )
+    assert drafts["speculative_config"]["num_speculative_tokens"] == 3
+    assert "speculative_config" not in plain
+    configs = [Path(one["model"], "config.json").read_text() for one in (plain, drafts)]
+    assert configs[0] == configs[1]
 
 
 def in_chunks(size, q, k, v, g, beta, initial_state, output_final_state):

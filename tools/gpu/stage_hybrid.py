@@ -8,6 +8,7 @@ gated delta net, beside full attention. Asynchronous, model runner V2. Shown are
   more than the arms differ.
 - checkpoints: Mamba2's kernel hands out a state from inside a step. A request goes on
   from one, and its answer is stock's.
+- drafts: with n-grams beside states, which are guessed side by side, the same is asked.
 - grain: the delta rule's kernel over a prompt, whole and in two parts. Cut at multiples
   of 64 tokens both give the same bits. The toy itself is in bfloat16, where products of
   other sizes round otherwise: its hits are checked and its differences recorded.
@@ -39,14 +40,24 @@ TOYS: dict[str, Json] = {
     "nemotron_h": {"num_gpu_blocks_override": 30},
     "granite4": {"num_gpu_blocks_override": 30},
     "qwen3_next": {"num_gpu_blocks_override": 60, "dtype": "bfloat16"},
+    # Each running request has a block more for each guess, in each group of states.
+    "falcon_h1+drafts": {"num_gpu_blocks_override": 90},
+    "qwen3_next+drafts": {"num_gpu_blocks_override": 200, "dtype": "bfloat16"},
 }
 """Toys, and what is special about their engines."""
+
+NGRAM: Json = {
+    "method": "ngram_gpu",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_max": 3,
+    "prompt_lookup_min": 1,
+}
 
 DEFAULT = "windows falcon_h1"
 PATIENCE = {"windows": 60}
 """Seconds in which an engine says nothing; others tune kernels as they start."""
 ARMS: dict[str, Json | None] = {"stock": None, "radix": {}}
-DELTA = {"qwen3_next"}
+DELTA = {"qwen3_next", "qwen3_next+drafts"}
 GRAIN = 64
 WINDOW_BLOCK = 256
 """What a toy with windows takes for a block: more than its window."""
@@ -61,8 +72,9 @@ CLOSE = 1e-3
 def settings(toy: str, radix: Json | None) -> Json:
     """Return an arm's settings."""
     dtype = TOYS[toy].get("dtype", "float32")
+    name, _, drafts = toy.partition("+")
     engine = {
-        "model": toy_folder(WORK / "toys" / toy, toy, dtype=dtype),
+        "model": toy_folder(WORK / "toys" / toy, name, dtype=dtype),
         "load_format": "dummy",
         "dtype": dtype,
         "attention_backend": "TRITON_ATTN",
@@ -77,6 +89,8 @@ def settings(toy: str, radix: Json | None) -> Json:
         "gpu_memory_utilization": 0.1,
         **TOYS[toy],
     }
+    if drafts:
+        engine["speculative_config"] = NGRAM
     before = [*BEFORE, "hybrid_toys:fill_weights"]
     return {"engine": engine, "radix": radix, "env": EXACT, "before": before}
 
