@@ -17,6 +17,7 @@ from vllm_radix import RadixScheduler
 from vllm_radix.engine import hybrid_manager, support
 from vllm_radix.engine.state_points import StatePoints
 from vllm_radix.tree.resume import ResumePoint
+from vllm_radix_bench.sim.engine import RequestMaker
 
 LAYOUTS = {
     "full/64+mamba/64x2+full/64": [3],
@@ -162,11 +163,27 @@ def test_with_an_interval_answers_leave_points_where_stock_keeps_states(lag, met
     assert stock <= radix
 
 
-def test_without_room_for_a_copy_none_is_made(method):
+def test_in_the_smallest_pool_a_request_is_served(method):
+    """Its copies take the room of the states that it went on from."""
     engine = engine_of(RadixScheduler, blocks=1 + 2 * 3 + 2 * (1 + DRAFTS) + 2)
     first = prompt("first", 165)
     cached(engine, first=first)
     assert len(engine.outputs["first"]) == 10
+    assert engine.copied == 2
+
+
+@pytest.mark.parametrize("blocks, place", [(37, 165), (43, 128), (47, 165)])
+def test_copies_are_left_out_only_where_a_request_fits_without(blocks, place):
+    """One that would not fit from its beginning, either, has nothing to lose."""
+    engine = engine_of(RadixScheduler, blocks=blocks)
+    first = prompt("first", 165)
+    cached(engine, first=first)
+    engine.add("long", prompt("long", 512))
+    engine.step()
+    turn = [*first, *engine.outputs["first"], *prompt("more", 9)]
+    request = RequestMaker(engine.scheduler).make("turn", turn, 4)
+    manager = engine.scheduler.kv_cache_manager
+    assert manager.get_computed_blocks(request)[1] == place
 
 
 # -- planted bugs --------------------------------------------------------------
@@ -177,7 +194,16 @@ def fails(lag, method, seeds=12, **options):
     for seed in range(seeds):
         for layout in LAYOUTS:
             try:
-                traffic(layout, seed, RadixScheduler, lag, method, room=60, check=False)
+                traffic(
+                    layout,
+                    seed,
+                    RadixScheduler,
+                    lag,
+                    method,
+                    room=60,
+                    check=False,
+                    **options,
+                )
             except WrongReadError:
                 return True
     return False

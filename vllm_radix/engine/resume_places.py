@@ -52,7 +52,12 @@ class ResumePlaces:
         self._has_states = any(isinstance(c, State) for c in self._components)
         self._align, self._whole = align, whole
         self._least = min_sub_block_tokens or 1
-        drafts = (-(-num_draft_tokens // c.block_size) for c in self._components)
+        # A state's guesses have blocks of their own, which are counted as such.
+        drafts = (
+            -(-num_draft_tokens // c.block_size)
+            for c in self._components
+            if not isinstance(c, State)
+        )
         self._room = _ROOM + watermark + sum(drafts)
         self._lookahead = 0 if self._has_states else lookahead
 
@@ -91,7 +96,8 @@ class ResumePlaces:
         """Return whether a request may go on at a place.
 
         Where blocks are to be copied, both are in use for a step: a request that fits
-        without must not wait for that.
+        without must not wait for that. While others run, one that does not fit without,
+        either, has nothing to lose.
         """
         tokens = found.num_tokens
         copies = sum(tokens % c.block_size > 0 for c in self._components)
@@ -99,14 +105,17 @@ class ResumePlaces:
             return True
         tree = self._pool.tree
         idle = sum(tree.is_idle(block) for run in found.runs for block in run.blocks)
-        needed = copies + idle + self._room
+        needed, without = copies + idle + self._room, 0
         for component, group in zip(self._components, self._groups, strict=True):
-            end = component.end_block(request.num_tokens)
+            end = alone = component.end_block(request.num_tokens)
             if isinstance(component, State):
-                end = min(end, component.end_block(tokens) + 1)
-                end += group.num_speculative_blocks
-            have = component.end_block(tokens)
-            more = end - have
+                guesses = group.num_speculative_blocks
+                alone = min(end, 2) + guesses
+                end = min(end, component.end_block(tokens) + 1) + guesses
+            more = end - component.end_block(tokens)
             cap = group.max_admission_blocks_per_request
             needed += more if cap is None else min(more, cap)
-        return needed < self._pool.get_num_free_blocks()
+            without += alone if cap is None else min(alone, cap)
+        free = self._pool.get_num_free_blocks()
+        others_run = free < self._pool.num_gpu_blocks - 1
+        return needed < free or (others_run and without > free)
