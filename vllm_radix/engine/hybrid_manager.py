@@ -220,6 +220,8 @@ class HybridKVCacheManager(TreeKVCacheManager):
             whole = (n // self._whole * self._whole for n in places)
             plan.junctions = places = sorted({n for n in whole if n > cached})
         plan.open = set(places)
+        if self._states is not None:
+            plan.published = request.num_tokens
         boundary = (request.num_prompt_tokens - 1) // self._whole * self._whole
         if self._states is None:
             # With drafts, where others go on without a copy, as with stock.

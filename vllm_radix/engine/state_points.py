@@ -71,7 +71,7 @@ class StatePoints:
         if self._unit:
             tail = last_unit(manager, request.num_prompt_tokens, self._unit)
         if self._drafts:
-            end = plan.published = request.num_tokens
+            end = request.num_tokens
         whole = last_unit(manager, request.num_tokens, self._whole)
         return plans.with_ends(plan, places, tail, end, max(cached, whole))
 
