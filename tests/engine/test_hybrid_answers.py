@@ -8,7 +8,7 @@ stock: warm against cold, and with steps of other sizes.
 
 import pytest
 
-from support.answers import both, compare
+from support.answers import NGRAM, both, compare
 from support.prompts import RequestMix
 from support.toy_models import HYBRID_TOYS, make_toy
 
@@ -159,13 +159,7 @@ def test_states_of_the_delta_rule_beside_drafts(tiny, tmp_path):
     """Stock's answers, with copies at the ends of prompts and guesses behind them."""
     # Of few tokens, so that what was said comes again, and some guesses are right.
     requests = HybridMix(continued=False, allowed=[*range(10, 16)]).requests
-    drafts = {
-        "method": "ngram",
-        "num_speculative_tokens": 3,
-        "prompt_lookup_max": 3,
-        "prompt_lookup_min": 1,
-    }
-    engine = {**ENGINE, **ENGINES["qwen3_next"], "speculative_config": drafts}
+    engine = {**ENGINE, **ENGINES["qwen3_next"], "speculative_config": NGRAM}
     engine["num_gpu_blocks_override"] = 200
     model = make_toy("qwen3_next", tmp_path, tiny)
     theirs, ours = both(model, requests, engine, [ACCEPTED])

@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from support.answers import both, compare
+from support.answers import NGRAM, both, compare
 from support.prompts import RequestMix
 from support.toy_models import make_toy
 
@@ -18,12 +18,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 DRAFTS = "vllm:spec_decode_num_draft_tokens"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens"
-NGRAM = {
-    "method": "ngram",
-    "num_speculative_tokens": 3,
-    "prompt_lookup_max": 3,
-    "prompt_lookup_min": 1,
-}
 ENGINE = {
     "max_num_seqs": 6,
     "max_model_len": 768,

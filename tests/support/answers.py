@@ -14,6 +14,12 @@ from pathlib import Path
 
 GAP = 1e-3
 HERE = Path(__file__).parent
+NGRAM = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_max": 3,
+    "prompt_lookup_min": 1,
+}
 ENGINE = {"block_size": 32, "max_num_seqs": 6, "max_model_len": 512}
 
 
