@@ -12,6 +12,7 @@ from support.hybrid_double import (
     STATE,
     HybridDouble,
     make_hybrid_scheduler,
+    not_copying,
 )
 from support.prompts import prompt
 from support.traffic import hybrid_traffic
@@ -82,9 +83,8 @@ def state_not_moved(engine):
     prepare = engine._prepare_states
 
     def wrong(output, starts):
-        copy, engine._copy = engine._copy, lambda pairs: None
-        prepare(output, starts)
-        engine._copy = copy
+        with not_copying(engine):
+            prepare(output, starts)
 
     engine._prepare_states = wrong
 

@@ -5,16 +5,19 @@ it, after a step's tokens are said, and guesses behind those.
 """
 
 import pytest
-from vllm.config import SpeculativeConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from support.engine_double import WrongReadError
-from support.hybrid_double import HybridDouble, make_hybrid_scheduler
+from support.hybrid_double import (
+    HybridDouble,
+    make_hybrid_scheduler,
+    ngram_drafts,
+    take_ngrams_for_eagle,
+)
 from support.prompts import prompt
 from support.traffic import hybrid_traffic
 from vllm_radix import RadixScheduler
-from vllm_radix.engine import support
 from vllm_radix.engine.resume_places import ResumePlaces
 
 LAYOUTS = {
@@ -29,9 +32,7 @@ DRAFTS = 3
 
 @pytest.fixture(autouse=True)
 def as_eagle(monkeypatch):
-    """vLLM's settings of n-gram drafts, which need no model, taken for EAGLE's."""
-    monkeypatch.setattr(SpeculativeConfig, "use_eagle", lambda _: True)
-    monkeypatch.setattr(support, "_DRAFTS", ("ngram", "ngram_gpu"))
+    take_ngrams_for_eagle(monkeypatch)
 
 
 def traffic(layout, seed, cls=RadixScheduler, lag=0):
@@ -69,12 +70,7 @@ def engine_of(cls, lag=0, blocks=200, **options):
     options |= {"max_num_batched_tokens": 512, "max_num_seqs": 16}
     if cls is RadixScheduler:
         options["radix"] = {"min_sub_block_tokens": 1}
-    method = "ngram_gpu" if lag else "ngram"
-    options["speculative_config"] = {
-        "method": method,
-        "num_speculative_tokens": DRAFTS,
-        "prompt_lookup_max": 2,
-    }
+    options["speculative_config"] = ngram_drafts(DRAFTS, lag)
     layout = "full/16+swa:64/16+full/16"
     scheduler = make_hybrid_scheduler(cls, layout, blocks, bool(lag), **options)
     engine = HybridDouble(scheduler, lag, drafts=DRAFTS)

@@ -5,16 +5,21 @@ token behind it as well.
 """
 
 import pytest
-from vllm.config import SpeculativeConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from support.engine_double import WrongReadError
-from support.hybrid_double import HybridDouble, make_hybrid_scheduler
+from support.hybrid_double import (
+    HybridDouble,
+    make_hybrid_scheduler,
+    ngram_drafts,
+    not_copying,
+    take_ngrams_for_eagle,
+)
 from support.prompts import prompt
 from support.traffic import hybrid_traffic
 from vllm_radix import RadixScheduler
-from vllm_radix.engine import hybrid_manager, support
+from vllm_radix.engine import hybrid_manager
 from vllm_radix.engine.state_points import StatePoints
 from vllm_radix.tree.resume import ResumePoint
 from vllm_radix_bench.sim.engine import RequestMaker
@@ -32,17 +37,15 @@ EXACT = {"min_sub_block_tokens": 1}
 
 @pytest.fixture(params=["n-gram", "EAGLE"])
 def method(request, monkeypatch):
-    """What drafts are made by; n-grams, which need no model, are taken for EAGLE's."""
+    """What drafts are made by."""
     if request.param == "EAGLE":
-        monkeypatch.setattr(SpeculativeConfig, "use_eagle", lambda _: True)
-        monkeypatch.setattr(support, "_DRAFTS", ("ngram", "ngram_gpu"))
+        take_ngrams_for_eagle(monkeypatch)
     return request.param
 
 
 @pytest.fixture
 def eagle(monkeypatch):
-    monkeypatch.setattr(SpeculativeConfig, "use_eagle", lambda _: True)
-    monkeypatch.setattr(support, "_DRAFTS", ("ngram", "ngram_gpu"))
+    take_ngrams_for_eagle(monkeypatch)
 
 
 def traffic(layout, seed, cls, lag, method, **options):
@@ -87,11 +90,7 @@ def engine_of(cls, lag=0, layout="full/64+mamba/64x2+full/64", blocks=200, **opt
     options |= {"max_num_batched_tokens": 512, "max_num_seqs": 16}
     if cls is RadixScheduler:
         options["radix"] = EXACT
-    options["speculative_config"] = {
-        "method": "ngram_gpu" if lag else "ngram",
-        "num_speculative_tokens": DRAFTS,
-        "prompt_lookup_max": 2,
-    }
+    options["speculative_config"] = ngram_drafts(DRAFTS, lag)
     scheduler = make_hybrid_scheduler(cls, layout, blocks, bool(lag), **options)
     return HybridDouble(scheduler, lag, drafts=DRAFTS)
 
@@ -225,9 +224,8 @@ def test_a_worker_that_puts_no_state_where_a_block_is_full_is_caught(lag, monkey
     settle = HybridDouble._settle_states
 
     def wrong(self, *args):
-        copy, self._copy = self._copy, lambda pairs: None
-        settle(self, *args)
-        self._copy = copy
+        with not_copying(self):
+            settle(self, *args)
 
     monkeypatch.setattr(HybridDouble, "_settle_states", wrong)
     assert fails(lag, "n-gram", prefix_cache_retention_interval=64)

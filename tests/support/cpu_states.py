@@ -19,23 +19,10 @@ def install():
     preprocess = mamba_utils.preprocess_mamba
     step = {}
 
-    def before_step(
-        scheduler_output, kv_cache_config, cache_config, columns, batch, requests, *rest
-    ):
-        rest_of, buffers = rest[:-1], rest[-1]
-        step.update(scheduled=scheduler_output, columns=columns, requests=requests)
-        step.update(buffers=buffers)
-        preprocess(
-            scheduler_output,
-            kv_cache_config,
-            cache_config,
-            columns,
-            batch,
-            requests,
-            *rest_of,
-            buffers,
-            align_ctx=None,
-        )
+    def before_step(*args, align_ctx):
+        output, _, _, columns, _, requests, *_ = args
+        step.update(output=output, columns=columns, requests=requests)
+        preprocess(*args)  # without the kernels' context
 
     def after_step(
         *,
@@ -48,7 +35,7 @@ def install():
         forward_context,
         mamba_state_copy_funcs,
     ):
-        buffers, output = bufs.preprocess, step["scheduled"]
+        buffers, output = bufs.preprocess, step["output"]
         size = buffers.mamba_spec.block_size
         accepted = np.maximum(num_accepted_tokens_gpu[:num_reqs].cpu().numpy(), 1)
         buffers.offset = 0
@@ -78,7 +65,7 @@ def install():
         for row in range(num_reqs):
             num_accepted_tokens_cpu_tensor[row] = int(accepted[row])
 
-    mamba_utils.preprocess_mamba = lambda *args, align_ctx=None: before_step(*args)
+    mamba_utils.preprocess_mamba = before_step
     mamba_utils.stage_postprocess_inputs_to_gpu = lambda *args: None
     mamba_utils.postprocess_mamba_align_gpu = after_step
 

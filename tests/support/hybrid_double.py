@@ -18,8 +18,10 @@ group had there. The worker is ``EngineDouble``'s; what it reads depends on the 
   the state at its end is copied to its own column.
 """
 
+from contextlib import contextmanager
 from dataclasses import replace
 
+from vllm.config import SpeculativeConfig
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
@@ -28,6 +30,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from support.engine_double import EngineDouble, WrongReadError, make_scheduler
+from vllm_radix.engine import support
 from vllm_radix_bench.sim.layouts import Layout
 
 STATE = "state"
@@ -49,6 +52,29 @@ EVERYTHING = "full/16+swa:40/16+chunked:64/16+mamba/32"
 def parse_layout(text):
     """Return the specs of a ``Layout`` whose parts all name the tokens of a block."""
     return Layout.parse(text).specs(0)
+
+
+def ngram_drafts(drafts, lag):
+    """Return vLLM's settings of so many guesses, which need no model."""
+    return {
+        "method": "ngram_gpu" if lag else "ngram",
+        "num_speculative_tokens": drafts,
+        "prompt_lookup_max": 2,
+    }
+
+
+def take_ngrams_for_eagle(monkeypatch):
+    """Have vLLM and radix take the settings of n-gram drafts for EAGLE's."""
+    monkeypatch.setattr(SpeculativeConfig, "use_eagle", lambda _: True)
+    monkeypatch.setattr(support, "_DRAFTS", ("ngram", "ngram_gpu"))
+
+
+@contextmanager
+def not_copying(engine):
+    """Have a double copy nothing meanwhile: a fault."""
+    copy, engine._copy = engine._copy, lambda pairs: None
+    yield
+    engine._copy = copy
 
 
 def make_hybrid_scheduler(cls, layout, num_blocks, asynchronous=False, **options):

@@ -9,6 +9,7 @@ from support.engine_double import EngineDouble, make_scheduler
 from support.hybrid_double import (
     HybridDouble,
     make_hybrid_scheduler,
+    ngram_drafts,
     parse_layout,
 )
 from support.prompts import prompt
@@ -164,11 +165,7 @@ def hybrid_traffic(
     if priority:
         options["scheduling_policy"] = "priority"
     if drafts:
-        options["speculative_config"] = {
-            "method": "ngram_gpu" if lag else "ngram",
-            "num_speculative_tokens": drafts,
-            "prompt_lookup_max": 2,
-        }
+        options["speculative_config"] = ngram_drafts(drafts, lag)
     scheduler = make_hybrid_scheduler(
         cls,
         layout,
